@@ -1,0 +1,28 @@
+"""Score ledger, write side: an append-only ledger of points as an event-sourced domain.
+
+Every award is a grant, recorded once for ever as a domain event of a ``UserScore`` aggregate.
+``Scoring`` is the application service; this package knows nothing of MongoDB.
+"""
+
+from scoring.application import Scoring
+from scoring.errors import BatchFailed, InvalidGrant, ScoringError
+from scoring.grants import Grant
+from scoring.identity import CLAIMS_NAMESPACE, USERS_NAMESPACE
+from scoring.receipts import GrantReceipt, GrantStatus, Score
+from scoring.user_score import GrantClaimed, UserScore, UserScoreSnapshot
+
+__all__ = [
+    "CLAIMS_NAMESPACE",
+    "USERS_NAMESPACE",
+    "BatchFailed",
+    "Grant",
+    "GrantClaimed",
+    "GrantReceipt",
+    "GrantStatus",
+    "InvalidGrant",
+    "Score",
+    "Scoring",
+    "ScoringError",
+    "UserScore",
+    "UserScoreSnapshot",
+]

@@ -1,0 +1,250 @@
+"""``Scoring``: the application service of the write side."""
+
+from __future__ import annotations
+
+import logging
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from uuid import UUID
+
+from eventsourcing.application import Application, ProcessingEvent, Repository
+from eventsourcing.persistence import OperationalError
+from eventsourcing.utils import retry, strtobool
+
+from scoring.checkout import CheckOutCache, StripedLocks
+from scoring.errors import BatchFailed, ScoringError
+from scoring.grants import Grant
+from scoring.receipts import Score
+from scoring.recording import ChunkRecorder, RefusedAt
+from scoring.retrying import reading
+from scoring.rules import normalised_user_id
+from scoring.user_score import UserScore
+from scoring.user_scores import UserScores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from eventsourcing.domain import DomainEventProtocol, MutableOrImmutableAggregate
+    from eventsourcing.persistence import ApplicationRecorder, Recording
+    from eventsourcing.utils import EnvType
+
+    from scoring.receipts import GrantReceipt
+
+logger = logging.getLogger(__name__)
+
+GRANTS_PER_COMMIT: Final = 1000
+"""``grant_many`` commits this many grants in one transaction."""
+
+SNAPSHOT_INTERVAL: Final = 100
+"""A snapshot is taken when a commit carries a stream over a multiple of this version."""
+
+_DEFAULT_CACHE_SIZE: Final = 10_000
+
+
+class Scoring(Application[UUID]):
+    """Records grants, each once for ever, and answers from the event store.
+
+    It is an ``eventsourcing`` application: the library's environment variables choose the store
+    (in memory by default). Safe to share between threads, and between processes on one store.
+    """
+
+    # Positions are tracked under this name, so that subclasses continue where Scoring stopped.
+    name = "Scoring"
+    env: ClassVar[dict[str, str]] = {
+        "TRANSCODER_TOPIC": "scoring.transcoding:OrjsonTranscoder",
+        # Writers queue for the file; five seconds, the library's default, is short under load.
+        "SQLITE_LOCK_TIMEOUT": "15",
+    }
+    snapshotting_intervals: ClassVar[dict[type[MutableOrImmutableAggregate[Any]], int]] = {
+        UserScore: SNAPSHOT_INTERVAL
+    }
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the application's name in subclasses."""
+        if cls.__dict__.get("name", "Scoring") != "Scoring":
+            raise TypeError(
+                f"{cls.__name__}.name must stay 'Scoring': positions are tracked under that name"
+            )
+        cls.name = "Scoring"
+        super().__init_subclass__(**kwargs)
+
+    def __init__(self, env: EnvType | None = None) -> None:
+        """Open the event store.
+
+        Args:
+            env: The library's variables, e.g. ``{"PERSISTENCE_MODULE": "eventsourcing.sqlite",
+                "SQLITE_DBNAME": "events.sqlite"}``; what is missing comes from the process's
+                environment.
+
+        Raises:
+            ScoringError: if a setting of the store would break the order of positions.
+        """
+        super().__init__(env)
+        if strtobool(self.env.get("POSTGRES_ENABLE_DB_FUNCTIONS") or "no"):
+            self.close()
+            raise ScoringError(
+                "POSTGRES_ENABLE_DB_FUNCTIONS inserts events without the table lock, so a later "
+                "position can become visible before an earlier one and a projection would miss "
+                "grants: unset it"
+            )
+        cache_size = int(self.env.get(self.AGGREGATE_CACHE_MAXSIZE) or _DEFAULT_CACHE_SIZE)
+        self._locks = StripedLocks()
+        self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
+
+    @retry(OperationalError, max_attempts=5, wait=0.2, stall=0)
+    def construct_recorder(self) -> ApplicationRecorder:
+        """Construct the recorder; processes that create one SQLite file together may collide."""
+        return super().construct_recorder()
+
+    def construct_repository(self) -> Repository[UUID]:
+        """Construct the library's repository without its cache, which shares live objects.
+
+        ``AGGREGATE_CACHE_MAXSIZE`` sets the size of this application's own cache instead.
+        """
+        return Repository(event_store=self.events, snapshot_store=self.snapshots)
+
+    def grant(
+        self,
+        user_id: str,
+        grant_id: str,
+        key: str,
+        category: str,
+        source: str,
+        amount: int,
+        granted_at: datetime,
+    ) -> GrantReceipt:
+        """Award points once.
+
+        A grant id that was ever recorded, for any user, adds nothing: the receipt then says
+        ``DUPLICATE`` if the payload is the same and ``CONFLICT`` otherwise. Calling again after
+        any error is safe.
+
+        Raises:
+            InvalidGrant: if a field breaks its rule; nothing was written.
+            ScoringError: if the store failed and stayed so; the message says what is known.
+        """
+        grant = Grant(
+            user_id=user_id,
+            grant_id=grant_id,
+            key=key,
+            category=category,
+            source=source,
+            amount=amount,
+            granted_at=granted_at,
+        )
+        try:
+            return ChunkRecorder(self, self._scores, self._locks, [grant]).receipts()[0]
+        except RefusedAt as refused:
+            raise refused.error from None
+
+    def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
+        """Award many grants, 1,000 to a transaction, and return their receipts in input order.
+
+        A batch may name many users, and ids that were recorded before or repeat within it.
+
+        Raises:
+            BatchFailed: carrying the receipts of everything that was recorded. Nothing of the
+                failing chunk was, unless the reason says that its outcome is unknown; granting
+                the same input again is safe.
+        """
+        iterator = iter(grants)
+        receipts: list[GrantReceipt] = []
+        many_are_taken = False
+        while True:
+            chunk: list[Grant] = []
+            try:
+                for grant in islice(iterator, GRANTS_PER_COMMIT):
+                    if not isinstance(grant, Grant):
+                        raise TypeError(f"grant_many takes Grant objects, not {type(grant)!r}")  # noqa: TRY301
+                    chunk.append(grant)
+            except Exception as error:
+                raise BatchFailed(receipts, len(receipts) + len(chunk), str(error)) from error
+            if not chunk:
+                return receipts
+            try:
+                recorder = ChunkRecorder(self, self._scores, self._locks, chunk)
+                receipts += recorder.receipts(ask_first=many_are_taken)
+                many_are_taken = recorder.found_taken_ids
+            except RefusedAt as refused:
+                index = len(receipts) + refused.index
+                raise BatchFailed(receipts, index, str(refused.error)) from refused.error
+            except ScoringError as error:
+                raise BatchFailed(receipts, len(receipts), str(error)) from error
+
+    def score_of(self, user_id: str) -> Score:
+        """Return a user's state straight from the event store, with everything recorded so far.
+
+        Zeros for a user who has nothing yet.
+
+        Raises:
+            InvalidGrant: if the id breaks the rule of ``user_id``.
+            ScoringError: if the store failed and stayed so.
+        """
+        user_id = normalised_user_id(user_id)
+        with self._locks.hold([user_id]):
+            score = reading(lambda: self._scores.current(user_id))
+            if score is None:
+                return Score(user_id, 0, {}, {}, 0, 0, 0)
+            state = Score(
+                user_id=user_id,
+                total_score=score.total_score,
+                category_totals=dict(score.category_totals),
+                source_totals=dict(score.source_totals),
+                recomputed_total=score.recomputed_total,
+                grant_count=score.grant_count,
+                version=score.version,
+            )
+            self._scores.give_back(score)
+            return state
+
+    def save(
+        self,
+        *objs: MutableOrImmutableAggregate[UUID] | DomainEventProtocol[UUID] | None,
+        **kwargs: Any,
+    ) -> list[Recording[UUID]]:
+        """Save aggregates and events in one transaction, as in the library.
+
+        What follows the commit (snapshots, notifying) is logged when it fails, not raised: the
+        caller must not take a recorded grant for a failed one.
+        """
+        processing_event: ProcessingEvent[UUID] = ProcessingEvent()
+        processing_event.collect_events(*objs, **kwargs)
+        return self.commit(processing_event)
+
+    def commit(self, processing_event: ProcessingEvent[UUID]) -> list[Recording[UUID]]:
+        """Record what was collected, then snapshot and notify without letting those fail."""
+        recordings = self._record(processing_event)
+        try:
+            self._take_snapshots(processing_event)
+            self._notify(recordings)
+            self.notify(processing_event.events)
+        except Exception:
+            logger.exception("the events are recorded, but a step after the commit failed")
+        return recordings
+
+    def _take_snapshots(self, processing_event: ProcessingEvent[UUID]) -> None:
+        # From the aggregates in hand, which hold just what was committed: the library would read
+        # each one back, once per multiple of the interval.
+        first_versions = {
+            event.originator_id: event.originator_version
+            for event in reversed(processing_event.events)
+        }
+        due = [
+            UserScore.Snapshot.take(aggregate)
+            for aggregate in processing_event.aggregates.values()
+            if isinstance(aggregate, UserScore)
+            and aggregate.id in first_versions
+            and (first_versions[aggregate.id] - 1) // SNAPSHOT_INTERVAL
+            != aggregate.version // SNAPSHOT_INTERVAL
+        ]
+        if due and self.snapshots is not None:
+            self.snapshots.put(due)
+        others = ProcessingEvent[UUID]()
+        others.events = processing_event.events
+        others.aggregates = {
+            key: aggregate
+            for key, aggregate in processing_event.aggregates.items()
+            if not isinstance(aggregate, UserScore)
+        }
+        super()._take_snapshots(others)

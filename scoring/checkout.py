@@ -1,0 +1,61 @@
+"""Loaded aggregates, kept for the next command, each in the hands of one thread at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from uuid import UUID
+
+    from scoring.user_score import UserScore
+
+
+class CheckOutCache:
+    """A bounded cache whose objects leave it while they are worked on.
+
+    The library's own cache hands the same object to several threads and advances it in place.
+    Here ``take`` removes the object, so nobody can see it half-advanced, and ``give_back`` returns
+    it only when its state is what the event store holds; after a failure it is simply dropped.
+    """
+
+    def __init__(self, *, maxsize: int) -> None:
+        """Keep at most ``maxsize`` aggregates, dropping the least recently used."""
+        self._maxsize = maxsize
+        self._scores: OrderedDict[UUID, UserScore] = OrderedDict()
+        self._lock = Lock()
+
+    def take(self, stream_id: UUID) -> UserScore | None:
+        """Remove and return the aggregate, or return ``None``."""
+        with self._lock:
+            return self._scores.pop(stream_id, None)
+
+    def give_back(self, score: UserScore) -> None:
+        """Return an aggregate that has no pending events."""
+        with self._lock:
+            self._scores[score.id] = score
+            while len(self._scores) > self._maxsize:
+                self._scores.popitem(last=False)
+
+
+class StripedLocks:
+    """A fixed number of locks shared out over user ids.
+
+    Threads of one process that grant to the same user take turns instead of losing races.
+    """
+
+    def __init__(self, *, stripes: int = 256) -> None:
+        """Make the locks."""
+        self._locks = [Lock() for _ in range(stripes)]
+
+    @contextmanager
+    def hold(self, user_ids: Collection[str]) -> Iterator[None]:
+        """Hold the locks of these users, always taken in one order so that none waits for ever."""
+        stripes = sorted({hash(user_id) % len(self._locks) for user_id in user_ids})
+        with ExitStack() as stack:
+            for stripe in stripes:
+                stack.enter_context(self._locks[stripe])
+            yield

@@ -1,0 +1,73 @@
+"""The errors this package raises; each carries its data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scoring.receipts import GrantReceipt
+
+
+class ScoringError(Exception):
+    """A command could not be carried out; the message is one sentence with the cure."""
+
+
+class InvalidGrant(ScoringError, ValueError):  # noqa: N818 - a public name of the specification
+    """A grant breaks a rule, so nothing was written.
+
+    Attributes:
+        field: The name of the field that breaks the rule, e.g. ``"amount"``.
+        value: The value that was given.
+        rule: The rule in words, e.g. ``"an integer from 1 to 1000000000"``.
+    """
+
+    def __init__(self, *, field: str, value: object, rule: str) -> None:
+        """Name the field, the value and the rule."""
+        self.field = field
+        self.value = value
+        self.rule = rule
+        super().__init__(f"{field} must be {rule}; got {_shortened(value)}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by keyword, so the error crosses process borders whole."""
+        return (_invalid_grant, (self.field, self.value, self.rule))
+
+
+class BatchFailed(ScoringError):  # noqa: N818 - a public name of the specification
+    """``grant_many`` stopped part-way; what was recorded before stays recorded.
+
+    Attributes:
+        receipts_so_far: Receipts of all grants before the failing chunk, in input order; exactly
+            these were answered for, nothing of the failing chunk was recorded.
+        index: Zero-based index, in the input, of the grant that failed (of the first grant of
+            the failing chunk when the event store failed).
+        reason: Why, in words.
+    """
+
+    def __init__(self, receipts_so_far: Sequence[GrantReceipt], index: int, reason: str) -> None:
+        """Keep what was answered, where it stopped and why."""
+        self.receipts_so_far = list(receipts_so_far)
+        self.index = index
+        self.reason = reason
+        super().__init__(
+            f"grant {index} failed after {len(self.receipts_so_far)} receipts: {reason}"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by position, so the error crosses process borders whole."""
+        return (BatchFailed, (self.receipts_so_far, self.index, self.reason))
+
+
+def _invalid_grant(field: str, value: object, rule: str) -> InvalidGrant:
+    return InvalidGrant(field=field, value=value, rule=rule)
+
+
+def _shortened(value: object, *, limit: int = 80) -> str:
+    # The value may be megabytes of text, or an integer too long for Python to print.
+    try:
+        text = ascii(value[:limit] if isinstance(value, str) else value)
+    except ValueError:
+        return f"a value of type {type(value).__name__} too long to print"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,108 @@
+"""``Grant``: one immutable award of points, valid by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from scoring.errors import InvalidGrant
+from scoring.identity import derived_grant_id, is_grant_shaped
+from scoring.rules import (
+    DERIVED_ID_RULE,
+    MAX_GRANT_ID_LENGTH,
+    RULES,
+    Amount,
+    GrantId,
+    Key,
+    Label,
+    Moment,
+    UserId,
+)
+
+
+class Grant(BaseModel):
+    """One award of points.
+
+    Every instance satisfies the rules of ``scoring.rules``: ids are NFC-normalised, and
+    ``granted_at`` is in UTC, truncated to milliseconds. Types are strict: ``True``, ``5.0`` and
+    ``"5"`` are not amounts.
+
+    Raises:
+        InvalidGrant: naming the field, the value and the rule that it breaks.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    user_id: UserId
+    grant_id: GrantId
+    key: Key
+    category: Label
+    source: Label
+    amount: Amount
+    granted_at: Moment
+
+    def __init__(
+        self,
+        *,
+        user_id: str,
+        grant_id: str,
+        key: str,
+        category: str,
+        source: str,
+        amount: int,
+        granted_at: datetime,
+    ) -> None:
+        """Check and normalise every field.
+
+        Args:
+            user_id: Who is scored; 1 to 128 code points.
+            grant_id: Chosen by the caller, unique in the whole ledger; the idempotency key.
+            key: What was rewarded, e.g. ``content:feed-post:8812``.
+            category: Flat label, e.g. ``content``.
+            source: Flat label, e.g. ``feed``.
+            amount: Points, 1 to 1,000,000,000.
+            granted_at: When the award was earned; timezone-aware.
+        """
+        try:
+            super().__init__(
+                user_id=user_id,
+                grant_id=grant_id,
+                key=key,
+                category=category,
+                source=source,
+                amount=amount,
+                granted_at=granted_at,
+            )
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            field = str(first["loc"][0])
+            raise InvalidGrant(field=field, value=first["input"], rule=RULES[field]) from None
+        self._check_grant_id()
+
+    def _check_grant_id(self) -> None:
+        if is_grant_shaped(self.key):
+            if self.grant_id != derived_grant_id(self.user_id, self.key):
+                raise InvalidGrant(field="grant_id", value=self.grant_id, rule=DERIVED_ID_RULE)
+            return
+        if len(self.grant_id) > MAX_GRANT_ID_LENGTH:
+            raise InvalidGrant(field="grant_id", value=self.grant_id, rule=RULES["grant_id"])
+        # Nobody may take the derived id of a grant that is still to come.
+        _, slash, tail = self.grant_id.rpartition("/")
+        if slash and is_grant_shaped(tail):
+            raise InvalidGrant(field="grant_id", value=self.grant_id, rule=DERIVED_ID_RULE)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a changed copy, checked like any other grant."""
+        del deep  # every field is immutable
+        return type(self)(**{**self.model_dump(), **(update or {})})
+
+    @classmethod
+    def model_construct(  # type: ignore[override]  # the plugin types it by field
+        cls, _fields_set: set[str] | None = None, **values: Any
+    ) -> Self:
+        """Return a checked grant: there is no way to build an invalid one."""
+        del _fields_set
+        return cls(**values)

@@ -1,0 +1,63 @@
+"""What the caller of a command gets back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class GrantStatus(StrEnum):
+    """What became of a grant."""
+
+    RECORDED = "RECORDED"
+    """This call appended it."""
+    DUPLICATE = "DUPLICATE"
+    """The same grant was recorded before; nothing changed."""
+    CONFLICT = "CONFLICT"
+    """The id was recorded before with another payload; nothing changed, and it was logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantReceipt:
+    """The answer to one grant.
+
+    Attributes:
+        status: What became of it.
+        position: A notification id of the event store that, once projected, makes the answer
+            visible: the grant's own for ``RECORDED``, else one at or after the original's.
+        total_before: The user's running balance in points before the grant; for ``DUPLICATE``
+            and ``CONFLICT`` the current one.
+        total_after: The user's running balance in points after it; likewise.
+    """
+
+    status: GrantStatus
+    position: int
+    total_before: int
+    total_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A user's state at one version of their stream, straight from the event store.
+
+    Attributes:
+        user_id: The user, normalised.
+        total_score: Running balance in points: the sum of all grants.
+        category_totals: Running balance by category; sums to ``total_score``.
+        source_totals: Running balance by source; sums to ``total_score``.
+        recomputed_total: The old total: the sum of the user's buckets.
+        grant_count: How many grants the balance is made of.
+        version: Version of the stream; 0 for a user who has nothing yet.
+    """
+
+    user_id: str
+    total_score: int
+    category_totals: Mapping[str, int]
+    source_totals: Mapping[str, int]
+    recomputed_total: int
+    grant_count: int
+    version: int

@@ -1,0 +1,230 @@
+"""``UserScore``: the event-sourced aggregate behind one user's score.
+
+``grant()`` decides, the events' ``apply()`` only assigns: a rule that is tightened later never
+runs again on what was recorded before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from eventsourcing.domain import (
+    Aggregate,
+    BaseAggregate,
+    CanInitAggregate,
+    CanMutateAggregate,
+    DomainEvent,
+    MutableOrImmutableAggregate,
+    Snapshot,
+)
+
+from scoring.errors import InvalidGrant
+from scoring.grants import Grant
+from scoring.identity import claim_stream_id, is_grant_shaped, user_stream_id
+from scoring.rules import MAX_TOTAL, normalised_user_id
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+
+@dataclass(frozen=True)
+class GrantClaimed(DomainEvent):
+    """Claims a grant id for ever, in the same transaction as the grant itself.
+
+    It is the only event of the stream ``uuid5(CLAIMS_NAMESPACE, grant_id)``, at version 1, so the
+    event store itself refuses a second claim on the same id. Projections only move over it.
+    """
+
+    TOPIC: ClassVar[str] = "scoring:GrantClaimed"
+
+    user_id: str
+    """Whose grant claimed the id."""
+    version: int
+    """Version of the user's stream at which that grant is found, so nothing needs scanning."""
+    token: str
+    """Made anew for every commit, so that a caller can recognise its own after a lost answer."""
+
+
+class UserScoreSnapshot(Snapshot):
+    """The sums of a ``UserScore`` at one version: its size depends on the labels in use only."""
+
+    TOPIC: ClassVar[str] = "scoring:UserScoreSnapshot"
+
+    @classmethod
+    def take(cls, aggregate: MutableOrImmutableAggregate[UUID]) -> Self:
+        """Return the snapshot of an aggregate without what is pending in it."""
+        snapshot = super().take(aggregate)
+        del snapshot.state["_pending_grant_ids"]
+        return snapshot
+
+    def mutate(self, _: None) -> BaseAggregate[UUID]:
+        """Return the aggregate as it was, with nothing pending."""
+        score = super().mutate(None)
+        object.__setattr__(score, "_pending_grant_ids", set())
+        return score
+
+
+class UserScore(Aggregate):
+    """One user's score: sums of grants, never their ids or history.
+
+    A user with a million grants therefore loads like a user with ten. It is one of the library's
+    aggregates, but not to be subclassed: projections know its events by their topics.
+
+    Attributes:
+        user_id: Who is scored, normalised.
+        total_score: Running balance in points: the sum of all grants.
+        category_totals: Running balance by category.
+        source_totals: Running balance by source.
+        grant_count: How many grants the balance is made of.
+        recomputed_total: The old total: the sum of the user's buckets.
+    """
+
+    TOPIC: ClassVar[str] = "scoring:UserScore"
+
+    Snapshot = UserScoreSnapshot
+
+    class Created(Aggregate.Created):
+        """The stream's opening event: it names the user."""
+
+        TOPIC: ClassVar[str] = "scoring:UserScore.Created"
+
+        user_id: str
+
+    class GrantRecorded(Aggregate.Event):
+        """One grant that counts. ``timestamp`` is when it was recorded."""
+
+        TOPIC: ClassVar[str] = "scoring:UserScore.GrantRecorded"
+
+        user_id: str
+        grant_id: str
+        key: str
+        category: str
+        source: str
+        amount: int
+        granted_at: datetime
+        replaced_points: int | None
+        """Points of the bucket that this grant replaces in the recomputed total; ``None`` when
+        the grant leaves the recomputed total alone. Stored, so that replaying never depends on
+        which keys count as grant-shaped today."""
+
+        @property
+        def recomputed_change(self) -> int:
+            """What the grant adds to the recomputed total, in points; may be negative."""
+            return 0 if self.replaced_points is None else self.amount - self.replaced_points
+
+        def apply(self, aggregate: UserScore) -> None:
+            """Add the grant to the sums."""
+            aggregate.total_score += self.amount
+            aggregate.grant_count += 1
+            totals = aggregate.category_totals
+            totals[self.category] = totals.get(self.category, 0) + self.amount
+            totals = aggregate.source_totals
+            totals[self.source] = totals.get(self.source, 0) + self.amount
+            aggregate.recomputed_total += self.recomputed_change
+
+    def __init__(self, user_id: str) -> None:
+        """Open the stream of a user; raises ``InvalidGrant`` for an id that breaks its rule."""
+        # This body also runs on replay, so it assigns and never checks: see _create().
+        self.user_id = user_id
+        self.total_score = 0
+        self.category_totals: dict[str, int] = {}
+        self.source_totals: dict[str, int] = {}
+        self.grant_count = 0
+        self.recomputed_total = 0
+        self._pending_grant_ids: set[str] = set()
+
+    @staticmethod
+    def create_id(user_id: str) -> UUID:
+        """Return the stream of a user: the same user always has the same one."""
+        return user_stream_id(user_id)
+
+    @classmethod
+    def _create(
+        cls,
+        event_class: type[CanInitAggregate[UUID]],
+        *,
+        id: UUID | None = None,  # noqa: A002 - the library's signature
+        **kwargs: Any,
+    ) -> Self:
+        kwargs["user_id"] = normalised_user_id(kwargs["user_id"])
+        return super()._create(event_class, id=id, **kwargs)
+
+    def grant(
+        self,
+        grant_id: str,
+        key: str,
+        category: str,
+        source: str,
+        amount: int,
+        granted_at: datetime,
+    ) -> None:
+        """Award points once; the fields are those of ``Grant``.
+
+        A grant id that this object has pending already adds nothing. Ids recorded earlier are not
+        known here, on purpose: the claim that is saved with the grant makes the event store refuse
+        them, whoever they were recorded for.
+
+        Raises:
+            InvalidGrant: if a field breaks its rule; nothing is triggered.
+        """
+        self.record(
+            Grant(
+                user_id=self.user_id,
+                grant_id=grant_id,
+                key=key,
+                category=category,
+                source=source,
+                amount=amount,
+                granted_at=granted_at,
+            )
+        )
+
+    def record(self, grant: Grant) -> None:
+        """Award a grant that was made for this user; see ``grant()``."""
+        if grant.user_id != self.user_id:
+            raise InvalidGrant(field="user_id", value=grant.user_id, rule=repr(self.user_id))
+        if grant.grant_id in self._pending_grant_ids:
+            return
+        if self.total_score + grant.amount > MAX_TOTAL:
+            rule = f"at most {MAX_TOTAL - self.total_score}, so that the total stays within 2^63-1"
+            raise InvalidGrant(field="amount", value=grant.amount, rule=rule)
+        self.trigger_event(
+            UserScore.GrantRecorded,
+            user_id=self.user_id,
+            grant_id=grant.grant_id,
+            key=grant.key,
+            category=grant.category,
+            source=grant.source,
+            amount=grant.amount,
+            granted_at=grant.granted_at,
+            replaced_points=0 if is_grant_shaped(grant.key) else None,
+        )
+        self._pending_grant_ids.add(grant.grant_id)
+
+    def collect_events(self) -> Sequence[CanMutateAggregate[UUID]]:
+        """Return the pending events, each grant followed by the claim on its id.
+
+        The library saves what this returns in one transaction, in any application, so no grant
+        can be committed without its claim.
+        """
+        token = token_hex(8)
+        self._pending_grant_ids.clear()
+        collected: list[Any] = []
+        for event in super().collect_events():
+            collected.append(event)
+            if isinstance(event, UserScore.GrantRecorded):
+                collected.append(
+                    GrantClaimed(
+                        originator_id=claim_stream_id(event.grant_id),
+                        originator_version=self.INITIAL_VERSION,
+                        timestamp=event.timestamp,
+                        user_id=event.user_id,
+                        version=event.originator_version,
+                        token=token,
+                    )
+                )
+        return collected
