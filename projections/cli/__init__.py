@@ -1,0 +1,5 @@
+"""The command line ``score-ledger``."""
+
+from projections.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,128 @@
+"""What all commands share: where they print, and the options they have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from projections.ledger import ScoreLedger
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results."""
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress, notes and errors."""
+
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder",
+        help="Embedded folder with the events and MongoDB's data, unless others are named. "
+        "Default: $SCORE_LEDGER_FOLDER or .score-ledger.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+class RateColumn(ProgressColumn):
+    """How many a second."""
+
+    def __init__(self, unit: str) -> None:
+        """Name what is counted."""
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Return the rate, from the field ``done`` where the bar counts something else."""
+        done = task.fields.get("done", task.completed)
+        seconds = task.finished_time or task.elapsed or 0
+        rate = f"{done / seconds:,.0f}" if seconds else "-"
+        return Text(f"{rate} {self._unit}/s", style="cyan")
+
+
+def progress_bar(unit: str) -> Progress:
+    """Return a progress bar with rate and time left, silent where nobody watches."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        RateColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Event]:
+    """Yield an event that SIGTERM and SIGINT set, so that work stops between two batches."""
+    stop = Event()
+
+    def handler(signum: int, frame: object) -> None:
+        del signum, frame
+        stop.set()
+
+    previous = {name: signal.signal(name, handler) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for name, old in previous.items():
+            signal.signal(name, old)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    out.out(json.dumps(_plain(value), ensure_ascii=False), highlight=False)
+
+
+def shown(text: str) -> str:
+    """Return text from outside in a form that cannot style, move or reorder the terminal."""
+    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+def note_lag(ledger: ScoreLedger) -> None:
+    """Say so if the read model is behind what is recorded."""
+    lag = ledger.status().lag_events
+    if lag:
+        err.print(
+            f"[yellow]note:[/] the read model is {lag:,} events behind: run score-ledger project"
+        )
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
+    return value

@@ -1,0 +1,156 @@
+"""``score-ledger demo``: the whole ledger in half a minute, in a temporary folder."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.resources import as_file, files
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.rule import Rule
+
+from projections.cli.console import err, out, shown
+from projections.cli.importing import GrantImport, ImportSummary
+from projections.cli.reading import print_leaderboard, print_user, print_verification
+from projections.jsonl import read_lines
+from projections.ledger import ScoreLedger, open_scoring
+from projections.settings import SQLITE_MODULE, Settings
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+_MOST_COMMITS = 2000
+
+
+def demo() -> None:
+    """See it work: import, project, rank, import again, verify.
+
+    Uses the embedded default in a temporary folder, whatever the environment says, and removes it
+    at the end. Takes a shipped set of grants, and the git history of the current folder if there
+    is one.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="score-ledger-demo-") as folder:
+        settings = Settings.model_construct(folder=Path(folder))
+        # With the application's prefix, so that nothing in the environment can beat it.
+        event_store = {
+            "SCORING_PERSISTENCE_MODULE": SQLITE_MODULE,
+            "SCORING_SQLITE_DBNAME": str(settings.events_file),
+        }
+        inputs = [("a shipped set of grants", _shipped_grants())]
+        history, repository = _git_history()
+        if history:
+            inputs.append((f"the git history of {repository}, a grant for each commit", history))
+        _step("Recording: grants become events in a SQLite file")
+        with open_scoring(settings, event_store=event_store) as scoring:
+            for title, lines in inputs:
+                out.print(
+                    f"{shown(title)}: {_counts(_imported(GrantImport(scoring, _bad), lines))}"
+                )
+        if not history:
+            out.print("[dim]no git history at hand: run the demo inside a repository to add it[/]")
+        _step("Projecting: events become documents in MongoDB")
+        with err.status("starting a mongod in the temporary folder"):
+            opened = time.monotonic()
+            ledger = ScoreLedger.open(settings=settings, event_store=event_store, worker=False)
+        with ledger:
+            out.print(
+                f"mongod started as a one-node replica set in {time.monotonic() - opened:.1f} s"
+            )
+            opened = time.monotonic()
+            ledger.catch_up()
+            status = ledger.status()
+            out.print(
+                f"projected {status.grants:,} grants of {status.users:,} users in "
+                f"{time.monotonic() - opened:.1f} s"
+            )
+            _step("Reading: the old total leads, the ledger runs beside it in shadow")
+            print_leaderboard(ledger.leaderboard.top(5), "recomputed")
+            leaders = ledger.leaderboard.top(5, by="ledger")
+            print_leaderboard(leaders, "ledger")
+            totals = ledger.totals(leaders[0].user_id)
+            if totals is not None:
+                print_user(
+                    totals,
+                    ledger.leaderboard.rank_of(totals.user_id),
+                    ledger.history(totals.user_id, limit=5),
+                )
+            _step("Importing everything again: nothing may change")
+            with open_scoring(settings, event_store=event_store) as scoring:
+                for title, lines in inputs:
+                    again = _imported(GrantImport(scoring, _bad), lines)
+                    out.print(f"{shown(title)}: {_counts(again)}")
+            ledger.catch_up()
+            same = ledger.leaderboard.top(5, by="ledger") == leaders
+            out.print("the leaderboard is the same" if same else "[red]the leaderboard changed[/]")
+            _step("Verifying: every total against the sum of its grants")
+            outcome = ledger.verify()
+            print_verification(outcome)
+    _step("What next")
+    out.print(
+        "score-ledger import FILE.jsonl        your own grants, kept in .score-ledger\n"
+        "score-ledger project                  bring the read model up to date\n"
+        "score-ledger leaderboard --by ledger  and: user, status, verify, --help\n"
+        "README.md                             embedding it in your application"
+    )
+    out.print(f"[dim]{time.monotonic() - started:.0f} s; the temporary folder is gone[/]")
+    if not (same and outcome.ok):
+        raise typer.Exit(1)
+
+
+def _step(title: str) -> None:
+    out.print()
+    out.print(Rule(title, align="left"))
+
+
+def _bad(line: object, reason: str) -> None:
+    raise ValueError(f"the demo's own input is wrong at {line}: {reason}")
+
+
+def _imported(grants: GrantImport, lines: bytes) -> ImportSummary:
+    return grants.run(read_lines(io.BytesIO(lines)))
+
+
+def _counts(summary: ImportSummary) -> str:
+    return f"[bold]{summary.recorded:,}[/] recorded, [bold]{summary.duplicate:,}[/] duplicates"
+
+
+def _shipped_grants() -> bytes:
+    return (files("projections") / "demo" / "grants.jsonl").read_bytes()
+
+
+def _contributors_script() -> Traversable:
+    """Return ``examples/git_contributors.py``, which wheels carry beside the shipped grants."""
+    shipped = files("projections") / "demo" / "git_contributors.py"
+    if shipped.is_file():
+        return shipped
+    return Path(__file__).parents[2] / "examples" / "git_contributors.py"
+
+
+def _git_history() -> tuple[bytes, str]:
+    """Return grants for the first commits of the repository at hand, and its name."""
+    try:
+        top = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel"],  # noqa: S607 - the user's own git
+            capture_output=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return b"", ""
+    repository = Path(top.stdout.rstrip(b"\n").decode(errors="replace"))
+    with (
+        as_file(_contributors_script()) as script,
+        subprocess.Popen(  # noqa: S603 - our own script, no shell
+            [sys.executable, str(script), "."], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process,
+    ):
+        assert process.stdout is not None  # noqa: S101 - for the type checker
+        lines = b"".join(islice(process.stdout, _MOST_COMMITS))
+        process.terminate()
+    return lines, repository.name

@@ -1,0 +1,80 @@
+"""``score-ledger project``: bring the read model up to what is recorded."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from projections.cli.console import (
+    FolderOption,
+    JsonOption,
+    err,
+    out,
+    print_json,
+    progress_bar,
+    stop_on_signals,
+)
+from projections.ledger import ScoreLedger
+from projections.worker import Progress
+
+
+def project(
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what is recorded, until interrupted.")
+    ] = False,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Project recorded grants into MongoDB.
+
+    Grants, totals and the position they stand for are committed together, so this may be killed at
+    any moment and run again. Several may run at once: nothing is counted twice. SIGTERM and Ctrl-C
+    stop it between two batches.
+    """
+    started = time.monotonic()
+    last = Progress(0, 0, 0)
+    with (
+        stop_on_signals() as stop,
+        ScoreLedger.open(folder=folder, worker=False) as ledger,
+        progress_bar("grants") as bar,
+    ):
+        status = ledger.status()
+        first = status.tracked_position
+        task = bar.add_task("projecting", total=status.lag_events, done=0)
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            bar.update(
+                task,
+                completed=progress.position - first,
+                total=progress.newest - first,
+                done=progress.grants,
+            )
+
+        if follow:
+            err.print("following; Ctrl-C stops")
+            ledger.follow(stop=stop, on_progress=on_progress)
+        else:
+            ledger.catch_up(stop=stop, on_progress=on_progress)
+        interrupted = stop.is_set() and not follow
+    seconds = time.monotonic() - started
+    if json:
+        print_json(
+            {
+                "position": last.position,
+                "grants": last.grants,
+                "seconds": round(seconds, 3),
+                "interrupted": interrupted,
+            }
+        )
+    else:
+        out.print(
+            f"projected [bold]{last.grants:,}[/] grants up to position {last.position:,} "
+            f"[dim]({seconds:.1f} s)[/]"
+        )
+    if interrupted:
+        err.print("interrupted: run it again to finish")
+        raise typer.Exit(1)

@@ -1,0 +1,175 @@
+"""The commands that read: ``leaderboard``, ``user``, ``status`` and ``verify``."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from projections.cli.console import (
+    FolderOption,
+    JsonOption,
+    err,
+    note_lag,
+    out,
+    print_json,
+    shown,
+)
+from projections.ledger import ScoreLedger
+
+if TYPE_CHECKING:
+    from projections.history import GrantRow, UserTotals
+    from projections.leaderboard import LeaderboardRow
+    from projections.verify import Verification
+
+
+class ByOption(StrEnum):
+    """Which total ranks."""
+
+    RECOMPUTED = "recomputed"
+    LEDGER = "ledger"
+
+
+def leaderboard(
+    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many rows.")] = 10,
+    by: Annotated[
+        ByOption,
+        typer.Option(help="The old recomputed total, which users see, or the ledger's balance."),
+    ] = ByOption.RECOMPUTED,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show who leads, by the old recomputed total unless --by ledger is asked for."""
+    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+        rows = ledger.leaderboard.top(top, by=by.value)
+        note_lag(ledger)
+    if json:
+        print_json(rows)
+    else:
+        print_leaderboard(rows, by.value)
+
+
+def user(
+    user_id: Annotated[str, typer.Argument(help="Whose page.")],
+    limit: Annotated[int, typer.Option(min=1, help="How many of the newest grants.")] = 10,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show one user's totals and newest grants."""
+    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+        totals = ledger.totals(user_id)
+        grants = ledger.history(user_id, limit=limit)
+        row = ledger.leaderboard.rank_of(user_id)
+        note_lag(ledger)
+    if json:
+        print_json({"totals": totals, "rank": row.rank if row else None, "grants": grants})
+    elif totals is None:
+        out.print(f"{shown(user_id)} has nothing yet")
+    else:
+        print_user(totals, row, grants)
+
+
+def status(folder: FolderOption = None, json: JsonOption = False) -> None:
+    """Show where events and read model are, and how far apart."""
+    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+        state = ledger.status()
+    if json:
+        print_json(state)
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in dataclasses.asdict(state).items():
+        if value is not None:
+            text = f"{value:,}" if isinstance(value, int) else shown(str(value))
+            table.add_row(f"[dim]{name.replace('_', ' ')}[/]", text)
+    out.print(table)
+
+
+def verify(folder: FolderOption = None, json: JsonOption = False) -> None:
+    """Check totals, categories, sources and counts against the sum of grants, in the database.
+
+    Prints the first differences in full, counts the rest, and exits with 1 if there is any. Run it
+    while nothing is being projected.
+    """
+    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+        with err.status("verifying") as spinner:
+            outcome = ledger.verify(
+                on_progress=lambda seen: spinner.update(f"verifying: {seen.users:,} users")
+            )
+        note_lag(ledger)
+    if json:
+        print_json({"ok": outcome.ok, **dataclasses.asdict(outcome)})
+    else:
+        print_verification(outcome)
+    if not outcome.ok:
+        raise typer.Exit(1)
+
+
+def print_leaderboard(rows: list[LeaderboardRow], by: str) -> None:
+    """Print a leaderboard as a table."""
+    title = "recomputed total" if by == "recomputed" else "ledger balance"
+    table = Table(title=f"Leaderboard by {title}", title_justify="left")
+    table.add_column("rank", justify="right", style="dim")
+    table.add_column("user")
+    table.add_column("points", justify="right", style="bold")
+    for row in rows:
+        table.add_row(str(row.rank), shown(row.user_id), f"{row.score:,}")
+    out.print(table)
+
+
+def print_user(totals: UserTotals, row: LeaderboardRow | None, grants: list[GrantRow]) -> None:
+    """Print one user's page."""
+    rank = f"rank {row.rank}" if row else "not ranked"
+    out.print(
+        f"[bold]{shown(totals.user_id)}[/]  recomputed total [bold]{totals.recomputed_total:,}[/] "
+        f"({rank}), ledger balance [bold]{totals.total_score:,}[/] "
+        f"from {totals.grant_count:,} grants"
+    )
+    sums = Table(box=None, pad_edge=False)
+    for title in ("category", "points", "source", "points"):
+        sums.add_column(title, justify="right" if title == "points" else "left")
+    left = sorted(totals.category_totals.items(), key=lambda item: (-item[1], item[0]))
+    right = sorted(totals.source_totals.items(), key=lambda item: (-item[1], item[0]))
+    for index in range(max(len(left), len(right))):
+        cells: list[str] = []
+        for side in (left, right):
+            label, points = side[index] if index < len(side) else ("", None)
+            cells += [label, "" if points is None else f"{points:,}"]
+        sums.add_row(*cells)
+    out.print(sums)
+    table = Table(title="Newest grants", title_justify="left")
+    for title in ("granted at", "key", "category", "source"):
+        table.add_column(title)
+    table.add_column("points", justify="right", style="bold")
+    for grant in grants:
+        table.add_row(
+            f"{grant.granted_at:%Y-%m-%d %H:%M}",
+            grant.key if len(grant.key) <= 48 else grant.key[:47] + "…",  # noqa: PLR2004 - width
+            grant.category,
+            grant.source,
+            f"{grant.amount:,}",
+        )
+    out.print(table)
+
+
+def print_verification(outcome: Verification) -> None:
+    """Print the outcome of verifying."""
+    if outcome.ok:
+        out.print(
+            f"[bold green]ok[/]  {outcome.users:,} users equal the sums of their "
+            f"{outcome.grants:,} grants"
+        )
+        return
+    for difference in outcome.differences:
+        out.print(
+            f"[red]{shown(difference.user_id)}[/] {difference.what}: expected "
+            f"{difference.expected}, found {difference.found}"
+        )
+    more = outcome.difference_count - len(outcome.differences)
+    if more:
+        out.print(f"… and {more:,} more")
+    err.print(
+        f"[bold red]error:[/] {outcome.difference_count:,} differences in {outcome.users:,} users"
+    )

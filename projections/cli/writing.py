@@ -1,0 +1,59 @@
+"""``score-ledger grant``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
+from projections.jsonl import parse_amount, parse_moment
+from projections.ledger import open_scoring
+from projections.settings import Settings
+from scoring import GrantStatus
+
+
+def grant(
+    user_id: Annotated[str, typer.Option(help="Who is scored.")],
+    grant_id: Annotated[
+        str, typer.Option(help="Your id for this award, unique for ever: the idempotency key.")
+    ],
+    key: Annotated[str, typer.Option(help="What was rewarded, e.g. quiz:history:7.")],
+    category: Annotated[str, typer.Option(help="Label, e.g. content.")],
+    source: Annotated[str, typer.Option(help="Label, e.g. feed.")],
+    amount: Annotated[str, typer.Option(help="Points: an integer from 1 to 1000000000.")],
+    granted_at: Annotated[
+        str | None,
+        typer.Option(help="When it was earned, ISO 8601 with offset. Default: now."),
+    ] = None,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Award points once.
+
+    Running it again with the same grant id adds nothing: it answers DUPLICATE, or CONFLICT (and
+    exit code 1) if anything else differs. Give --granted-at when you may have to run it again.
+
+    Example: score-ledger grant --user-id ada --grant-id quiz-7-ada --key quiz:history:7
+    --category content --source quiz --amount 25
+    """
+    moment = datetime.now(UTC) if granted_at is None else parse_moment(granted_at)
+    with open_scoring(Settings.load(folder=folder)) as scoring:
+        receipt = scoring.grant(
+            user_id, grant_id, key, category, source, parse_amount(amount), moment
+        )
+    if json:
+        print_json(receipt)
+    else:
+        out.print(
+            f"[bold]{receipt.status}[/]  {shown(user_id)}: "
+            f"{receipt.total_before:,} → {receipt.total_after:,} points  "
+            f"[dim](position {receipt.position})[/]"
+        )
+    if receipt.status is GrantStatus.CONFLICT:
+        err.print(
+            "[bold red]error:[/] this grant id was recorded before with another payload; "
+            "nothing changed: use a new id for a new award"
+        )
+        raise typer.Exit(1)

@@ -1,0 +1,51 @@
+"""Where the driver's errors become ours: nothing above the adapters knows pymongo's."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pymongo.errors import (
+    ConfigurationError,
+    ConnectionFailure,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+)
+
+from projections.errors import ReadModelUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_AUTHENTICATION_CODES = frozenset({13, 18})
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn every error of the driver into ``ReadModelUnavailable`` with one sentence."""
+    try:
+        yield
+    except (InvalidURI, ConfigurationError) as error:
+        raise ReadModelUnavailable(f"MONGO_URI is not usable: {error}") from error
+    except ConnectionFailure as error:
+        raise ReadModelUnavailable(
+            f"MongoDB cannot be reached ({_first_line(error)}): check that it runs and that "
+            "MONGO_URI names it"
+        ) from error
+    except OperationFailure as error:
+        if error.code in _AUTHENTICATION_CODES:
+            raise ReadModelUnavailable(
+                f"MongoDB refused access ({_first_line(error)}): check the user, password and "
+                "roles in MONGO_URI"
+            ) from error
+        raise ReadModelUnavailable(f"MongoDB refused: {_first_line(error)}") from error
+    except PyMongoError as error:
+        raise ReadModelUnavailable(f"MongoDB failed: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    # Server selection errors append a page of topology; the beginning says what happened.
+    return str(error).partition(", Timeout:")[0].partition(", full error:")[0].strip() or repr(
+        error
+    )

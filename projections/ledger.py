@@ -1,0 +1,270 @@
+"""``ScoreLedger``: the composition root; opens event store, read model and worker together."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+from projections.embedded import open_server
+from projections.errors import ProjectionError
+from projections.history import GrantRow, UserHistory, UserTotals
+from projections.leaderboard import Leaderboard
+from projections.mongo import MongoScoreView, connect
+from projections.read_model import ReadModel
+from projections.settings import SQLITE_MODULE, Settings
+from projections.verify import Verification, verify_totals
+from projections.worker import Progress, ProjectionWorker
+from scoring import Grant, GrantReceipt, Score, Scoring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+logger = logging.getLogger(__name__)
+
+_PAUSE_AFTER_ERROR_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatus:
+    """Where a ledger stands.
+
+    Attributes:
+        event_store: The library's persistence module that keeps the events.
+        events: Where: a file or a database.
+        newest_position: Newest position of the event store; 0 when empty.
+        read_model: Host, port and database of the read model.
+        tracked_position: Position up to which it stands for the event store.
+        lag_events: Events between the two, claims included.
+        users: Users in the read model.
+        grants: Grants in the read model.
+        foreign_grants: Grants that met a foreign document in their place and were not added.
+        worker_error: Why the background worker of this ledger last failed, if it has.
+    """
+
+    event_store: str
+    events: str
+    newest_position: int
+    read_model: str
+    tracked_position: int
+    lag_events: int
+    users: int
+    grants: int
+    foreign_grants: int
+    worker_error: str | None
+
+
+def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = None) -> Scoring:
+    """Open the event store alone, as the settings and the library's variables say.
+
+    Args:
+        settings: Where the default store is.
+        event_store: The library's variables; default, those of the environment.
+
+    Raises:
+        ProjectionError: if it cannot be opened, in one sentence.
+    """
+    env = dict(settings.event_store() if event_store is None else event_store)
+    try:
+        if env.get("SQLITE_DBNAME") == str(settings.events_file):
+            settings.folder.mkdir(parents=True, exist_ok=True)
+        return Scoring(env)
+    except Exception as error:
+        raise ProjectionError(
+            f"the event store cannot be opened with {env.get('PERSISTENCE_MODULE')}: {error}"
+        ) from error
+
+
+class ScoreLedger:
+    """The whole ledger in one object: commands, reads, and a worker that projects.
+
+    Made by ``ScoreLedger.open()``; a context manager. It closes what it opened, and may be used
+    from several threads.
+    """
+
+    def __init__(
+        self, *, scoring: Scoring, view: MongoScoreView, settings: Settings, owned: ExitStack
+    ) -> None:
+        """Put the parts together; use ``open()`` instead."""
+        self._scoring = scoring
+        self._view = view
+        self._settings = settings
+        self._owned = owned
+        self._stop = Event()
+        self._thread: Thread | None = None
+        self._worker_error: str | None = None
+        self._history = UserHistory(view.read_model)
+        self.leaderboard = Leaderboard(view.read_model)
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        folder: Path | None = None,
+        worker: bool = True,
+        settings: Settings | None = None,
+        event_store: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Open the ledger that the arguments and the environment describe.
+
+        With nothing set, events go to ``.score-ledger/events.sqlite``, and a ``mongod`` of its
+        own runs for the folder as long as somebody uses it.
+
+        Args:
+            folder: The embedded folder; default ``SCORE_LEDGER_FOLDER`` or ``.score-ledger``.
+            worker: Project in the background; otherwise call ``catch_up()``.
+            settings: Beat the environment altogether; ``folder`` is not looked at then.
+            event_store: The library's variables for the event store; beat the environment.
+
+        Raises:
+            ProjectionError: if a part cannot be opened; what was opened is closed again.
+        """
+        settings = settings or Settings.load(folder=folder)
+        with ExitStack() as stack:
+            scoring = stack.enter_context(open_scoring(settings, event_store=event_store))
+            uri = settings.mongo_uri
+            if uri is None:
+                server = open_server(settings.folder / "mongo", mongod=settings.mongod)
+                uri = stack.enter_context(server).uri
+            client = stack.enter_context(connect(uri))
+            read_model = ReadModel(client, settings.mongo_database)
+            read_model.prepare()
+            ledger = cls(
+                scoring=scoring,
+                view=MongoScoreView(read_model),
+                settings=settings,
+                owned=stack.pop_all(),
+            )
+        if worker:
+            ledger._start_worker()
+        return ledger
+
+    def grant(
+        self,
+        user_id: str,
+        grant_id: str,
+        key: str,
+        category: str,
+        source: str,
+        amount: int,
+        granted_at: datetime,
+    ) -> GrantReceipt:
+        """Award points once; see ``Scoring.grant``."""
+        return self._scoring.grant(user_id, grant_id, key, category, source, amount, granted_at)
+
+    def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
+        """Award many grants; see ``Scoring.grant_many``."""
+        return self._scoring.grant_many(grants)
+
+    def score_of(self, user_id: str) -> Score:
+        """Return a user's state straight from the event store; see ``Scoring.score_of``."""
+        return self._scoring.score_of(user_id)
+
+    def totals(self, user_id: str) -> UserTotals | None:
+        """Return a user's projected totals; see ``UserHistory.totals``."""
+        return self._history.totals(user_id)
+
+    def history(
+        self, user_id: str, *, after: int | None = None, limit: int = 100
+    ) -> list[GrantRow]:
+        """Return a page of a user's projected grants, newest first; see ``UserHistory.grants``."""
+        return self._history.grants(user_id, after=after, limit=limit)
+
+    def wait(self, receipt: GrantReceipt, *, timeout: float = 5.0) -> None:
+        """Block until the answer of a receipt is visible to readers.
+
+        Args:
+            receipt: What ``grant`` returned.
+            timeout: Seconds.
+
+        Raises:
+            TimeoutError: if it is not visible by then.
+        """
+        self._view.wait(self._scoring.name, receipt.position, timeout=timeout)
+
+    def catch_up(
+        self,
+        *,
+        stop: Event | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> int:
+        """Project everything recorded up to now and return the tracked position."""
+        return self._worker(on_progress).catch_up(stop=stop)
+
+    def follow(self, *, stop: Event, on_progress: Callable[[Progress], None] | None = None) -> None:
+        """Project what is recorded, as it is recorded, until ``stop`` is set."""
+        self._worker(on_progress).follow(stop)
+
+    def verify(self, *, on_progress: Callable[[Verification], None] | None = None) -> Verification:
+        """Compare the read model's totals with its grants; see ``verify_totals``."""
+        return verify_totals(self._view.read_model, on_progress=on_progress)
+
+    def status(self) -> LedgerStatus:
+        """Return where the ledger stands."""
+        newest = self._scoring.recorder.max_notification_id() or 0
+        tracked = self._view.max_tracking_id(self._scoring.name) or 0
+        env = self._scoring.env
+        module = env.get("PERSISTENCE_MODULE") or ""
+        names = (
+            ("SQLITE_DBNAME",) if module == SQLITE_MODULE else ("POSTGRES_HOST", "POSTGRES_DBNAME")
+        )
+        users, grants = self._view.read_model.counts()
+        return LedgerStatus(
+            event_store=module,
+            events=" ".join(filter(None, (env.get(name) for name in names))),
+            newest_position=newest,
+            read_model=self._view.read_model.place(),
+            tracked_position=tracked,
+            lag_events=max(0, newest - tracked),
+            users=users,
+            grants=grants,
+            foreign_grants=self._view.foreign_count(self._scoring.name),
+            worker_error=self._worker_error,
+        )
+
+    def close(self) -> None:
+        """Stop the worker at a batch boundary and close what was opened; may be called again."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._owned.close()
+
+    def __enter__(self) -> Self:
+        """Return the ledger itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Close the ledger."""
+        self.close()
+
+    def _worker(self, on_progress: Callable[[Progress], None] | None = None) -> ProjectionWorker:
+        return ProjectionWorker(
+            self._scoring,
+            self._view,
+            batch_size=self._settings.batch_size,
+            on_progress=on_progress,
+        )
+
+    def _start_worker(self) -> None:
+        self._thread = Thread(target=self._work, name="score-ledger-worker", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._worker().follow(self._stop)
+            except Exception as error:
+                self._worker_error = str(error)
+                logger.exception("the projection stopped; trying again")
+                self._stop.wait(_PAUSE_AFTER_ERROR_SECONDS)

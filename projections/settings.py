@@ -1,0 +1,77 @@
+"""Where things are: settings from arguments, the environment, or nothing at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eventsourcing.utils import Environment
+from pydantic import Field, PositiveInt, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from projections.errors import ProjectionError
+from projections.mongo import DEFAULT_DATABASE
+from projections.worker import DEFAULT_BATCH_SIZE
+from scoring import Scoring
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SQLITE_MODULE = "eventsourcing.sqlite"
+
+
+class Settings(BaseSettings):
+    """The settings of Score ledger; those of the event store are the library's own.
+
+    ``MONGO_URI`` and ``MONGO_DATABASE`` are read as they are, all others under ``SCORE_LEDGER_``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SCORE_LEDGER_", env_ignore_empty=True)
+
+    folder: Path = Path(".score-ledger")
+    """The embedded folder (``SCORE_LEDGER_FOLDER``): events and MongoDB's data, unless others
+    are named."""
+    mongo_uri: str | None = Field(default=None, validation_alias="MONGO_URI")
+    """URI of a replica set or sharded cluster; without it a ``mongod`` is run in the folder."""
+    mongo_database: str = Field(default=DEFAULT_DATABASE, validation_alias="MONGO_DATABASE")
+    """Database of the read model."""
+    mongod: str | None = None
+    """Path of the ``mongod`` to run in the folder (``SCORE_LEDGER_MONGOD``)."""
+    batch_size: PositiveInt = DEFAULT_BATCH_SIZE
+    """Grants in one transaction of the projection (``SCORE_LEDGER_BATCH_SIZE``)."""
+
+    @classmethod
+    def load(cls, *, folder: Path | None = None) -> Settings:
+        """Read the settings; an argument beats the environment.
+
+        Raises:
+            ProjectionError: naming the variable that is wrong, and why.
+        """
+        try:
+            settings = cls()
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0])
+            variable = name if name.isupper() else f"SCORE_LEDGER_{name.upper()}"
+            raise ProjectionError(f"{variable} is not usable: {first['msg']}") from error
+        return settings if folder is None else settings.model_copy(update={"folder": folder})
+
+    @property
+    def events_file(self) -> Path:
+        """Where events are kept by default."""
+        return self.folder / "events.sqlite"
+
+    def event_store(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Return the library's variables for the event store, with our defaults filled in.
+
+        Without ``PERSISTENCE_MODULE`` it is SQLite, and without ``SQLITE_DBNAME`` its file is
+        ``events.sqlite`` in the folder. Either may carry the application's prefix ``SCORING_``.
+        """
+        given = dict(os.environ if environ is None else environ)
+        named = Environment(Scoring.name, given)
+        module = named.get("PERSISTENCE_MODULE") or SQLITE_MODULE
+        chosen = {"PERSISTENCE_MODULE": module}
+        if module == SQLITE_MODULE and not named.get("SQLITE_DBNAME"):
+            chosen["SQLITE_DBNAME"] = str(self.events_file)
+        return chosen
