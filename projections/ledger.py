@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TYPE_CHECKING
@@ -137,7 +137,7 @@ class ScoreLedger:
             read_model.prepare()
             ledger = cls(
                 scoring=scoring,
-                view=MongoScoreView(read_model),
+                view=stack.enter_context(closing(MongoScoreView(read_model))),
                 settings=settings,
                 owned=stack.pop_all(),
             )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from eventsourcing.persistence import (
@@ -31,6 +32,7 @@ from projections.batches import (
 from projections.driver_errors import translated
 from projections.errors import PositionMoved, ReadModelUnavailable
 from projections.read_model import Document, ReadModel
+from projections.transactions import TransactionRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +65,8 @@ class MongoScoreView(TrackingRecorder):
     def __init__(self, read_model: ReadModel) -> None:
         """Use these collections; ``read_model.prepare()`` has been called."""
         self.read_model = read_model
+        self._lock = Lock()
+        self._transactions: TransactionRunner | None = None
 
     def insert_tracking(self, tracking: Tracking) -> None:
         """Move the tracked position of an application forward.
@@ -105,9 +109,11 @@ class MongoScoreView(TrackingRecorder):
             PositionMoved: if the tracked position is not ``batch.after``; nothing was changed.
             ReadModelUnavailable: if MongoDB failed; the batch may be applied again.
         """
-        with translated(), self.read_model.client.start_session() as session:
+        with translated(), self._lock:
+            if self._transactions is None:
+                self._transactions = TransactionRunner(self.read_model)
             try:
-                session.with_transaction(lambda s: self._apply_unseen(batch, s))
+                self._transactions.run(lambda session: self._apply_unseen(batch, session))
                 return
             except BulkWriteError as error:
                 if not _is_duplicate_key(error):
@@ -116,11 +122,18 @@ class MongoScoreView(TrackingRecorder):
             # and leave it alone; a foreign writer may still slip something in between.
             for attempt in range(1, _ATTEMPTS_AGAINST_FOREIGN_WRITERS + 1):
                 try:
-                    session.with_transaction(lambda s: self._apply_sparing(batch, s))
+                    self._transactions.run(lambda session: self._apply_sparing(batch, session))
                     return
                 except BulkWriteError as error:
                     if not _is_duplicate_key(error) or attempt == _ATTEMPTS_AGAINST_FOREIGN_WRITERS:
                         raise
+
+    def close(self) -> None:
+        """End the session that batches were applied with; the client stays open."""
+        with self._lock:
+            if self._transactions is not None:
+                self._transactions.close()
+                self._transactions = None
 
     def _apply_unseen(self, batch: Batch, session: ClientSession) -> None:
         self._move_position(batch, session, foreign=0)

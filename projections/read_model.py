@@ -4,6 +4,7 @@
 ``user_scores``: one document per user, sums of the former.
 ``score_buckets``: the buckets a reader of the old way would see.
 ``score_positions``: how far the event store has been projected, by application name.
+``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ GRANTS: Final = "score_grants"
 USERS: Final = "user_scores"
 BUCKETS: Final = "score_buckets"
 POSITIONS: Final = "score_positions"
+WORKERS: Final = "score_workers"
 
 INDEXES: Final = {
     GRANTS: [
@@ -43,6 +45,7 @@ INDEXES: Final = {
     ],
     BUCKETS: [],
     POSITIONS: [],
+    WORKERS: [],
 }
 
 
@@ -67,6 +70,7 @@ class ReadModel:
         self.users: Collection[Document] = self.database[USERS]
         self.buckets: Collection[Document] = self.database[BUCKETS]
         self.positions: Collection[Document] = self.database[POSITIONS]
+        self.workers: Collection[Document] = self.database[WORKERS]
 
     def prepare(self) -> None:
         """Check that the server can do transactions, and create what is missing.

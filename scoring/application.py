@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
 from eventsourcing.application import Application, ProcessingEvent, Repository
-from eventsourcing.persistence import OperationalError
-from eventsourcing.utils import retry, strtobool
+from eventsourcing.utils import strtobool
 
 from scoring.checkout import CheckOutCache, StripedLocks
 from scoring.errors import BatchFailed, ScoringError
 from scoring.grants import Grant
 from scoring.receipts import Score
 from scoring.recording import ChunkRecorder, RefusedAt
-from scoring.retrying import reading
+from scoring.retrying import opening, reading
 from scoring.rules import normalised_user_id
 from scoring.user_score import UserScore
 from scoring.user_scores import UserScores
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from eventsourcing.domain import DomainEventProtocol, MutableOrImmutableAggregate
-    from eventsourcing.persistence import ApplicationRecorder, Recording
+    from eventsourcing.persistence import ApplicationRecorder, EventStore, Recording
     from eventsourcing.utils import EnvType
 
     from scoring.receipts import GrantReceipt
@@ -92,10 +92,13 @@ class Scoring(Application[UUID]):
         self._locks = StripedLocks()
         self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
 
-    @retry(OperationalError, max_attempts=5, wait=0.2, stall=0)
     def construct_recorder(self) -> ApplicationRecorder:
-        """Construct the recorder; processes that create one SQLite file together may collide."""
-        return super().construct_recorder()
+        """Construct the recorder; processes that open one new store together may collide."""
+        return opening(super().construct_recorder)
+
+    def construct_snapshot_store(self) -> EventStore[UUID]:
+        """Construct the store of snapshots, likewise."""
+        return opening(super().construct_snapshot_store)
 
     def construct_repository(self) -> Repository[UUID]:
         """Construct the library's repository without its cache, which shares live objects.
@@ -156,7 +159,7 @@ class Scoring(Application[UUID]):
             try:
                 for grant in islice(iterator, GRANTS_PER_COMMIT):
                     if not isinstance(grant, Grant):
-                        raise TypeError(f"grant_many takes Grant objects, not {type(grant)!r}")  # noqa: TRY301
+                        raise TypeError(f"grant_many takes Grant objects, not {type(grant)!r}")
                     chunk.append(grant)
             except Exception as error:
                 raise BatchFailed(receipts, len(receipts) + len(chunk), str(error)) from error
@@ -169,7 +172,7 @@ class Scoring(Application[UUID]):
             except RefusedAt as refused:
                 index = len(receipts) + refused.index
                 raise BatchFailed(receipts, index, str(refused.error)) from refused.error
-            except ScoringError as error:
+            except Exception as error:  # whatever it is, the receipts so far must not be lost
                 raise BatchFailed(receipts, len(receipts), str(error)) from error
 
     def score_of(self, user_id: str) -> Score:
@@ -220,7 +223,8 @@ class Scoring(Application[UUID]):
             self._notify(recordings)
             self.notify(processing_event.events)
         except Exception:
-            logger.exception("the events are recorded, but a step after the commit failed")
+            with suppress(Exception):  # a broken log handler must not fail the call either
+                logger.exception("the events are recorded, but a step after the commit failed")
         return recordings
 
     def _take_snapshots(self, processing_event: ProcessingEvent[UUID]) -> None:

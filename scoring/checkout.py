@@ -23,7 +23,10 @@ class CheckOutCache:
     """
 
     def __init__(self, *, maxsize: int) -> None:
-        """Keep at most ``maxsize`` aggregates, dropping the least recently used."""
+        """Keep at most ``maxsize`` aggregates, dropping the least recently used.
+
+        Zero and less mean no limit, as in the library.
+        """
         self._maxsize = maxsize
         self._scores: OrderedDict[UUID, UserScore] = OrderedDict()
         self._lock = Lock()
@@ -37,7 +40,7 @@ class CheckOutCache:
         """Return an aggregate that has no pending events."""
         with self._lock:
             self._scores[score.id] = score
-            while len(self._scores) > self._maxsize:
+            while 0 < self._maxsize < len(self._scores):
                 self._scores.popitem(last=False)
 
 

@@ -65,9 +65,9 @@ def _invalid_grant(field: str, value: object, rule: str) -> InvalidGrant:
 
 
 def _shortened(value: object, *, limit: int = 80) -> str:
-    # The value may be megabytes of text, or an integer too long for Python to print.
+    # The value may be megabytes of text, an integer too long for Python to print, or hostile.
     try:
         text = ascii(value[:limit] if isinstance(value, str) else value)
-    except ValueError:
-        return f"a value of type {type(value).__name__} too long to print"
+    except Exception:  # noqa: BLE001 - what cannot be printed must still be refused
+        return f"a value of type {type(value).__name__} that cannot be printed"
     return text if len(text) <= limit else text[: limit - 1] + "…"

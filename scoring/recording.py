@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from eventsourcing.application import ProcessingEvent
-from eventsourcing.persistence import IntegrityError, PersistenceError
+from eventsourcing.persistence import IntegrityError
 from eventsourcing.utils import get_topic
 
 from scoring.errors import InvalidGrant, ScoringError
 from scoring.grants import Grant
 from scoring.receipts import GrantReceipt, GrantStatus
-from scoring.retrying import MAX_ATTEMPTS, is_hopeless, pause, reading
+from scoring.retrying import STORE_ERRORS, Deadline, is_hopeless, reading
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
@@ -95,15 +95,17 @@ class ChunkRecorder:
         """
         if ask_first:
             reading(self._learn_from_claims)
-        attempt = 1
+        deadline = Deadline()
         while True:
             taken_before = len(self._originals)
+            failure: Exception
             try:
                 with self._locks.hold(self._users):
                     return self._try_to_commit()
-            except IntegrityError as error:
-                failure: PersistenceError = error
-            except PersistenceError as error:
+            except RefusedAt as refused:
+                # A taken id is answered even where a new one would be refused.
+                failure = refused
+            except STORE_ERRORS as error:
                 if is_hopeless(error):
                     raise ScoringError(f"the event store refused the grants: {error}") from error
                 failure = error
@@ -112,14 +114,15 @@ class ChunkRecorder:
                 receipts = self._learn_from_claims()
                 if receipts is not None:
                     return receipts
-            except PersistenceError as error:
+            except STORE_ERRORS as error:
                 failure = error
             if len(self._originals) > taken_before:
                 continue  # something was learnt, and there are only so many ids to learn about
-            if attempt == MAX_ATTEMPTS:
-                raise ScoringError(self._exhausted(failure)) from failure
-            pause(attempt)
-            attempt += 1
+            if isinstance(failure, RefusedAt):
+                raise failure
+            if deadline.is_over:
+                raise ScoringError(_exhausted(failure, deadline)) from failure
+            deadline.pause()
 
     def _try_to_commit(self) -> list[GrantReceipt]:
         plan = _Attempt()
@@ -213,7 +216,7 @@ class ChunkRecorder:
                 continue
             total = plan.totals.get(grant.user_id, 0)
             status = GrantStatus.DUPLICATE
-            if grant != original:
+            if _fields(grant) != _fields(original):
                 status = GrantStatus.CONFLICT
                 _log_conflict(grant, original)
             # The original's position is not kept anywhere, but it is before ours or the newest.
@@ -221,16 +224,18 @@ class ChunkRecorder:
             receipts.append(GrantReceipt(status, position, total, total))
         return receipts
 
-    def _exhausted(self, failure: PersistenceError) -> str:
-        if isinstance(failure, IntegrityError):
-            return (
-                f"the grants lost the race for their users' streams {MAX_ATTEMPTS} times and were "
-                "not recorded: try again when fewer writers grant to the same users"
-            )
+
+def _exhausted(failure: Exception, deadline: Deadline) -> str:
+    tried = f"{deadline.attempts} times in {deadline.seconds:.0f} seconds"
+    if isinstance(failure, IntegrityError):
         return (
-            f"the event store failed {MAX_ATTEMPTS} times ({failure}), so it is unknown whether "
-            "the grants are recorded: grant them again with the same ids, which is safe"
+            f"the grants lost the race for their users' streams {tried} and were "
+            "not recorded: try again when fewer writers grant to the same users"
         )
+    return (
+        f"the event store failed {tried} ({failure}), so it is unknown whether "
+        "the grants are recorded: grant them again with the same ids, which is safe"
+    )
 
 
 def _positions(recordings: Iterable[Recording[UUID]]) -> dict[str, int]:
@@ -245,6 +250,11 @@ def _payload(event: UserScore.GrantRecorded) -> Grant:
     # Not through the checks of Grant: rules may have been tightened since it was recorded.
     values = {name: getattr(event, name) for name in Grant.model_fields}
     return super(Grant, Grant).model_construct(None, **values)
+
+
+def _fields(grant: Grant) -> tuple[object, ...]:
+    # Not the objects themselves: an embedder's subclass of Grant never equals a Grant.
+    return tuple(getattr(grant, name) for name in Grant.model_fields)
 
 
 def _log_conflict(grant: Grant, original: Grant) -> None:

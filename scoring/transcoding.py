@@ -11,6 +11,14 @@ from eventsourcing.persistence import JSONTranscoder
 # The types that orjson writes exactly as the library does, or hands to our default function.
 _FAST_TYPES = frozenset({str, int, bool, type(None), datetime})
 
+# orjson reads an integer from here on as a float, which would lose digits.
+_FIRST_ROUNDED = 2.0**63
+_NEEDS_A_LOOK = frozenset({dict, list, float})
+
+
+class _HugeNumber(Exception):  # noqa: N818 - internal, caught where it is raised
+    """A number was read that may have been an integer."""
+
 
 class OrjsonTranscoder(JSONTranscoder):
     """Reads and writes the library's own JSON format, using orjson where that is the same.
@@ -37,16 +45,19 @@ class OrjsonTranscoder(JSONTranscoder):
         """Decode JSON bytes to the object that was encoded."""
         try:
             return self._restored(orjson.loads(data))
-        except orjson.JSONDecodeError:
-            # NaN and lone surrogates are read by the library's decoder only.
+        except (orjson.JSONDecodeError, _HugeNumber):
+            # NaN, lone surrogates and integers beyond 64 bits are read by the library's decoder.
             return super().decode(data)
 
     def _restored(self, value: Any) -> Any:
-        if type(value) is dict:
+        kind = type(value)
+        if kind is dict:
             for key, item in value.items():
-                if type(item) is dict or type(item) is list:
+                if type(item) in _NEEDS_A_LOOK:
                     value[key] = self._restored(item)
             return self._decode_obj(value)
-        if type(value) is list:
+        if kind is list:
             return [self._restored(item) for item in value]
+        if kind is float and abs(value) >= _FIRST_ROUNDED:
+            raise _HugeNumber
         return value

@@ -1,0 +1,25 @@
+"""A real ``mongod`` for a folder: the first who needs it starts it, the last to leave stops it.
+
+The server is a replica set of one node on loopback, because only a replica set has transactions.
+Several processes may open the same folder at once and then share one server:
+
+    with open_server(Path(".score-ledger/mongo")) as server:
+        client = MongoClient(server.uri)
+
+How sharing works, file by file in the folder:
+
+- ``users.lock``: every user holds it shared. The kernel drops a dead process's locks, so a killed
+  user can neither keep the server running nor stop it for the others.
+- ``release.lock``: held by whoever finds out whether he was the last, one at a time.
+- ``start.lock``: held by whoever looks for the server and starts it if there is none.
+- ``supervisor.lock``: held by the small process that owns mongod, restarts it when it dies and
+  stops it when the last user is gone without having closed.
+- ``server.json``: the last run's port, so that a restart keeps the address where it can.
+- ``data/``, ``mongod.log``, ``mongod.out``, ``supervisor.log``: what the names say.
+"""
+
+from projections.embedded.binary import find_mongod
+from projections.embedded.errors import MongoUnavailable
+from projections.embedded.server import EmbeddedServer, open_server
+
+__all__ = ["EmbeddedServer", "MongoUnavailable", "find_mongod", "open_server"]

@@ -1,0 +1,99 @@
+"""The files of an embedded folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projections.embedded.errors import MongoUnavailable
+
+# Written into the data: a mongod under another name would not accept it as its own.
+REPLICA_SET = "score-ledger"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths inside one embedded folder; ``folder`` is absolute and free of symbolic links."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, folder: Path) -> "Layout":
+        """Makes the folder, its parents and its data directory, and names what is in it.
+
+        Raises:
+            MongoUnavailable: The folder cannot be made.
+        """
+        try:
+            # Its owner's alone: the server has no password, so its files are the better kept close.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # One spelling per folder: the server is recognised by the path on its command line.
+            layout = cls(folder.resolve(strict=True))
+            layout.data.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise MongoUnavailable(
+                f"The folder {folder} for the embedded MongoDB cannot be used"
+                f" ({error.strerror or error}); choose one that can be written to."
+            ) from error
+        return layout
+
+    @property
+    def data(self) -> Path:
+        """The data directory, which is all mongod's own."""
+        return self.folder / "data"
+
+    @property
+    def users_lock(self) -> Path:
+        """Held shared by every user of the server."""
+        return self.folder / "users.lock"
+
+    @property
+    def release_lock(self) -> Path:
+        """Held by the one who finds out whether anybody still uses the server."""
+        return self.folder / "release.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held by the one who looks for the server and starts it."""
+        return self.folder / "start.lock"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held by the supervisor for as long as it lives; its text is the supervisor's pid."""
+        return self.folder / "supervisor.lock"
+
+    @property
+    def log(self) -> Path:
+        """The log that mongod writes."""
+        return self.folder / "mongod.log"
+
+    @property
+    def output(self) -> Path:
+        """What the last mongod printed before it had a log: complaints of the loader, say."""
+        return self.folder / "mongod.out"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """What the supervisor had to say; empty as a rule."""
+        return self.folder / "supervisor.log"
+
+    @property
+    def record(self) -> Path:
+        """A note on the last run: ``pid`` and ``port`` of its mongod."""
+        return self.folder / "server.json"
+
+    def read_record(self) -> dict[str, int]:
+        """The numbers of the last run; empty if there was none or the note is unreadable."""
+        try:
+            found: Any = json.loads(self.record.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        return {name: value for name, value in found.items() if isinstance(value, int)}
+
+    def write_record(self, **numbers: int) -> None:
+        """Replaces the note in one step, so that nobody ever reads half of one."""
+        draft = self.record.with_suffix(".json.new")
+        draft.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+        draft.replace(self.record)

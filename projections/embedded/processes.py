@@ -1,0 +1,121 @@
+"""Which processes serve a folder, told from the kernel's own records rather than from notes.
+
+A pid in a file may have been given to another process since. Before one is believed, or signalled,
+its command line must name the folder.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from projections.embedded.layout import Layout
+from projections.embedded.locks import Deadline, FileLock
+
+SUPERVISOR_SCRIPT = "run_supervisor.py"
+MONGOD_PATIENCE_SECONDS = 60.0
+# The supervisor needs longer: it is waiting for mongod in its turn.
+_SUPERVISOR_PATIENCE_SECONDS = MONGOD_PATIENCE_SECONDS + 15.0
+_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Mongod:
+    """A mongod that runs on the data of an embedded folder."""
+
+    pid: int
+    port: int
+    data: Path
+
+    @property
+    def alive(self) -> bool:
+        """Whether that process, and no later one with its pid, still runs."""
+        return _read_mongod(self.pid, self.data) is not None
+
+    def stop(self) -> None:
+        """Asks it to shut down, waits until it is gone, and kills it if it takes far too long."""
+        _terminate(self.pid, lambda: self.alive, MONGOD_PATIENCE_SECONDS)
+
+    def kill(self) -> None:
+        """Ends it at once; the journal keeps what was committed."""
+        if self.alive:
+            _signal(self.pid, signal.SIGKILL)
+
+
+def running_mongod(layout: Layout) -> Mongod | None:
+    """The mongod that runs on the folder's data, if there is one.
+
+    The supervisor's note and mongod's own lock file are both asked: a supervisor that was killed
+    at the wrong moment may have left only the second.
+    """
+    pids = [layout.read_record().get("pid")]
+    with contextlib.suppress(OSError, ValueError):
+        pids.append(int((layout.data / "mongod.lock").read_bytes()))
+    for pid in pids:
+        found = pid and _read_mongod(pid, layout.data)
+        if found:
+            return found
+    return None
+
+
+def supervisor_runs(layout: Layout) -> bool:
+    """Whether somebody holds the supervisor's lock."""
+    with FileLock(layout.supervisor_lock) as lock:
+        return not lock.try_exclusive()
+
+
+def stop_supervisor(layout: Layout) -> None:
+    """Has the supervisor stop its mongod and leave, and waits until it has; a no-op without one."""
+    try:
+        pid = int(layout.supervisor_lock.read_bytes())
+    except (OSError, ValueError):
+        return
+    _terminate(pid, lambda: _is_supervisor(pid, layout), _SUPERVISOR_PATIENCE_SECONDS)
+
+
+def _is_supervisor(pid: int, layout: Layout) -> bool:
+    words = _command_line(pid)
+    return os.fsencode(layout.folder) in words and any(
+        word.endswith(SUPERVISOR_SCRIPT.encode()) for word in words
+    )
+
+
+def _read_mongod(pid: int, data: Path) -> Mongod | None:
+    words = _command_line(pid)
+    if _option(words, b"--dbpath") != os.fsencode(data):
+        return None
+    try:
+        return Mongod(pid=pid, port=int(_option(words, b"--port") or b""), data=data)
+    except ValueError:
+        return None
+
+
+def _option(words: list[bytes], name: bytes) -> bytes | None:
+    return next((value for word, value in pairwise(words) if word == name), None)
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """The words of a process's command line; empty for one that is gone or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _terminate(pid: int, still_there: Callable[[], bool], patience_seconds: float) -> None:
+    for number, patience in ((signal.SIGTERM, patience_seconds), (signal.SIGKILL, 10.0)):
+        if not still_there():
+            return
+        _signal(pid, number)
+        deadline = Deadline(patience)
+        while still_there() and not deadline.passed:
+            time.sleep(_POLL_SECONDS)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

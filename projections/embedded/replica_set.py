@@ -1,0 +1,107 @@
+"""Makes a lone mongod the writable primary of a replica set of one."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.errors import ConnectionFailure, OperationFailure
+
+from projections.embedded.errors import MongoUnavailable
+from projections.embedded.layout import REPLICA_SET
+from projections.embedded.locks import Deadline
+from projections.embedded.processes import Mongod
+
+_POLL_SECONDS = 0.02
+_NOT_YET_INITIALIZED = 94
+_ALREADY_INITIALIZED = 23
+
+
+def uri(port: int) -> str:
+    """The address for clients; direct, since the set's only member may yet move to another port."""
+    return f"mongodb://127.0.0.1:{port}/?directConnection=true"
+
+
+def await_primary(mongod: Mongod, *, check: Callable[[], None], deadline: Deadline) -> None:
+    """Returns once `mongod` takes writes, setting up its replica set where that is needed.
+
+    Args:
+        mongod: A server that runs but need not listen yet.
+        check: Called again and again; raises when waiting longer is useless.
+        deadline: When to give up.
+
+    Raises:
+        MongoUnavailable: It did not become writable in time.
+    """
+    trouble: Exception | None = None
+    # Knocked at before a client is made: a client that finds nobody in rests for half a second.
+    while not _listens(mongod.port):
+        _pause(check, deadline, mongod, trouble)
+    client: MongoClient[dict[str, Any]] = MongoClient(
+        uri(mongod.port), serverSelectionTimeoutMS=1000, connectTimeoutMS=1000, socketTimeoutMS=5000
+    )
+    with client:
+        while True:
+            try:
+                if _is_writable(client, mongod):
+                    return
+            except (ConnectionFailure, OperationFailure) as error:
+                trouble = error
+            _pause(check, deadline, mongod, trouble)
+
+
+def _pause(
+    check: Callable[[], None], deadline: Deadline, mongod: Mongod, trouble: Exception | None
+) -> None:
+    check()
+    if deadline.passed:
+        log = mongod.data.with_name("mongod.log")
+        said = f" ({trouble})" if trouble else ""
+        raise MongoUnavailable(
+            f"The MongoDB in {mongod.data.parent} did not become writable within"
+            f" {deadline.seconds:g} s{said}; see {log}."
+        ) from trouble
+    time.sleep(_POLL_SECONDS)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def _is_writable(client: MongoClient[dict[str, Any]], mongod: Mongod) -> bool:
+    options = client.admin.command("getCmdLineOpts")["parsed"]
+    if options.get("storage", {}).get("dbPath") != str(mongod.data):
+        return False  # Somebody else has the port; ours is about to die of it.
+    hello = client.admin.command("hello")
+    if hello.get("isWritablePrimary"):
+        return True
+    if not hello.get("setName"):
+        _configure(client, host=f"127.0.0.1:{mongod.port}")
+    return False
+
+
+def _configure(client: MongoClient[dict[str, Any]], *, host: str) -> None:
+    """Gives a new server its replica set, or one that was moved its new address."""
+    member = {"_id": 0, "host": host}
+    try:
+        config: Mapping[str, Any] = client.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as error:
+        if error.code != _NOT_YET_INITIALIZED:
+            raise
+        config = {"_id": REPLICA_SET, "members": [member]}
+        try:
+            client.admin.command("replSetInitiate", config)
+        except OperationFailure as refusal:
+            # Its stored configuration was only not loaded yet.
+            if refusal.code != _ALREADY_INITIALIZED:
+                raise
+        return
+    if [m["host"] for m in config["members"]] != [host]:
+        # Forced, because a member that does not find itself in the set cannot be elected, and
+        # without a primary there is no other way to change the set.
+        moved = {**config, "members": [member]}
+        client.admin.command("replSetReconfig", moved, force=True)

@@ -1,0 +1,156 @@
+"""Opening and closing the embedded server."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from projections.embedded.binary import find_mongod
+from projections.embedded.diagnosis import Postmortem
+from projections.embedded.errors import MongoUnavailable
+from projections.embedded.launch import Launch, ServerDied, free_port
+from projections.embedded.layout import Layout
+from projections.embedded.lease import Lease
+from projections.embedded.locks import Deadline, FileLock
+from projections.embedded.processes import Mongod, running_mongod, supervisor_runs
+from projections.embedded.replica_set import await_primary, uri
+from projections.embedded.supervisor import Order
+
+_POLL_SECONDS = 0.05
+_ATTEMPTS = 5
+
+
+class EmbeddedServer:
+    """One user's hold on a folder's server; close it, or use it as a context manager.
+
+    Attributes:
+        folder: The folder, absolute.
+        uri: The server's address for a MongoDB client. It stays valid until `close`.
+    """
+
+    def __init__(self, layout: Layout, lease: Lease, *, port: int) -> None:
+        """Made by `open_server`."""
+        self.folder = layout.folder
+        self.uri = uri(port)
+        self._lease = lease
+
+    def __enter__(self) -> "EmbeddedServer":
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes."""
+        self.close()
+
+    def close(self) -> None:
+        """Stops using the server. The last user stops it and returns when it is gone.
+
+        A second call does nothing, and neither does one in a forked child.
+        """
+        self._lease.release()
+
+
+def open_server(
+    folder: Path,
+    *,
+    mongod: str | None = None,
+    extra_args: Sequence[str] = (),
+    timeout_seconds: float = 120.0,
+) -> EmbeddedServer:
+    """Joins the server that runs on `folder`, or starts one there.
+
+    Args:
+        folder: Where the data is or shall be; made if it does not exist. On a local disk.
+        mongod: Path of the program to run; see `find_mongod`.
+        extra_args: Further mongod options. They count for the one who starts the server.
+        timeout_seconds: How long to wait for others who are starting or stopping it, and for the
+            server itself, which after a crash with much data may need a while.
+
+    Raises:
+        MongoUnavailable: There is no server to be had; the message says why and what helps.
+    """
+    if not Path("/proc/self/cmdline").exists():
+        raise MongoUnavailable("The embedded MongoDB needs Linux: set MONGO_URI to a replica set.")
+    program = find_mongod(mongod)
+    layout = Layout.create(folder)
+    deadline = Deadline(timeout_seconds)
+    lease = Lease.take(layout, deadline)
+    try:
+        running = _join_or_start(layout, str(program), tuple(extra_args), deadline)
+    except BaseException:
+        # Ctrl-C included: whatever was started would run on with nobody to use it.
+        lease.release()
+        raise
+    return EmbeddedServer(layout, lease, port=running.port)
+
+
+def _join_or_start(
+    layout: Layout, program: str, extra_args: tuple[str, ...], deadline: Deadline
+) -> Mongod:
+    with FileLock(layout.start_lock) as turn:
+        # One at a time; those who wait find the server there when their turn comes.
+        if turn.wait_exclusive(deadline):
+            return _try_to_join_or_start(layout, program, extra_args, deadline)
+    raise MongoUnavailable(
+        f"Somebody else has been starting the MongoDB in {layout.folder} for more than"
+        f" {deadline.seconds:g} s; see {layout.log}."
+    )
+
+
+def _try_to_join_or_start(
+    layout: Layout, program: str, extra_args: tuple[str, ...], deadline: Deadline
+) -> Mongod:
+    attempts = 0
+    while attempts < _ATTEMPTS and not deadline.passed:
+        postmortem = Postmortem(layout)
+        try:
+            if supervisor_runs(layout):
+                joined = _join(layout, deadline)
+            else:
+                # A port that was lost to somebody else is not tried again.
+                preferred = None if attempts else layout.read_record().get("port")
+                attempts += 1
+                order = Order(program, free_port(preferred), extra_args)
+                joined = _start(layout, order, deadline)
+        except ServerDied as death:
+            if attempts >= _ATTEMPTS or not (death.unexplained or postmortem.port_was_taken()):
+                raise MongoUnavailable(postmortem.explain(death, program=program)) from None
+            joined = None
+        if joined is not None:
+            return joined
+        time.sleep(_POLL_SECONDS)
+    raise MongoUnavailable(
+        f"The MongoDB in {layout.folder} was neither joined nor started in {attempts} attempts"
+        f" and {deadline.seconds:g} s; see {layout.log} and {layout.supervisor_log}."
+    )
+
+
+def _join(layout: Layout, deadline: Deadline) -> Mongod | None:
+    """Waits for the server of a supervisor that is there; None if it has none at present."""
+    running = running_mongod(layout)
+    if running is None:
+        return None
+
+    def check() -> None:
+        if not running.alive:
+            raise ServerDied
+
+    try:
+        await_primary(running, check=check, deadline=deadline)
+    except ServerDied:
+        return None  # Its supervisor starts it again, or leaves; then it is our turn.
+    return running
+
+
+def _start(layout: Layout, order: Order, deadline: Deadline) -> Mongod | None:
+    """Starts a supervisor; None if somebody else's was faster."""
+    with Launch(layout, order) as launch:
+        running = launch.mongod(deadline)
+        if running is not None:
+            await_primary(running, check=launch.check, deadline=deadline)
+        return running

@@ -1,0 +1,222 @@
+"""The process that owns mongod: starts it, restarts it, and stops it when nobody uses it any more.
+
+It runs apart from every user, so that none of them takes the server along when it dies. Nothing
+outside the standard library and this package's own light modules is imported: the process lives as
+long as the server and should cost next to nothing.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from projections.embedded.layout import REPLICA_SET, Layout
+from projections.embedded.locks import Deadline, FileLock
+from projections.embedded.processes import Mongod, running_mongod
+
+_POLL_SECONDS = 0.25
+_START_POLL_SECONDS = 0.02
+_RESTARTS_PER_MINUTE = 5
+_LOG_LIMIT_BYTES = 10_000_000
+_LOG_CHECK_SECONDS = 30.0
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+# Blocked and waited for, so that they end a pause early instead of interrupting work. A hang-up is
+# among them to be ignored: the server outlives the terminal that it was started from.
+_HEARD_SIGNALS = {*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGHUP}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a supervisor is to run."""
+
+    mongod: str
+    port: int
+    extra_args: tuple[str, ...] = ()
+
+    def encode(self) -> str:
+        """As one command line argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, text: str) -> "Order":
+        """The reverse of `encode`."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(fields["mongod"], fields["port"], tuple(fields["extra_args"]))
+
+
+class _Presence(Enum):
+    SOMEBODY = auto()
+    NOBODY = auto()
+    SOMEBODY_LEAVING = auto()
+
+
+def main(folder: str, order: str) -> None:
+    """Detaches from the starter and supervises the folder's server until nobody needs it.
+
+    While the starter keeps our standard input open it is still bringing the server up: until then
+    a mongod that dies is reported on standard output and not restarted.
+    """
+    if os.fork():
+        # The starter is not to be our parent: it would have to collect us, whenever we end.
+        os._exit(0)
+    os.chdir("/")
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD_SIGNALS)
+    layout = Layout(Path(folder))
+    with FileLock(layout.supervisor_lock) as lock:
+        # A moment's patience: somebody may be trying the lock to see whether there is one of us.
+        if not lock.wait_exclusive(Deadline(2.0)):
+            return
+        lock.write(str(os.getpid()))
+        with FileLock(layout.users_lock) as users, FileLock(layout.release_lock) as release:
+            supervisor = _Supervisor(layout, Order.decode(order), users=users, release=release)
+            failure = supervisor.run()
+    if failure is not None:
+        # Only now that the lock is free, since the starter's next step may be to try again.
+        _report(**failure)
+
+
+class _Supervisor:
+    def __init__(self, layout: Layout, order: Order, *, users: FileLock, release: FileLock) -> None:
+        self._layout = layout
+        self._order = order
+        self._users = users
+        self._release = release
+        self._child: subprocess.Popen[bytes] | None = None
+        self._restarts: deque[float] = deque()
+        self._log_checked = time.monotonic()
+
+    def run(self) -> dict[str, Any] | None:
+        """Returns, if the server did not come up, what to tell the starter."""
+        if self._presence() is _Presence.NOBODY:
+            return None  # The starter was killed before it had us do anything.
+        try:
+            mongod = running_mongod(self._layout) or self._spawn(self._order.port)
+        except OSError as error:
+            return {"event": "unstartable", "error": error.strerror or str(error)}
+        _report(event="started", pid=mongod.pid, port=mongod.port)
+        if not self._starter_finishes(mongod):
+            return {"event": "exited", "code": self._child and self._child.wait()}
+        _close_standard_streams()
+        self._watch(mongod)
+        return None
+
+    def _starter_finishes(self, mongod: Mongod) -> bool:
+        """Waits until the starter is done, or dead; false if mongod died before that."""
+        while mongod.alive:
+            if select.select([sys.stdin], [], [], _START_POLL_SECONDS)[0]:
+                return True
+            if signal.sigpending() & _STOP_SIGNALS:
+                return True  # The watch begins with obeying it.
+        return False
+
+    def _watch(self, mongod: Mongod) -> None:
+        while True:
+            heard = signal.sigtimedwait(_HEARD_SIGNALS, _POLL_SECONDS)
+            if heard is not None and heard.si_signo in _STOP_SIGNALS:
+                mongod.stop()
+                return
+            if not self._users.is_current():
+                # The folder was removed, and another may stand in its place. An orderly shutdown
+                # would write old data into the new folder's files.
+                mongod.kill()
+                return
+            presence = self._presence()
+            if presence is _Presence.NOBODY:
+                mongod.stop()
+                return
+            if presence is _Presence.SOMEBODY and not mongod.alive:
+                if not self._may_restart():
+                    print(f"mongod died too often; see {self._layout.log}", file=sys.stderr)  # noqa: T201 - this stream is our log
+                    return
+                mongod = self._spawn(mongod.port)
+            self._tend_log(mongod)
+
+    def _presence(self) -> _Presence:
+        """Who uses the server; after the answer `NOBODY`, arrivals wait until we are gone."""
+        if not self._release.try_exclusive():
+            return _Presence.SOMEBODY_LEAVING
+        if self._users.try_exclusive():
+            return _Presence.NOBODY
+        self._release.unlock()
+        return _Presence.SOMEBODY
+
+    def _may_restart(self) -> bool:
+        now = time.monotonic()
+        while self._restarts and self._restarts[0] < now - 60:
+            self._restarts.popleft()
+        self._restarts.append(now)
+        return len(self._restarts) <= _RESTARTS_PER_MINUTE
+
+    def _spawn(self, port: int) -> Mongod:
+        if self._child is not None:
+            self._child.wait()
+        self._set_log_aside()
+        with self._layout.output.open("wb") as output:
+            self._child = subprocess.Popen(  # noqa: S603 - the mongod that the user has or chose
+                _command(self._order, self._layout, port),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # mongod refuses to start under a locale that is named but not installed.
+                env={**os.environ, "LC_ALL": "C"},
+                # Signals that are blocked here would stay blocked in mongod. No other thread runs.
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()),  # noqa: PLW1509
+            )
+        self._layout.write_record(pid=self._child.pid, port=port)
+        return Mongod(pid=self._child.pid, port=port, data=self._layout.data)
+
+    def _tend_log(self, mongod: Mongod) -> None:
+        if time.monotonic() < self._log_checked + _LOG_CHECK_SECONDS:
+            return
+        self._log_checked = time.monotonic()
+        if self._set_log_aside() and mongod.alive:
+            os.kill(mongod.pid, signal.SIGUSR1)  # Has mongod open its log anew.
+
+    def _set_log_aside(self) -> bool:
+        log = self._layout.log
+        with contextlib.suppress(OSError):
+            if log.stat().st_size > _LOG_LIMIT_BYTES:
+                log.replace(log.with_name(log.name + ".1"))
+                return True
+        return False
+
+
+def _command(order: Order, layout: Layout, port: int) -> list[str]:
+    return [
+        order.mongod,
+        *("--dbpath", str(layout.data)),
+        *("--port", str(port)),
+        *("--bind_ip", "127.0.0.1"),
+        *("--replSet", REPLICA_SET),
+        *("--logpath", str(layout.log)),
+        *("--logappend", "--logRotate", "reopen"),
+        *("--nounixsocket", "--quiet"),
+        # By default half the machine's memory and a twentieth of its disk, which a guest in
+        # somebody's application must not take.
+        *("--wiredTigerCacheSizeGB", "1"),
+        *("--oplogSize", "512"),
+        *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+        *order.extra_args,
+    ]
+
+
+def _report(**fields: Any) -> None:
+    with contextlib.suppress(OSError):  # The starter may be gone.
+        os.write(1, json.dumps(fields).encode() + b"\n")
+
+
+def _close_standard_streams() -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

@@ -1,0 +1,228 @@
+"""A state machine that drives any ``Scoring`` against ten lines of model."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from eventsourcing.persistence import IntegrityError
+from eventsourcing.popo import POPOApplicationRecorder
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from scoring.application import SNAPSHOT_INTERVAL, Scoring
+from scoring.errors import InvalidGrant
+from scoring.grants import Grant
+from scoring.receipts import GrantReceipt, GrantStatus
+from scoring.rules import normalised_user_id
+from scoring.testing.expecting import expect
+from scoring.testing.invalid import invalid_grants
+from scoring.testing.model import LedgerModel
+from scoring.testing.sequences import changed_payloads
+from scoring.testing.store_reader import StoreReader
+from scoring.testing.strategies import grant_ids, grants, user_ids
+from scoring.user_score import UserScore
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+# Few ids, so that they come again, also under other users and payloads.
+_FEW_IDS = st.sampled_from(tuple(f"grant-{number}" for number in range(8)))
+
+
+class ScoringMachine(RuleBasedStateMachine):
+    """Commands in any order, true and false repetitions, reloads, and snapshots between them.
+
+    Drive your own application by overriding ``make_scoring()``, then hand the machine to your
+    test runner::
+
+        class BonusMachine(ScoringMachine):
+            def make_scoring(self) -> Scoring:
+                return BonusScoring()
+
+
+        TestBonusScoring = BonusMachine.TestCase
+
+    Rules and invariants of your own are added as methods, with hypothesis's decorators.
+
+    Attributes:
+        scoring: The application under test; a new object after every reload.
+        model: What it is compared with.
+        users: The normalised ids of the users of this example, one to four.
+    """
+
+    def __init__(self) -> None:
+        """Open the application on the empty store of a new example."""
+        super().__init__()
+        self.model = LedgerModel()
+        self.users: list[str] = []
+        self.scoring = self.make_scoring()
+        self._store = StoreReader()
+        self._has_made_history = False
+
+    def make_scoring(self) -> Scoring:
+        """Return the application under test; override to test your own.
+
+        It is called when an example begins, on a store that must be empty then, and again at
+        every reload, when it must open the same store. (A store in memory is copied over by the
+        machine.)
+        """
+        return Scoring()
+
+    def new_grants(self) -> SearchStrategy[Grant]:
+        """Return the strategy for the grants of ``self.users``; override to fit your own."""
+        ids = st.one_of(_FEW_IDS, grant_ids())
+        return grants(users=st.sampled_from(self.users), ids=ids)
+
+    def recorded_grants(self) -> SearchStrategy[Grant]:
+        """Return a strategy for grants that are recorded already; for new ones if none is."""
+        if not self.model.grants:
+            return self.new_grants()
+        return st.sampled_from(list(self.model.grants.values()))
+
+    def conflicting_grants(self) -> SearchStrategy[Grant]:
+        """Return a strategy for grants that contradict a recorded one."""
+        return self.recorded_grants().flatmap(
+            lambda grant: changed_payloads(grant, users=st.sampled_from(self.users))
+        )
+
+    def batches(self) -> SearchStrategy[list[Grant]]:
+        """Return a strategy for batches of new grants, repetitions and conflicts."""
+        choices = [self.new_grants(), self.recorded_grants(), self.conflicting_grants()]
+        batch = st.lists(st.one_of(choices), max_size=6)
+        return batch.flatmap(lambda part: st.permutations(part + part[:2]))
+
+    @initialize(users=st.lists(user_ids(), min_size=1, max_size=4))
+    def choose_users(self, users: list[str]) -> None:
+        """Settle on the users of this example."""
+        self.users = sorted({normalised_user_id(user_id) for user_id in users})
+
+    @rule(grant=st.runner().flatmap(lambda machine: machine.new_grants()))
+    def grant(self, grant: Grant) -> None:
+        """Award anything that is valid; its id may be taken."""
+        receipt = self.scoring.grant(**grant.model_dump())
+        self._compare([grant], [receipt])
+
+    @rule(grant=st.runner().flatmap(lambda machine: machine.recorded_grants()))
+    def grant_again(self, grant: Grant) -> None:
+        """Repeat a recorded grant to the letter: a duplicate."""
+        receipt = self.scoring.grant(**grant.model_dump())
+        self._compare([grant], [receipt])
+
+    @rule(grant=st.runner().flatmap(lambda machine: machine.conflicting_grants()))
+    def contradict(self, grant: Grant) -> None:
+        """Give a recorded id to another payload: a conflict."""
+        receipt = self.scoring.grant(**grant.model_dump())
+        self._compare([grant], [receipt])
+
+    @rule(batch=st.runner().flatmap(lambda machine: machine.batches()))
+    def grant_many(self, batch: list[Grant]) -> None:
+        """Award a batch in which users meet and ids repeat."""
+        self._compare(batch, self.scoring.grant_many(batch))
+
+    @rule(user_index=st.integers(0, 3))
+    def make_history(self, user_index: int) -> None:
+        """Take a user past a snapshot of the application's own, once in an example."""
+        if self._has_made_history:
+            return
+        self._has_made_history = True
+        user_id = self.users[user_index % len(self.users)]
+        batch = [
+            Grant(
+                user_id=user_id,
+                grant_id=f"history-{number}",
+                key="telemetry:activity",
+                category="telemetry",
+                source="history",
+                amount=1 + number,
+                granted_at=datetime(2024, 5, 1, tzinfo=UTC),
+            )
+            for number in range(SNAPSHOT_INTERVAL + 5)
+        ]
+        self._compare(batch, self.scoring.grant_many(batch))
+
+    @rule(invalid=invalid_grants())
+    def refuse(self, invalid: tuple[dict[str, Any], str]) -> None:
+        """Offer what must be refused: nothing is written."""
+        kwargs, field = invalid
+        try:
+            receipt = self.scoring.grant(**kwargs)
+        except InvalidGrant as error:
+            expect("field that is to blame", error.field, field)
+        else:
+            raise AssertionError(f"a grant with a wrong {field} was answered by {receipt}")
+        expect("newly stored grants", self._store.read(self.scoring), {})
+
+    @rule()
+    def reload(self) -> None:
+        """Go on with a fresh application on the same store, which remembers nothing else."""
+        old = self.scoring
+        if not isinstance(old.recorder, POPOApplicationRecorder):
+            old.close()
+            self.scoring = self.make_scoring()
+            return
+        self.scoring = self.make_scoring()
+        everything = old.recorder.select_notifications(start=1, limit=2**31)
+        self.scoring.recorder.insert_events(everything)
+        if old.snapshots is not None and self.scoring.snapshots is not None:
+            for user_id in self.users:
+                stream = old.snapshots.get(UserScore.create_id(user_id))
+                self.scoring.snapshots.put(list(stream))
+        old.close()
+
+    @rule(grant=st.runner().flatmap(lambda machine: machine.recorded_grants()))
+    def take_snapshot(self, grant: Grant) -> None:
+        """Force a snapshot of somebody who has grants."""
+        if self.scoring.snapshots is not None and self.model.of(grant.user_id):
+            with suppress(IntegrityError):  # one of this version is there already
+                self.scoring.take_snapshot(UserScore.create_id(grant.user_id))
+
+    @invariant()
+    def every_balance_is_the_sum_of_the_grants(self) -> None:
+        """Compare all that ``score_of()`` tells with the model."""
+        for user_id in self.users:
+            score = self.scoring.score_of(user_id)
+            total = self.model.total(user_id)
+            expect("total_score", score.total_score, total)
+            expect("sum of categories", sum(score.category_totals.values()), total)
+            expect("sum of sources", sum(score.source_totals.values()), total)
+            for label, totals in (
+                ("category", score.category_totals),
+                ("source", score.source_totals),
+            ):
+                expect(f"{label}_totals", dict(totals), self.model.totals_by(label, user_id))
+            recomputed = self.model.recomputed_total(user_id)
+            expect("recomputed_total", score.recomputed_total, recomputed)
+            expect("grant_count", score.grant_count, len(self.model.of(user_id)))
+
+    def teardown(self) -> None:
+        """Close the application."""
+        self.scoring.close()
+
+    def _compare(self, grants: list[Grant], receipts: list[GrantReceipt]) -> None:
+        """Answer ``grants`` by the model and hold the receipts against it."""
+        expected = []
+        for grant in grants:
+            before = self.model.total(grant.user_id)
+            status = self.model.grant(grant)
+            expected.append((status, before, self.model.total(grant.user_id)))
+        expect("number of receipts", len(receipts), len(grants))
+        position_before = self._store.position
+        written = self._store.read(self.scoring)
+        newest: dict[str, int] = {}  # by user: within a batch, positions grow user by user
+        recorded: dict[str, int] = {}
+        for grant, receipt, (status, before, after) in zip(grants, receipts, expected, strict=True):
+            expect("status", receipt.status, status)
+            if status is GrantStatus.RECORDED:
+                expect("totals", (receipt.total_before, receipt.total_after), (before, after))
+                recorded[grant.grant_id] = receipt.position
+                last_position = newest.get(grant.user_id, position_before)
+                if receipt.position <= last_position:
+                    raise AssertionError(f"{receipt} is not after position {last_position}")
+                newest[grant.user_id] = receipt.position
+                continue
+            total = self.model.total(grant.user_id)
+            expect("totals", (receipt.total_before, receipt.total_after), (total, total))
+            self._store.expect_visible(grant.grant_id, receipt)
+        expect("positions of what was stored", written, recorded)

@@ -1,0 +1,225 @@
+"""The commands end to end: event store, projection, MongoDB, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import CommandLine
+from projections.mongo import connect
+
+GRANT = (
+    "grant", "--user-id", "Zoë", "--grant-id", "quiz-7", "--key", "quiz:history:7",
+    "--category", "content", "--source", "quiz", "--amount", "25",
+    "--granted-at", "2026-11-22T09:30:00+01:00",
+)  # fmt: skip
+
+
+def test_from_a_grant_to_the_leaderboard(cli: CommandLine) -> None:
+    """The first day with the ledger."""
+    granted = json.loads(cli(*GRANT, "--json").stdout)
+    assert granted == {"status": "RECORDED", "position": 2, "total_before": 0, "total_after": 25}
+    again = cli(*GRANT)
+    assert (again.returncode, again.stdout.split()[0]) == (0, "DUPLICATE")
+    behind = cli("leaderboard", "--by", "ledger")
+    assert "3 events behind: run score-ledger project" in behind.stderr
+    assert cli("project").stdout.startswith("projected 1 grants up to position 3")
+    rows = json.loads(cli("leaderboard", "--by", "ledger", "--json").stdout)
+    assert rows == [{"rank": 1, "user_id": "Zoë", "score": 25}]
+    page = json.loads(cli("user", "Zoe\u0308", "--json").stdout)
+    assert page["totals"]["category_totals"] == {"content": 25}
+    assert page["grants"][0]["granted_at"] == "2026-11-22T08:30:00.000+00:00"
+    status = json.loads(cli("status", "--json").stdout)
+    assert (status["lag_events"], status["grants"], status["users"]) == (0, 1, 1)
+    assert cli("verify").stdout.startswith("ok")
+
+
+def test_the_leaderboard_shows_the_old_total_unless_asked(cli: CommandLine) -> None:
+    """Nothing user-facing is flipped."""
+    cli(*GRANT)
+    cli("project")
+    rows = json.loads(cli("leaderboard", "--json").stdout)
+    assert rows == [{"rank": 1, "user_id": "Zoë", "score": 0}]
+
+
+def test_a_conflict_exits_with_1(cli: CommandLine) -> None:
+    """Somebody must look at it."""
+    cli(*GRANT)
+    done = cli(*[("26" if word == "25" else word) for word in GRANT])
+    assert done.returncode == 1
+    assert "recorded before with another payload" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--amount", "5.0", "amount must be an integer"),
+        ("--amount", "1_000", "amount must be an integer"),
+        ("--amount", "0", "amount must be an integer"),
+        ("--user-id", " ada", "user_id must be"),
+        ("--granted-at", "2026-11-22", "granted_at must be a timezone-aware"),
+        ("--category", "Content", "category must be"),
+    ],
+)
+def test_a_bad_value_is_one_sentence(
+    cli: CommandLine, option: str, value: str, message: str
+) -> None:
+    """Field, value and rule; no traceback."""
+    words = list(GRANT)
+    words[words.index(option) + 1] = value
+    done = cli(*words)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr
+
+
+def test_verify_finds_a_wrong_total_and_exits_with_1(cli: CommandLine) -> None:
+    """It names user and field, what was expected and what was found."""
+    cli(*GRANT)
+    cli("project")
+    with connect(cli.env["MONGO_URI"]) as client:
+        users = client[cli.env["MONGO_DATABASE"]]["user_scores"]
+        users.update_one({"_id": "Zoë"}, {"$inc": {"categoryTotals.content": 1, "grantCount": 1}})
+    done = cli("verify")
+    assert done.returncode == 1
+    assert "Zoë categoryTotals.content: expected 25, found 26" in done.stdout
+    assert "Zoë grantCount: expected 1, found 2" in done.stdout
+    assert "2 differences in 1 users" in done.stderr
+
+
+def test_following_stops_on_sigterm_and_leaves_nothing_behind(cli: CommandLine) -> None:
+    """What was granted while it ran is projected; it stops between two batches."""
+    process = cli.start("project", "--follow", "--json")
+    cli(*GRANT)
+    deadline = time.monotonic() + 30
+    while json.loads(cli("status", "--json").stdout)["grants"] == 0:
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGTERM)
+    stdout, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert json.loads(stdout)["grants"] == 1
+
+
+def test_without_configuration_everything_is_kept_in_one_folder(embedded_cli: CommandLine) -> None:
+    """Events in SQLite, documents in a mongod that is gone when the command is."""
+    cli = embedded_cli
+    assert cli(*GRANT).returncode == 0
+    assert cli("project").returncode == 0
+    rows = json.loads(cli("leaderboard", "--by", "ledger", "--json").stdout)
+    assert rows == [{"rank": 1, "user_id": "Zoë", "score": 25}]
+    assert (cli.cwd / ".score-ledger" / "events.sqlite").exists()
+    assert (cli.cwd / ".score-ledger" / "mongo").is_dir()
+    assert processes_mentioning(cli.cwd) == []
+
+
+def test_two_commands_at_once_share_the_server_of_a_folder(embedded_cli: CommandLine) -> None:
+    """The second attaches instead of failing."""
+    cli = embedded_cli
+    follower = cli.start("project", "--follow")
+    try:
+        cli(*GRANT)
+        deadline = time.monotonic() + 30
+        while not json.loads(cli("leaderboard", "--by", "ledger", "--json").stdout):
+            assert time.monotonic() < deadline
+        assert follower.poll() is None
+    finally:
+        follower.send_signal(signal.SIGINT)
+        follower.communicate(timeout=30)
+    assert follower.returncode == 0
+    assert processes_mentioning(cli.cwd) == []
+
+
+def test_no_mongod_at_all_is_one_sentence_with_three_ways(cli: CommandLine, tmp_path: Path) -> None:
+    """An explicit path that is wrong, and what to do."""
+    done = cli("status", MONGO_URI="", SCORE_LEDGER_MONGOD=str(tmp_path / "nothing-here"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error:")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_lacks_a_library_says_so_with_the_cure(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    """Its own last words, and the package to install, at once."""
+    broken = tmp_path / "mongod"
+    broken.write_text(
+        "#!/bin/sh\n"
+        "echo 'mongod: error while loading shared libraries: libcurl.so.4: cannot open shared "
+        "object file: No such file or directory' >&2\nexit 127\n"
+    )
+    broken.chmod(0o755)
+    started = time.monotonic()
+    done = cli("status", MONGO_URI="", SCORE_LEDGER_MONGOD=str(broken))
+    assert done.returncode == 1
+    assert "libcurl.so.4" in done.stderr
+    assert "apt-get install libcurl4" in done.stderr
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"MONGO_URI": "mongodb://localhost:99999"}, "MONGO_URI is not usable"),
+        ({"SCORE_LEDGER_BATCH_SIZE": "many"}, "SCORE_LEDGER_BATCH_SIZE is not usable"),
+        ({"PERSISTENCE_MODULE": "no.such.module"}, "the event store cannot be opened"),
+        ({"PERSISTENCE_MODULE": "eventsourcing.postgres"}, "Postgres database name not found"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(
+    cli: CommandLine, env: dict[str, Any], message: str
+) -> None:
+    """It names the variable."""
+    done = cli("status", **env)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_teaches(cli: CommandLine) -> None:
+    """Every command explains itself with an example or a consequence."""
+    for command in [
+        "demo",
+        "grant",
+        "import",
+        "project",
+        "leaderboard",
+        "user",
+        "status",
+        "verify",
+    ]:
+        done = cli(command, "--help")
+        assert done.returncode == 0
+        assert len(done.stdout) > 400, command
+
+
+def test_the_demo_runs_in_any_folder(embedded_cli: CommandLine) -> None:
+    """It verifies, changes nothing the second time, and leaves nothing behind."""
+    done = embedded_cli("demo", MONGO_URI="mongodb://nowhere.invalid", PERSISTENCE_MODULE="no.such")
+    assert done.returncode == 0, done.stderr
+    assert "75 recorded, 0 duplicates" in done.stdout
+    assert "0 recorded, 75 duplicates" in done.stdout
+    assert "no git history at hand" in done.stdout
+    assert list(embedded_cli.cwd.iterdir()) == []
+
+
+def processes_mentioning(folder: Path) -> list[str]:
+    """Command lines of live processes that name a folder; one that is just ending may be seen."""
+    deadline = time.monotonic() + 5
+    while True:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if str(folder) in words and int(process.name) != os.getpid():
+                found.append(words)
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)

@@ -1,0 +1,164 @@
+"""``score-ledger import``: good lines, bad lines, again, and killed half-way."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import CommandLine
+from projections.cli.importing import GrantImport
+from projections.jsonl import MAX_LINE_BYTES, read_lines
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+
+def line(number: int, **changes: Any) -> bytes:
+    values = make_grant(number).model_dump(mode="json")
+    return (json.dumps({**values, **changes}, ensure_ascii=False) + "\n").encode()
+
+
+def test_importing_a_file_and_importing_it_again(cli: CommandLine, tmp_path: Path) -> None:
+    """The second time everything is a duplicate and the ledger is the same."""
+    (tmp_path / "grants.jsonl").write_bytes(b"".join(line(n) for n in range(1500)))
+    first = cli("import", "grants.jsonl", "--json")
+    assert first.returncode == 0, first.stderr
+    summary = json.loads(first.stdout)
+    assert (summary["recorded"], summary["duplicate"]) == (1500, 0)
+    again = json.loads(cli("import", "grants.jsonl", "--json").stdout)
+    assert (again["recorded"], again["duplicate"]) == (0, 1500)
+    assert cli("project").returncode == 0
+    verified = json.loads(cli("verify", "--json").stdout)
+    assert (verified["ok"], verified["grants"]) == (True, 1500)
+
+
+BAD_LINES: dict[str, tuple[bytes, str]] = {
+    "not JSON": (b"{nonsense\n", "not JSON"),
+    "not UTF-8": (b'{"user_id": "\xff"}\n', "not UTF-8"),
+    "not an object": (b"[1, 2]\n", "not a JSON object"),
+    "unknown field": (line(1, colour="red"), "unknown field 'colour'"),
+    "missing field": (b'{"user_id": "ada"}\n', "missing field 'grant_id'"),
+    "field twice": (line(1).replace(b'"amount"', b'"amount": 1, "amount"'), "given twice"),
+    "both spellings": (line(1, userId="x"), "'user_id' is given twice"),
+    "negative": (line(1, amount=-1), "amount must be an integer from 1"),
+    "float": (line(1, amount=5.0), "amount must be an integer from 1"),
+    "text amount": (line(1, amount="5"), "amount must be an integer from 1"),
+    "true": (line(1, amount=True), "amount must be an integer from 1"),
+    "not a number": (line(1).replace(b'"amount": 2', b'"amount": NaN'), "amount must be"),
+    "huge number": (line(1).replace(b'"amount": 2', b'"amount": ' + b"9" * 5000), "digits"),
+    "naive time": (line(1, granted_at="2026-11-22T12:00:00"), "timezone-aware"),
+    "no time": (line(1, granted_at="yesterday"), "ISO 8601"),
+    "surrogate": (line(1).replace(b'"user-1"', b'"\\ud800"'), "user_id must be"),
+    "deep": (b"[" * 100_000 + b"\n", "nested too deeply"),
+    "long": (b'"' + b"x" * (MAX_LINE_BYTES + 10) + b'"\n', "longer than"),
+    "squatting": (line(1, grant_id="bob/award:badge:x"), "grant_id must be '<user_id>/<key>'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_bad_line_is_reported_and_does_not_stop_the_others(cli: CommandLine, name: str) -> None:
+    """Number and reason on stderr, the others recorded, the line kept, and exit code 1."""
+    bad, reason = BAD_LINES[name]
+    done = cli("import", "-", "--reject", "rejected", stdin=line(10) + bad + line(11))
+    assert done.returncode == 1
+    assert "line 2:" in done.stderr
+    assert reason in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("2 recorded, 0 duplicates, 0 conflicts, 1 rejected")
+    if name != "long":  # of which only the beginning is kept
+        assert (cli.cwd / "rejected").read_bytes() == bad
+
+
+def test_a_conflict_is_reported_with_its_line(cli: CommandLine) -> None:
+    """A line whose id was recorded with another payload is not in the ledger: exit code 1."""
+    done = cli("import", "-", stdin=line(1) + line(2) + line(1, amount=99))
+    assert done.returncode == 1
+    assert "line 3: CONFLICT" in done.stderr
+    assert done.stdout.startswith("2 recorded, 0 duplicates, 1 conflicts, 0 rejected")
+
+
+def test_camel_case_blank_lines_and_a_byte_order_mark_are_taken(cli: CommandLine) -> None:
+    """What other tools write."""
+    camel = line(2).replace(b"user_id", b"userId").replace(b"grant_id", b"grantId")
+    camel = camel.replace(b"granted_at", b"grantedAt")
+    done = cli("import", "-", stdin=b"\xef\xbb\xbf" + line(1) + b"\n  \r\n" + camel.rstrip())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("2 recorded")
+
+
+def test_a_user_who_cannot_take_a_grant_does_not_stop_the_others(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard of 64-bit totals refuses one grant of a chunk; its line is the bad one."""
+    monkeypatch.setattr("scoring.user_score.MAX_TOTAL", 20)
+    lines = [line(n, user_id="ada" if n == 2 else "bob", amount=n * 10) for n in (1, 2, 3)]
+    lines.insert(1, line(9, user_id="ada", amount=15))
+    bad: list[tuple[int, str]] = []
+    importer = GrantImport(scoring, lambda found, reason: bad.append((found.number, reason)))
+    summary = importer.run(read_lines(io.BytesIO(b"".join(lines))))
+    assert [number for number, _ in bad] == [3, 4]
+    assert "at most 5" in bad[0][1]
+    assert (summary.recorded, summary.rejected) == (2, 2)
+
+
+def test_a_file_that_is_not_there_is_one_sentence(cli: CommandLine) -> None:
+    """No traceback, and nothing is created."""
+    done = cli("import", "missing.jsonl")
+    assert done.returncode == 1
+    assert done.stderr == "error: missing.jsonl cannot be read: No such file or directory\n"
+    assert not (cli.cwd / ".score-ledger").exists()
+
+
+def test_an_import_killed_half_way_and_run_again_ends_the_same(cli: CommandLine) -> None:
+    """``kill -9`` in the middle; the second run adds just what is missing."""
+    count = 12_000
+    (cli.cwd / "grants.jsonl").write_bytes(b"".join(line(n) for n in range(count)))
+    process = cli.start("import", "grants.jsonl")
+    events = cli.cwd / ".score-ledger" / "events.sqlite"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if events.exists() and events.stat().st_size + _size(events, "-wal") > 400_000:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with Scoring(sqlite_env(events)) as scoring:
+        recorded = sum(scoring.score_of(f"user-{n}").grant_count for n in range(7))
+        assert 0 < recorded < count
+    again = json.loads(cli("import", "grants.jsonl", "--json").stdout)
+    assert (again["recorded"], again["duplicate"]) == (count - recorded, recorded)
+    with Scoring(sqlite_env(events)) as scoring:
+        scores = [scoring.score_of(f"user-{n}") for n in range(7)]
+    assert sum(score.grant_count for score in scores) == count
+    assert sum(score.total_score for score in scores) == sum(
+        make_grant(n).amount for n in range(count)
+    )
+
+
+def test_an_interrupted_import_stops_between_chunks_and_says_how_to_finish(
+    cli: CommandLine,
+) -> None:
+    """SIGINT is answered with what was done, not with a traceback."""
+    (cli.cwd / "grants.jsonl").write_bytes(b"".join(line(n) for n in range(30_000)))
+    process = cli.start("import", "grants.jsonl", "--json")
+    events = cli.cwd / ".score-ledger" / "events.sqlite"
+    while not events.exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    summary = json.loads(stdout)
+    assert summary["interrupted"] is True
+    assert summary["recorded"] % 1000 == 0
+    assert stderr == b""
+
+
+def _size(file: Path, suffix: str) -> int:
+    other = file.with_name(file.name + suffix)
+    return other.stat().st_size if other.exists() else 0

@@ -1,0 +1,58 @@
+"""Real servers for all tests: one mongod for the run, one database for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from projections.embedded import open_server
+from projections.mongo import MongoScoreView, connect
+from projections.read_model import ReadModel
+from scoring import Scoring
+from support import sqlite_env
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in list(os.environ):
+        if name.startswith(("MONGO_", "SCORE_LEDGER_", "SCORING_", "SQLITE_", "POSTGRES_")):
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("PERSISTENCE_MODULE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def mongo_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A replica set of one node that serves the whole run."""
+    folder = tmp_path_factory.mktemp("mongo")
+    with open_server(folder, extra_args=["--setParameter", "enableTestCommands=1"]) as server:
+        yield server.uri
+
+
+@pytest.fixture
+def read_model(mongo_uri: str) -> Iterator[ReadModel]:
+    """A prepared read model in a database of its own."""
+    with connect(mongo_uri) as client:
+        model = ReadModel(client, f"test_{uuid4().hex}")
+        model.prepare()
+        yield model
+        client.drop_database(model.database.name)
+
+
+@pytest.fixture
+def view(read_model: ReadModel) -> Iterator[MongoScoreView]:
+    """A view on that database."""
+    with closing(MongoScoreView(read_model)) as view:
+        yield view
+
+
+@pytest.fixture
+def scoring(tmp_path: Path) -> Iterator[Scoring]:
+    """The write side on a SQLite file."""
+    with Scoring(sqlite_env(tmp_path / "events.sqlite")) as app:
+        yield app

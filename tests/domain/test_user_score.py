@@ -1,0 +1,137 @@
+"""``UserScore``: what the aggregate decides, and what its events mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scoring import GrantClaimed, InvalidGrant, UserScore
+from scoring.identity import claim_stream_id, user_stream_id
+from support import NOON, make_grant
+
+
+def grant(score: UserScore, number: int, **changes: Any) -> None:
+    values = make_grant(number, user_id=score.user_id).model_dump(exclude={"user_id"})
+    score.grant(**{**values, **changes})
+
+
+def recorded(events: Sequence[object]) -> list[UserScore.GrantRecorded]:
+    return [event for event in events if isinstance(event, UserScore.GrantRecorded)]
+
+
+def test_a_grant_triggers_exactly_one_event_and_its_claim() -> None:
+    """Each GrantRecorded is collected together with the claim that points to it."""
+    score = UserScore("ada")
+    grant(score, 1)
+    created, event, claim = score.collect_events()
+    assert isinstance(created, UserScore.Created)
+    assert isinstance(event, UserScore.GrantRecorded)
+    assert isinstance(claim, GrantClaimed)
+    assert (event.user_id, event.grant_id, event.amount) == ("ada", "grant-1", 2)
+    assert claim.originator_id == claim_stream_id("grant-1")
+    assert (claim.originator_version, claim.user_id, claim.version) == (
+        1,
+        "ada",
+        event.originator_version,
+    )
+
+
+def test_commands_return_none() -> None:
+    """A command answers by events only."""
+    command: Any = UserScore("ada").grant
+    assert command("g", "k", "content", "feed", 5, NOON) is None
+
+
+def test_the_same_grant_id_twice_counts_once() -> None:
+    """Idempotency within one unit of work: the second call triggers nothing."""
+    score = UserScore("ada")
+    grant(score, 1)
+    grant(score, 1)
+    grant(score, 1, amount=9)
+    assert len(recorded(score.collect_events())) == 1
+    assert score.total_score == 2
+
+
+@given(st.lists(st.integers(1, 1000), unique=True, max_size=40))
+def test_balance_equals_the_sum_of_amounts_by_total_category_and_source(numbers: list[int]) -> None:
+    """Accumulation, at every version, for any grants."""
+    score = UserScore("ada")
+    total = 0
+    for number in numbers:
+        grant(score, number)
+        total += make_grant(number).amount
+        assert score.total_score == total
+        assert sum(score.category_totals.values()) == total
+        assert sum(score.source_totals.values()) == total
+    assert score.grant_count == len(numbers)
+    for name in ("content", "learning", "activity"):
+        expected = sum(g.amount for g in map(make_grant, numbers) if g.category == name)
+        assert score.category_totals.get(name, 0) == expected
+
+
+def test_state_does_not_grow_with_the_number_of_grants() -> None:
+    """Sums only: after a thousand grants there are as many values as after ten."""
+    score = UserScore("ada")
+    for number in range(10):
+        grant(score, number)
+    score.collect_events()
+    few = len(repr(UserScore.Snapshot.take(score).state))
+    for number in range(10, 1000):
+        grant(score, number)
+    score.collect_events()
+    assert len(repr(UserScore.Snapshot.take(score).state)) < few + 50
+
+
+def test_the_same_user_has_the_same_stream() -> None:
+    """The stream is derived from the normalised user id."""
+    assert UserScore("Zoe\u0308").id == UserScore("Zo\u00eb").id == user_stream_id("Zo\u00eb")
+
+
+@pytest.mark.parametrize("user_id", ["", " ada", "a\nb", "x" * 129, None, 7])
+def test_a_bad_user_id_opens_no_stream(user_id: Any) -> None:
+    """The door of the aggregate is checked like all others."""
+    with pytest.raises(InvalidGrant, match="user_id must be"):
+        UserScore(user_id)
+
+
+def test_a_refused_grant_triggers_nothing() -> None:
+    """Checks come before the event."""
+    score = UserScore("ada")
+    with pytest.raises(InvalidGrant) as refused:
+        grant(score, 1, amount=-5)
+    assert (refused.value.field, refused.value.value) == ("amount", -5)
+    assert recorded(score.collect_events()) == []
+
+
+def test_a_total_never_passes_what_64_bits_hold() -> None:
+    """The guard of the total is part of the decision, not of the event."""
+    score = UserScore("ada")
+    score.total_score = 2**63 - 1 - 10
+    grant(score, 1, amount=10)
+    with pytest.raises(InvalidGrant, match="at most 0"):
+        grant(score, 2, amount=1)
+
+
+@pytest.mark.parametrize("key", ["content:feed-post:8812", "award:badge:first-post"])
+def test_a_grant_shaped_key_counts_in_the_recomputed_total(key: str) -> None:
+    """It adds to the running balance and to the recomputed total, as its bucket did."""
+    score = UserScore("ada")
+    grant(score, 1, key=key, grant_id=f"ada/{key}", amount=5)
+    grant(score, 2, amount=7)
+    assert (score.total_score, score.recomputed_total) == (12, 5)
+
+
+def test_replaying_the_events_gives_the_same_state() -> None:
+    """decide and evolve agree."""
+    score = UserScore("ada")
+    for number in range(50):
+        grant(score, number)
+    copy: Any = None
+    for event in score.collect_events():
+        if not isinstance(event, GrantClaimed):
+            copy = event.mutate(copy)
+    assert copy == score

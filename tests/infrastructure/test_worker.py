@@ -1,0 +1,163 @@
+"""``ProjectionWorker``: catching up, following, and being killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from projections import MongoScoreView, PoisonEvent, Progress, ProjectionWorker
+from projections.leaderboard import Leaderboard
+from projections.read_model import ReadModel
+from projections.verify import verify_totals
+from scoring import Scoring
+from support import make_grant
+
+
+def assert_equal_to_the_event_store(scoring: Scoring, read_model: ReadModel) -> None:
+    assert verify_totals(read_model).ok
+    for document in read_model.users.find():
+        score = scoring.score_of(document["_id"])
+        assert document["totalScore"] == score.total_score
+        assert document["categoryTotals"] == score.category_totals
+        assert document["sourceTotals"] == score.source_totals
+        assert document["grantCount"] == score.grant_count
+        assert document["recomputedTotal"] == score.recomputed_total
+        assert document["version"] == score.version
+
+
+def test_catching_up_makes_the_read_model_equal_to_the_events(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """In several batches, and the position moves over claims to the very end."""
+    scoring.grant_many([make_grant(number) for number in range(250)])
+    seen: list[Progress] = []
+    worker = ProjectionWorker(scoring, view, batch_size=40, on_progress=seen.append)
+    newest = scoring.recorder.max_notification_id()
+    assert worker.catch_up() == newest
+    assert view.max_tracking_id("Scoring") == newest
+    assert seen[-1].grants == 250
+    assert all(a.position <= b.position for a, b in pairwise(seen))
+    assert read_model.grants.count_documents({}) == 250
+    assert_equal_to_the_event_store(scoring, read_model)
+
+
+def test_catching_up_again_does_nothing(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """There is nothing between the tracked position and the newest event."""
+    scoring.grant_many([make_grant(number) for number in range(20)])
+    ProjectionWorker(scoring, view).catch_up()
+    before = list(read_model.users.find())
+    ProjectionWorker(scoring, view).catch_up()
+    assert list(read_model.users.find()) == before
+
+
+def test_an_empty_store_is_projected_without_a_position(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """Nothing to do is not an error."""
+    assert ProjectionWorker(scoring, view).catch_up() == 0
+
+
+def test_following_projects_what_is_recorded_meanwhile(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Grants made while the worker runs become visible without asking."""
+    stop = Event()
+    thread = Thread(target=ProjectionWorker(scoring, view).follow, args=(stop,))
+    thread.start()
+    try:
+        for number in range(30):
+            receipt = scoring.grant(**make_grant(number).model_dump())
+        view.wait("Scoring", receipt.position, timeout=10)
+        assert read_model.grants.count_documents({}) == 30
+    finally:
+        stop.set()
+        thread.join()
+    assert_equal_to_the_event_store(scoring, read_model)
+
+
+def test_two_workers_at_once_count_every_grant_once(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """The compare-and-set of the position lets one batch win; the other worker reads anew."""
+    scoring.grant_many([make_grant(number) for number in range(600)])
+    workers = [
+        Thread(target=ProjectionWorker(scoring, view, batch_size=20).catch_up) for _ in range(2)
+    ]
+    for thread in workers:
+        thread.start()
+    for thread in workers:
+        thread.join()
+    assert read_model.grants.count_documents({}) == 600
+    assert_equal_to_the_event_store(scoring, read_model)
+
+
+def test_a_poison_event_stops_the_worker_after_everything_before_it(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """The error names position, stream and topic."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    with sqlite3.connect(tmp_path / "events.sqlite") as database:
+        row = database.execute(
+            "SELECT rowid FROM stored_events WHERE topic LIKE '%GrantRecorded' "
+            "ORDER BY rowid LIMIT 1 OFFSET 6"
+        ).fetchone()
+        database.execute("UPDATE stored_events SET state = ? WHERE rowid = ?", (b"{", row[0]))
+    database.close()
+    with pytest.raises(PoisonEvent) as poison:
+        ProjectionWorker(scoring, view).catch_up()
+    assert poison.value.position == row[0]
+    assert poison.value.topic == "scoring:UserScore.GrantRecorded"
+    assert read_model.grants.count_documents({}) == 6
+    assert verify_totals(read_model).ok
+
+
+def test_a_worker_killed_in_the_middle_of_50_000_grants_loses_and_doubles_nothing(
+    scoring: Scoring, mongo_uri: str, read_model: ReadModel, view: MongoScoreView, tmp_path: Path
+) -> None:
+    """``kill -9`` of ``score-ledger project``, several times, then a run to the end."""
+    grants = [make_grant(number) for number in range(50_000)]
+    scoring.grant_many(grants)
+    env = {
+        **os.environ,
+        "MONGO_URI": mongo_uri,
+        "MONGO_DATABASE": read_model.database.name,
+        "PERSISTENCE_MODULE": "eventsourcing.sqlite",
+        "SQLITE_DBNAME": str(tmp_path / "events.sqlite"),
+        "SCORE_LEDGER_BATCH_SIZE": "1000",
+    }
+    command = [str(Path(sys.executable).with_name("score-ledger")), "project"]
+    newest = scoring.recorder.max_notification_id() or 0
+    killed_in_the_middle = 0
+    randomness = random.Random(2026)
+    for _ in range(4):
+        before = view.max_tracking_id("Scoring")
+        with subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+            while view.max_tracking_id("Scoring") == before and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(randomness.uniform(0, 0.2))
+            process.send_signal(signal.SIGKILL)
+        if (view.max_tracking_id("Scoring") or 0) < newest:
+            killed_in_the_middle += 1
+            assert verify_totals(read_model).ok
+    assert killed_in_the_middle >= 2
+    finished = subprocess.run(
+        [*command, "--json"], env=env, cwd=tmp_path, check=True, capture_output=True
+    )
+    assert b'"interrupted": false' in finished.stdout
+    assert read_model.grants.count_documents({}) == len(grants)
+    assert verify_totals(read_model).grants == len(grants)
+    assert_equal_to_the_event_store(scoring, read_model)
+    leaders = Leaderboard(read_model).top(10, by="ledger")
+    assert sum(row.score for row in leaders) == sum(grant.amount for grant in grants)

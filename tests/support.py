@@ -1,0 +1,28 @@
+"""What several test files need: settings and grants."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from scoring import Grant
+
+NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+def sqlite_env(file: Path) -> dict[str, str]:
+    return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(file)}
+
+
+def make_grant(number: int = 1, **changes: object) -> Grant:
+    """A valid grant; the same number makes the same grant."""
+    values: dict[str, object] = {
+        "user_id": f"user-{number % 7}",
+        "grant_id": f"grant-{number}",
+        "key": f"quiz:history:{number}",
+        "category": ("content", "learning", "activity")[number % 3],
+        "source": ("feed", "quiz")[number % 2],
+        "amount": number % 11 + 1,
+        "granted_at": NOON + timedelta(minutes=number),
+    }
+    return Grant(**{**values, **changes})  # type: ignore[arg-type]
