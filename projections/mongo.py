@@ -56,7 +56,10 @@ def connect(uri: str) -> MongoClient[Document]:
         ReadModelUnavailable: if the URI cannot be understood.
     """
     with translated():
-        return MongoClient(uri, serverSelectionTimeoutMS=10_000, appname="score-ledger")
+        try:
+            return MongoClient(uri, serverSelectionTimeoutMS=10_000, appname="score-ledger")
+        except (ValueError, TypeError) as error:  # a port or an option out of range
+            raise ReadModelUnavailable(f"MONGO_URI is not usable: {error}") from error
 
 
 class MongoScoreView(TrackingRecorder):

@@ -19,8 +19,9 @@ from projections.embedded.processes import SUPERVISOR_SCRIPT, Mongod
 from projections.embedded.supervisor import Order
 
 _POLL_SECONDS = 0.02
-# Below what Linux gives to outgoing connections: those might have our port when we come again, and
-# a replica set that has to move must first look for itself at its old address.
+# Below what Linux gives to outgoing connections: one of those might have our port when we come
+# again. Moving costs time: mongod first looks for itself at its old address, and if whoever listens
+# there now accepts and keeps silent, it waits for half a minute.
 _PORTS = range(20_000, 30_000)
 
 

@@ -1,0 +1,43 @@
+"""Benchmarks: ``python tests/benchmarks`` prints a table; ratios are within one run.
+
+Timings on shared machines are noisy, so what is compared is run in turns, and the median of the
+rounds is given with their range. Nothing here passes or fails; ``--help`` names the parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+import write_side
+from measuring import Report
+
+PARTS = {
+    "flat-cost": write_side.flat_cost,
+    "cold-load": write_side.cold_load,
+    "grant": write_side.single_grants,
+    "grant-many": write_side.batched_grants,
+    "writer-memory": write_side.memory,
+}
+
+
+def main() -> None:
+    """Run the parts that were asked for, or all of them."""
+    parser = argparse.ArgumentParser(prog="python tests/benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=", ".join(PARTS))
+    console = Console()
+    report = Report()
+    for name in parser.parse_args().parts or PARTS:
+        with (
+            console.status(f"measuring {name}"),
+            tempfile.TemporaryDirectory(prefix="score-ledger-benchmark-") as folder,
+        ):
+            PARTS[name](Path(folder), report)
+    console.print(report.table())
+
+
+if __name__ == "__main__":
+    main()

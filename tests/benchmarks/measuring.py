@@ -1,0 +1,51 @@
+"""Measuring in turns, and the table that comes out."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from rich.table import Table
+
+
+@dataclass
+class Report:
+    """Rows of: what was measured, against what, the ratio, and what is wanted."""
+
+    rows: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+
+    def add(
+        self, what: str, *, measured: str, reference: str, ratios: list[float], wanted: str
+    ) -> None:
+        spread = f"{median(ratios):.2f}"
+        if len(ratios) > 1:
+            spread += f"  ({min(ratios):.2f} to {max(ratios):.2f})"
+        self.rows.append((what, measured, reference, spread, wanted))
+
+    def table(self) -> Table:
+        table = Table(title="Benchmarks", title_justify="left")
+        for title in ("what", "measured", "reference", "ratio: median (range)", "wanted"):
+            table.add_column(title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turns(
+    first: Callable[[], object], second: Callable[[], object], *, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of both, run in turns, so that a machine that slows down slows both."""
+    # The inputs were made beforehand; the collector must not walk them again in every round.
+    gc.collect()
+    gc.freeze()
+    pairs = [(seconds(first), seconds(second)) for _ in range(rounds)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
