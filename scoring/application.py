@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
 from eventsourcing.application import Application, ProcessingEvent, Repository
+from eventsourcing.sqlite import SQLiteFactory
 from eventsourcing.utils import strtobool
 
 from scoring.checkout import CheckOutCache, StripedLocks
 from scoring.errors import BatchFailed, ScoringError
+from scoring.event_store import ScoringEventStore
 from scoring.grants import Grant
 from scoring.receipts import Score
 from scoring.recording import ChunkRecorder, RefusedAt
@@ -55,6 +57,8 @@ class Scoring(Application[UUID]):
         "TRANSCODER_TOPIC": "scoring.transcoding:OrjsonTranscoder",
         # Writers queue for the file; five seconds, the library's default, is short under load.
         "SQLITE_LOCK_TIMEOUT": "15",
+        # The library waits ten times this long; 30 seconds, its default, is five minutes.
+        "POSTGRES_CONNECT_TIMEOUT": "5",
     }
     snapshotting_intervals: ClassVar[dict[type[MutableOrImmutableAggregate[Any]], int]] = {
         UserScore: SNAPSHOT_INTERVAL
@@ -94,7 +98,16 @@ class Scoring(Application[UUID]):
 
     def construct_recorder(self) -> ApplicationRecorder:
         """Construct the recorder; processes that open one new store together may collide."""
+        if isinstance(self.factory, SQLiteFactory):
+            # A reader's connection first: the library's pool never lets go of its lock on writing
+            # when a writer's connection cannot be opened, as while others switch the file to WAL.
+            datastore = self.factory.datastore
+            opening(lambda: datastore.pool.put_connection(datastore.pool.get_connection()))
         return opening(super().construct_recorder)
+
+    def construct_event_store(self) -> EventStore[UUID]:
+        """Construct the event store."""
+        return ScoringEventStore(mapper=self.mapper, recorder=self.recorder)
 
     def construct_snapshot_store(self) -> EventStore[UUID]:
         """Construct the store of snapshots, likewise."""
@@ -230,25 +243,21 @@ class Scoring(Application[UUID]):
     def _take_snapshots(self, processing_event: ProcessingEvent[UUID]) -> None:
         # From the aggregates in hand, which hold just what was committed: the library would read
         # each one back, once per multiple of the interval.
-        first_versions = {
-            event.originator_id: event.originator_version
-            for event in reversed(processing_event.events)
+        aggregates = processing_event.aggregates
+        due = {
+            event.originator_id: aggregates[event.originator_id]
+            for event in processing_event.events
+            if event.originator_version % SNAPSHOT_INTERVAL == 0
+            and isinstance(aggregates.get(event.originator_id), UserScore)
         }
-        due = [
-            UserScore.Snapshot.take(aggregate)
-            for aggregate in processing_event.aggregates.values()
-            if isinstance(aggregate, UserScore)
-            and aggregate.id in first_versions
-            and (first_versions[aggregate.id] - 1) // SNAPSHOT_INTERVAL
-            != aggregate.version // SNAPSHOT_INTERVAL
-        ]
         if due and self.snapshots is not None:
-            self.snapshots.put(due)
-        others = ProcessingEvent[UUID]()
-        others.events = processing_event.events
-        others.aggregates = {
-            key: aggregate
-            for key, aggregate in processing_event.aggregates.items()
+            self.snapshots.put([UserScore.Snapshot.take(score) for score in due.values()])
+        others = {
+            id_: aggregate
+            for id_, aggregate in aggregates.items()
             if not isinstance(aggregate, UserScore)
         }
-        super()._take_snapshots(others)
+        if others:
+            theirs = ProcessingEvent[UUID]()
+            theirs.events, theirs.aggregates = processing_event.events, others
+            super()._take_snapshots(theirs)

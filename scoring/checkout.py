@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from uuid import UUID
+    from contextlib import AbstractContextManager
 
     from scoring.user_score import UserScore
 
@@ -28,18 +28,18 @@ class CheckOutCache:
         Zero and less mean no limit, as in the library.
         """
         self._maxsize = maxsize
-        self._scores: OrderedDict[UUID, UserScore] = OrderedDict()
+        self._scores: OrderedDict[str, UserScore] = OrderedDict()
         self._lock = Lock()
 
-    def take(self, stream_id: UUID) -> UserScore | None:
-        """Remove and return the aggregate, or return ``None``."""
+    def take(self, user_id: str) -> UserScore | None:
+        """Remove and return the user's aggregate, or return ``None``."""
         with self._lock:
-            return self._scores.pop(stream_id, None)
+            return self._scores.pop(user_id, None)
 
     def give_back(self, score: UserScore) -> None:
         """Return an aggregate that has no pending events."""
         with self._lock:
-            self._scores[score.id] = score
+            self._scores[score.user_id] = score
             while 0 < self._maxsize < len(self._scores):
                 self._scores.popitem(last=False)
 
@@ -54,10 +54,15 @@ class StripedLocks:
         """Make the locks."""
         self._locks = [Lock() for _ in range(stripes)]
 
-    @contextmanager
-    def hold(self, user_ids: Collection[str]) -> Iterator[None]:
+    def hold(self, user_ids: Collection[str]) -> AbstractContextManager[object]:
         """Hold the locks of these users, always taken in one order so that none waits for ever."""
-        stripes = sorted({hash(user_id) % len(self._locks) for user_id in user_ids})
+        stripes = {hash(user_id) % len(self._locks) for user_id in user_ids}
+        if len(stripes) == 1:
+            return self._locks[stripes.pop()]
+        return self._hold_all(sorted(stripes))
+
+    @contextmanager
+    def _hold_all(self, stripes: list[int]) -> Iterator[None]:
         with ExitStack() as stack:
             for stripe in stripes:
                 stack.enter_context(self._locks[stripe])

@@ -54,8 +54,8 @@ class _Attempt:
     scores: dict[str, UserScore] = field(default_factory=dict)
     balances: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By grant id: the user's total before and after."""
-    versions: dict[str, tuple[UUID, int]] = field(default_factory=dict)
-    """By grant id: the stream and version of its event."""
+    processing_event: ProcessingEvent[UUID] = field(default_factory=ProcessingEvent)
+    """The events that are sent to the store."""
     totals: dict[str, int] = field(default_factory=dict)
     """By user id: the running balance as it is with this attempt committed."""
 
@@ -138,7 +138,6 @@ class ChunkRecorder:
             except InvalidGrant as error:
                 raise RefusedAt(index, error) from None
             plan.balances[grant.grant_id] = before, score.total_score
-            plan.versions[grant.grant_id] = score.id, score.version
         # All that the receipts need is read before the commit: after it, nothing may fail.
         for user_id in self._users - plan.scores.keys():
             bystander = self._scores.current(user_id)
@@ -153,7 +152,7 @@ class ChunkRecorder:
         return self._answers(plan, positions, last)
 
     def _commit(self, plan: _Attempt) -> dict[str, int]:
-        processing_event: ProcessingEvent[UUID] = ProcessingEvent()
+        processing_event = plan.processing_event
         # What ProcessingEvent.collect_events() does, without its protocol checks: they cost more
         # than everything else here together.
         for score in plan.scores.values():
@@ -185,7 +184,11 @@ class ChunkRecorder:
 
     def _search_positions(self, plan: _Attempt) -> dict[str, int]:
         # The attempt was committed moments ago, so its positions are among the newest.
-        wanted = {place: grant_id for grant_id, place in plan.versions.items()}
+        wanted = {
+            (event.originator_id, event.originator_version): event.grant_id
+            for event in plan.processing_event.events
+            if isinstance(event, UserScore.GrantRecorded)
+        }
         found: dict[str, int] = {}
         stop = self._app.recorder.max_notification_id() or 0
         while len(found) < len(wanted) and stop > 0:

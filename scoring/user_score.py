@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+from uuid import UUID
 
 from eventsourcing.domain import (
     Aggregate,
     BaseAggregate,
     CanInitAggregate,
     CanMutateAggregate,
-    DomainEvent,
     MutableOrImmutableAggregate,
     Snapshot,
 )
@@ -28,11 +28,10 @@ from scoring.rules import MAX_TOTAL, normalised_user_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
 
 
 @dataclass(frozen=True)
-class GrantClaimed(DomainEvent):
+class GrantClaimed:
     """Claims a grant id for ever, in the same transaction as the grant itself.
 
     It is the only event of the stream ``uuid5(CLAIMS_NAMESPACE, grant_id)``, at version 1, so the
@@ -41,6 +40,8 @@ class GrantClaimed(DomainEvent):
 
     TOPIC: ClassVar[str] = "scoring:GrantClaimed"
 
+    originator_id: UUID
+    originator_version: int
     user_id: str
     """Whose grant claimed the id."""
     version: int
@@ -94,6 +95,7 @@ class UserScore(Aggregate):
 
         user_id: str
 
+    @dataclass(frozen=True)
     class GrantRecorded(Aggregate.Event):
         """One grant that counts. ``timestamp`` is when it was recorded."""
 
@@ -192,8 +194,11 @@ class UserScore(Aggregate):
         if self.total_score + grant.amount > MAX_TOTAL:
             rule = f"at most {MAX_TOTAL - self.total_score}, so that the total stays within 2^63-1"
             raise InvalidGrant(field="amount", value=grant.amount, rule=rule)
-        self.trigger_event(
-            UserScore.GrantRecorded,
+        # What trigger_event() does, without checking again that the class is known by its topic.
+        event = UserScore.GrantRecorded(
+            originator_id=self.id,
+            originator_version=self.version + 1,
+            timestamp=UserScore.GrantRecorded.create_timestamp(),
             user_id=self.user_id,
             grant_id=grant.grant_id,
             key=grant.key,
@@ -203,6 +208,8 @@ class UserScore(Aggregate):
             granted_at=grant.granted_at,
             replaced_points=0 if is_grant_shaped(grant.key) else None,
         )
+        event.mutate(self)
+        self.pending_events.append(event)
         self._pending_grant_ids.add(grant.grant_id)
 
     def collect_events(self) -> Sequence[CanMutateAggregate[UUID]]:
@@ -221,7 +228,6 @@ class UserScore(Aggregate):
                     GrantClaimed(
                         originator_id=claim_stream_id(event.grant_id),
                         originator_version=self.INITIAL_VERSION,
-                        timestamp=event.timestamp,
                         user_id=event.user_id,
                         version=event.originator_version,
                         token=token,

@@ -34,16 +34,14 @@ class UserScores:
 
         Being behind is found out by the commit, which then fails, so it need not cost a read here.
         """
-        stream_id = user_stream_id(user_id)
-        return self._cache.take(stream_id) or self._load(stream_id) or UserScore(user_id=user_id)
+        return self._cache.take(user_id) or self._load(user_id) or UserScore(user_id=user_id)
 
     def current(self, user_id: str) -> UserScore | None:
         """Return the user's aggregate with everything recorded so far, or ``None``."""
-        stream_id = user_stream_id(user_id)
-        cached = self._cache.take(stream_id)
+        cached = self._cache.take(user_id)
         if cached is None:
-            return self._load(stream_id)
-        score: UserScore = _evolved(cached, self._app.events.get(stream_id, gt=cached.version))
+            return self._load(user_id)
+        score: UserScore = _evolved(cached, self._app.events.get(cached.id, gt=cached.version))
         return score
 
     def give_back(self, score: UserScore) -> None:
@@ -71,7 +69,8 @@ class UserScores:
                 return event
         raise LookupError(f"no grant at version {claim.version} of user {claim.user_id!r}")
 
-    def _load(self, stream_id: UUID) -> UserScore | None:
+    def _load(self, user_id: str) -> UserScore | None:
+        stream_id = user_stream_id(user_id)
         try:
             score: UserScore = self._app.repository.get(stream_id, projector_func=_evolved)
         except AggregateNotFoundError:
