@@ -75,8 +75,7 @@ def progress_bar(unit: str) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
+        console=err if err.is_terminal else Console(stderr=True, quiet=True),
     )
 
 

@@ -135,8 +135,10 @@ def test_two_commands_at_once_share_the_server_of_a_folder(embedded_cli: Command
     assert processes_mentioning(cli.cwd) == []
 
 
-def test_no_mongod_at_all_is_one_sentence_with_three_ways(cli: CommandLine, tmp_path: Path) -> None:
-    """An explicit path that is wrong, and what to do."""
+def test_a_mongod_that_is_not_where_it_was_said_is_one_sentence(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    """The path that is wrong is named, without a traceback."""
     done = cli("status", MONGO_URI="", SCORE_LEDGER_MONGOD=str(tmp_path / "nothing-here"))
     assert done.returncode == 1
     assert done.stderr.startswith("error:")
