@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from eventsourcing.domain import DomainEventProtocol, MutableOrImmutableAggregate
     from eventsourcing.persistence import ApplicationRecorder, EventStore, Recording
-    from eventsourcing.utils import EnvType
+    from eventsourcing.utils import Environment, EnvType
 
     from scoring.receipts import GrantReceipt
 
@@ -95,6 +95,18 @@ class Scoring(Application[UUID]):
         cache_size = int(self.env.get(self.AGGREGATE_CACHE_MAXSIZE) or _DEFAULT_CACHE_SIZE)
         self._locks = StripedLocks()
         self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
+
+    def construct_env(self, name: str, env: EnvType | None = None) -> Environment:
+        """Construct the environment; on PostgreSQL, choose a recorder that can send large batches.
+
+        ``APPLICATION_RECORDER_TOPIC`` chooses another.
+        """
+        chosen = super().construct_env(name, env)
+        if chosen.get("PERSISTENCE_MODULE") == "eventsourcing.postgres":
+            chosen.setdefault(
+                "APPLICATION_RECORDER_TOPIC", "scoring.postgres:FlushingApplicationRecorder"
+            )
+        return chosen
 
     def construct_recorder(self) -> ApplicationRecorder:
         """Construct the recorder; processes that open one new store together may collide."""
