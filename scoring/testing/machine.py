@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from eventsourcing.persistence import IntegrityError
 from eventsourcing.popo import POPOApplicationRecorder
@@ -25,10 +25,47 @@ from scoring.testing.strategies import grant_ids, grants, user_ids
 from scoring.user_score import UserScore
 
 if TYPE_CHECKING:
-    from hypothesis.strategies import SearchStrategy
+    from hypothesis.strategies import DrawFn, SearchStrategy
 
-# Few ids, so that they come again, also under other users and payloads.
-_FEW_IDS = st.sampled_from(tuple(f"grant-{number}" for number in range(8)))
+# Mostly few ids, so that they come again, also under other users and payloads.
+_IDS: Final = st.one_of(
+    st.sampled_from(tuple(f"grant-{number}" for number in range(8))), grant_ids()
+)
+
+
+@st.composite
+def _new(draw: DrawFn) -> Grant:
+    """Draw a grant whose id may be taken or not."""
+    machine: ScoringMachine = draw(st.runner())
+    return draw(machine.grant_strategy)
+
+
+@st.composite
+def _recorded(draw: DrawFn) -> Grant:
+    """Draw a grant that is recorded already; a new one if none is."""
+    machine: ScoringMachine = draw(st.runner())
+    recorded = list(machine.model.grants.values())
+    if not recorded:
+        return draw(machine.grant_strategy)
+    return recorded[draw(st.integers(0, len(recorded) - 1))]
+
+
+@st.composite
+def _conflicting(draw: DrawFn) -> Grant:
+    """Draw a grant that contradicts a recorded one."""
+    machine: ScoringMachine = draw(st.runner())
+    return draw(changed_payloads(draw(_recorded()), users=machine.user_strategy))
+
+
+@st.composite
+def _batches(draw: DrawFn) -> list[Grant]:
+    """Draw new grants, repetitions and conflicts, some of them twice in the batch."""
+    batch = draw(_SMALL_BATCHES)
+    repeated = batch[: draw(st.integers(0, 2))]
+    return [*batch, *repeated] if draw(st.booleans()) else [*reversed(batch), *repeated]
+
+
+_SMALL_BATCHES: Final = st.lists(st.one_of(_new(), _recorded(), _conflicting()), max_size=6)
 
 
 class ScoringMachine(RuleBasedStateMachine):
@@ -44,12 +81,15 @@ class ScoringMachine(RuleBasedStateMachine):
 
         TestBonusScoring = BonusMachine.TestCase
 
-    Rules and invariants of your own are added as methods, with hypothesis's decorators.
+    Rules and invariants of your own are added as methods, with hypothesis's decorators; a rule
+    for a command of your own ends in ``self.compare(grants, receipts)``.
 
     Attributes:
         scoring: The application under test; a new object after every reload.
         model: What it is compared with.
         users: The normalised ids of the users of this example, one to four.
+        user_strategy: Draws one of them.
+        grant_strategy: What ``new_grants()`` returned for them.
     """
 
     def __init__(self) -> None:
@@ -59,6 +99,8 @@ class ScoringMachine(RuleBasedStateMachine):
         self.users: list[str] = []
         self.scoring = self.make_scoring()
         self._store = StoreReader()
+        self.user_strategy: SearchStrategy[str] = st.nothing()
+        self.grant_strategy: SearchStrategy[Grant] = st.nothing()
         self._has_made_history = False
 
     def make_scoring(self) -> Scoring:
@@ -71,55 +113,41 @@ class ScoringMachine(RuleBasedStateMachine):
         return Scoring()
 
     def new_grants(self) -> SearchStrategy[Grant]:
-        """Return the strategy for the grants of ``self.users``; override to fit your own."""
-        ids = st.one_of(_FEW_IDS, grant_ids())
-        return grants(users=st.sampled_from(self.users), ids=ids)
+        """Return the strategy for the grants of ``self.users``; override to fit your own.
 
-    def recorded_grants(self) -> SearchStrategy[Grant]:
-        """Return a strategy for grants that are recorded already; for new ones if none is."""
-        if not self.model.grants:
-            return self.new_grants()
-        return st.sampled_from(list(self.model.grants.values()))
-
-    def conflicting_grants(self) -> SearchStrategy[Grant]:
-        """Return a strategy for grants that contradict a recorded one."""
-        return self.recorded_grants().flatmap(
-            lambda grant: changed_payloads(grant, users=st.sampled_from(self.users))
-        )
-
-    def batches(self) -> SearchStrategy[list[Grant]]:
-        """Return a strategy for batches of new grants, repetitions and conflicts."""
-        choices = [self.new_grants(), self.recorded_grants(), self.conflicting_grants()]
-        batch = st.lists(st.one_of(choices), max_size=6)
-        return batch.flatmap(lambda part: st.permutations(part + part[:2]))
+        It is called once in an example.
+        """
+        return grants(users=st.sampled_from(self.users), ids=_IDS)
 
     @initialize(users=st.lists(user_ids(), min_size=1, max_size=4))
     def choose_users(self, users: list[str]) -> None:
         """Settle on the users of this example."""
         self.users = sorted({normalised_user_id(user_id) for user_id in users})
+        self.grant_strategy = self.new_grants()
+        self.user_strategy = st.sampled_from(self.users)
 
-    @rule(grant=st.runner().flatmap(lambda machine: machine.new_grants()))
+    @rule(grant=_new())
     def grant(self, grant: Grant) -> None:
         """Award anything that is valid; its id may be taken."""
         receipt = self.scoring.grant(**grant.model_dump())
-        self._compare([grant], [receipt])
+        self.compare([grant], [receipt])
 
-    @rule(grant=st.runner().flatmap(lambda machine: machine.recorded_grants()))
+    @rule(grant=_recorded())
     def grant_again(self, grant: Grant) -> None:
         """Repeat a recorded grant to the letter: a duplicate."""
         receipt = self.scoring.grant(**grant.model_dump())
-        self._compare([grant], [receipt])
+        self.compare([grant], [receipt])
 
-    @rule(grant=st.runner().flatmap(lambda machine: machine.conflicting_grants()))
+    @rule(grant=_conflicting())
     def contradict(self, grant: Grant) -> None:
         """Give a recorded id to another payload: a conflict."""
         receipt = self.scoring.grant(**grant.model_dump())
-        self._compare([grant], [receipt])
+        self.compare([grant], [receipt])
 
-    @rule(batch=st.runner().flatmap(lambda machine: machine.batches()))
+    @rule(batch=_batches())
     def grant_many(self, batch: list[Grant]) -> None:
         """Award a batch in which users meet and ids repeat."""
-        self._compare(batch, self.scoring.grant_many(batch))
+        self.compare(batch, self.scoring.grant_many(batch))
 
     @rule(user_index=st.integers(0, 3))
     def make_history(self, user_index: int) -> None:
@@ -140,7 +168,7 @@ class ScoringMachine(RuleBasedStateMachine):
             )
             for number in range(SNAPSHOT_INTERVAL + 5)
         ]
-        self._compare(batch, self.scoring.grant_many(batch))
+        self.compare(batch, self.scoring.grant_many(batch))
 
     @rule(invalid=invalid_grants())
     def refuse(self, invalid: tuple[dict[str, Any], str]) -> None:
@@ -171,7 +199,7 @@ class ScoringMachine(RuleBasedStateMachine):
                 self.scoring.snapshots.put(list(stream))
         old.close()
 
-    @rule(grant=st.runner().flatmap(lambda machine: machine.recorded_grants()))
+    @rule(grant=_recorded())
     def take_snapshot(self, grant: Grant) -> None:
         """Force a snapshot of somebody who has grants."""
         if self.scoring.snapshots is not None and self.model.of(grant.user_id):
@@ -200,8 +228,16 @@ class ScoringMachine(RuleBasedStateMachine):
         """Close the application."""
         self.scoring.close()
 
-    def _compare(self, grants: list[Grant], receipts: list[GrantReceipt]) -> None:
-        """Answer ``grants`` by the model and hold the receipts against it."""
+    def compare(self, grants: list[Grant], receipts: list[GrantReceipt]) -> None:
+        """Answer ``grants`` by the model and hold the receipts, and what was stored, against it.
+
+        Args:
+            grants: What one command awarded, in the order of the receipts.
+            receipts: What it answered.
+
+        Raises:
+            AssertionError: if a receipt is not the truth.
+        """
         expected = []
         for grant in grants:
             before = self.model.total(grant.user_id)

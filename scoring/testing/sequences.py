@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 
 from scoring.identity import is_grant_shaped
-from scoring.rules import normalised_user_id
+from scoring.rules import MAX_AMOUNT, normalised_user_id
 from scoring.testing.strategies import amounts, grants, keys, labels, user_ids
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
 
     from scoring.grants import Grant
+
+_FEWER_FIELDS: Final = st.sampled_from(("amount", "category", "source", "granted_at"))
+_FIELDS: Final = st.sampled_from(("amount", "category", "source", "granted_at", "user_id", "key"))
+_VALUES: Final[dict[str, SearchStrategy[Any]]] = {
+    "amount": amounts(),
+    "category": labels(),
+    "source": labels(),
+    "key": keys(),
+}
 
 
 @st.composite
@@ -28,10 +37,8 @@ def changed_payloads(
         grant: The grant to contradict.
         users: Strategy for another user; ``user_ids()`` by default.
     """
-    choices = ["amount", "category", "source", "granted_at"]
-    if not is_grant_shaped(grant.key):
-        choices += ["user_id", "key"]  # a derived id names its user and key, so those must stay
-    field = draw(st.sampled_from(choices))
+    # A derived id names its user and key, so those must stay.
+    field = draw(_FEWER_FIELDS if is_grant_shaped(grant.key) else _FIELDS)
     if field == "user_id":
         user_id = normalised_user_id(draw(user_ids() if users is None else users))
         if user_id != grant.user_id:
@@ -41,14 +48,9 @@ def changed_payloads(
         later = grant.granted_at < datetime(9000, 1, 1, tzinfo=UTC)
         step = timedelta(milliseconds=1 if later else -1)
         return grant.model_copy(update={field: grant.granted_at + step})
-    strategies: dict[str, SearchStrategy[object]] = {
-        "amount": amounts(),
-        "category": labels(),
-        "source": labels(),
-        "key": keys(),
-    }
-    current = getattr(grant, field)
-    changed = draw(strategies[field].filter(lambda value: value != current))
+    changed = draw(_VALUES[field])
+    if changed == getattr(grant, field):
+        field, changed = "amount", grant.amount % MAX_AMOUNT + 1
     return grant.model_copy(update={field: changed})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ _ODD_IDS: Final = (
     "👩\u200d🚀",
     "שלום עולם",
     "a/b:c",
+    "jane/award:badge:1",
     "$set.x",
     "\ufb2c",
     "0",
@@ -37,22 +39,26 @@ _FEW_KEYS: Final = st.sampled_from(
 )
 
 
+@cache
 def user_ids() -> SearchStrategy[str]:
     """Return a strategy for valid user ids, not always in NFC, of every length allowed."""
     return _ids(MAX_USER_ID_LENGTH)
 
 
+@cache
 def grant_ids() -> SearchStrategy[str]:
     """Return a strategy for valid grant ids that are nobody's derived ones."""
     return _ids(MAX_GRANT_ID_LENGTH).filter(lambda text: not _squats(text))
 
 
+@cache
 def keys() -> SearchStrategy[str]:
     """Return a strategy for valid keys that are not grant-shaped."""
     segments = st.lists(st.text(_LETTERS + "/", min_size=1, max_size=12), min_size=1, max_size=4)
     return st.one_of(_FEW_KEYS, segments.map(":".join)).filter(lambda key: not is_grant_shaped(key))
 
 
+@cache
 def grant_shaped_keys() -> SearchStrategy[str]:
     """Return a strategy for ``content:feed-post:<id>`` and ``award:badge:<id>``."""
     return st.builds(
@@ -62,6 +68,7 @@ def grant_shaped_keys() -> SearchStrategy[str]:
     )
 
 
+@cache
 def labels() -> SearchStrategy[str]:
     """Return a strategy for valid categories and sources, mostly from a few, so that sums meet."""
     first = st.sampled_from(string.ascii_lowercase)
@@ -69,11 +76,13 @@ def labels() -> SearchStrategy[str]:
     return st.one_of(_FEW_LABELS, st.builds("{}{}".format, first, others))
 
 
+@cache
 def amounts() -> SearchStrategy[int]:
     """Return a strategy for valid amounts, in points."""
     return st.integers(1, MAX_AMOUNT)
 
 
+@cache
 def moments() -> SearchStrategy[datetime]:
     """Return a strategy for aware datetimes of any fixed offset that UTC can express."""
     offsets = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timedelta(minutes=minutes))
@@ -102,10 +111,7 @@ def grants(
         ledger_keys: Strategy for the key; by default one in four is grant-shaped.
     """
     user_id = draw(user_ids() if users is None else users)
-    if ledger_keys is None:
-        plain = st.integers(0, 3).flatmap(lambda n: keys() if n else grant_shaped_keys())
-        ledger_keys = plain
-    key = draw(ledger_keys)
+    key = draw(_any_keys() if ledger_keys is None else ledger_keys)
     if is_grant_shaped(key):
         grant_id = derived_grant_id(unicodedata.normalize("NFC", user_id), key)
     else:
@@ -119,6 +125,11 @@ def grants(
         amount=draw(amounts()),
         granted_at=draw(moments()),
     )
+
+
+@cache
+def _any_keys() -> SearchStrategy[str]:
+    return st.integers(0, 3).flatmap(lambda number: keys() if number else grant_shaped_keys())
 
 
 def _ids(max_length: int) -> SearchStrategy[str]:

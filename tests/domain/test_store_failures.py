@@ -1,0 +1,297 @@
+"""A store that fails before, during and after the commit: the answer is the truth or an error."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Timer
+
+import pytest
+from postgres_proxy import lossy_proxy
+from postgres_server import PostgresServer, new_server
+from psycopg import sql
+from receipts_check import check_receipts, read_ledger
+
+import scoring.retrying
+from scoring import BatchFailed, GrantStatus, Scoring, ScoringError, UserScore
+from support import make_grant, sqlite_env
+
+
+def later(seconds: float, action: Callable[[], object]) -> Timer:
+    timer = Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+@contextmanager
+def write_locked(file: Path) -> Iterator[None]:
+    """Another program holds the one lock on writing that a SQLite file has."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def fail_inserts(file: Path, table: str) -> None:
+    """Let the database itself refuse every insert into a table from now on."""
+    with closing(sqlite3.connect(file)) as other:
+        other.execute(
+            f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} "
+            "BEGIN SELECT RAISE(ABORT, 'refused on purpose'); END"
+        )
+
+
+# --- around the commit ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["lose_commits", "lose_answers"])
+def test_a_connection_lost_around_the_commit_ends_in_a_truthful_receipt(
+    postgres: PostgresServer, moment: str
+) -> None:
+    """Lost before it: committed by a retry. Lost after it: found by the token of the claim."""
+    with lossy_proxy(postgres.new_env()) as (proxy, env), Scoring(env) as app:
+        first = make_grant(1, user_id="jane", amount=5)
+        answers = [(first, app.grant(**first.model_dump()))]
+        setattr(proxy, moment, 1)
+        second = make_grant(2, user_id="jane", amount=7)
+        receipt = app.grant(**second.model_dump())
+        answers.append((second, receipt))
+        assert proxy.lost == 1
+        assert receipt.status is GrantStatus.RECORDED
+        assert (receipt.total_before, receipt.total_after) == (5, 12)
+        third = make_grant(3, user_id="jane", amount=1)
+        answers.append((third, app.grant(**third.model_dump())))
+        again = app.grant(**second.model_dump())
+        assert (again.status, again.total_after) == (GrantStatus.DUPLICATE, 13)
+        check_receipts(read_ledger(app), answers)
+
+
+@pytest.mark.parametrize("moment", ["lose_commits", "lose_answers"])
+def test_a_batch_whose_connection_is_lost_is_answered_grant_by_grant(
+    postgres: PostgresServer, moment: str
+) -> None:
+    """Repetitions, conflicts and several users; positions are found again among later ones."""
+    with lossy_proxy(postgres.new_env()) as (proxy, env), Scoring(env) as app:
+        app.grant(**make_grant(1).model_dump())
+        batch = [
+            *(make_grant(number) for number in range(40)),
+            make_grant(3),
+            make_grant(1, amount=999),
+            make_grant(8, user_id="a stranger"),
+        ]
+        setattr(proxy, moment, 1)
+        receipts = app.grant_many(batch)
+        assert proxy.lost == 1
+        statuses = [receipt.status for receipt in receipts]
+        assert statuses.count(GrantStatus.RECORDED) == 39
+        assert statuses[1] is GrantStatus.DUPLICATE
+        assert statuses[-3:] == [
+            GrantStatus.DUPLICATE,
+            GrantStatus.CONFLICT,
+            GrantStatus.CONFLICT,
+        ]
+        ledger = read_ledger(app)
+        recorded = check_receipts(ledger, zip(batch, receipts, strict=True))
+        assert ledger.events.keys() == recorded.keys() | {"grant-1"}
+
+
+def test_connections_may_be_lost_again_and_again(postgres: PostgresServer) -> None:
+    """Every answer to a commit and every second commit is lost for a while."""
+    with lossy_proxy(postgres.new_env()) as (proxy, env), Scoring(env) as app:
+        answers = []
+        for number in range(12):
+            proxy.lose_commits, proxy.lose_answers = number % 3, 1
+            grant = make_grant(number, user_id="jane")
+            answers.append((grant, app.grant(**grant.model_dump())))
+        assert proxy.lost >= 12
+        recorded = check_receipts(read_ledger(app), answers)
+        assert recorded == {f"grant-{number}": 1 for number in range(12)}
+
+
+# --- after the commit ----------------------------------------------------------------------------
+
+
+def test_a_snapshot_that_fails_fails_nobody_on_sqlite(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The grants are recorded and answered; the failure is logged."""
+    file = tmp_path / "events.sqlite"
+    with Scoring(sqlite_env(file)) as app:
+        fail_inserts(file, "stored_snapshots")
+        receipts = [
+            app.grant(**make_grant(number, user_id="jane").model_dump()) for number in range(120)
+        ]
+        assert {receipt.status for receipt in receipts} == {GrantStatus.RECORDED}
+        assert "a step after the commit failed" in caplog.text
+        assert "refused on purpose" in caplog.text
+    with Scoring(sqlite_env(file)) as app:
+        assert app.score_of("jane").grant_count == 120
+        snapshots = app.snapshots
+        assert snapshots is not None
+        assert list(snapshots.get(UserScore.create_id("jane"))) == []
+
+
+def test_a_snapshot_that_fails_fails_nobody_on_postgresql(
+    postgres: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Likewise."""
+    env = postgres.new_env()
+    schema = sql.Identifier(env["POSTGRES_SCHEMA"])
+    with Scoring(env) as app:
+        postgres.execute(
+            sql.SQL(
+                "CREATE FUNCTION {0}.refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'refused on purpose'; END $$;"
+                "CREATE TRIGGER refuse BEFORE INSERT ON {0}.scoring_snapshots "
+                "FOR EACH ROW EXECUTE FUNCTION {0}.refuse()"
+            ).format(schema)
+        )
+        receipts = app.grant_many([make_grant(number, user_id="jane") for number in range(120)])
+        assert {receipt.status for receipt in receipts} == {GrantStatus.RECORDED}
+        assert "refused on purpose" in caplog.text
+
+
+def test_a_log_handler_that_fails_fails_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the line about a conflict nor the one about a lost snapshot."""
+
+    class BrokenHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - as in the base class
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(logging.getLogger("scoring"), "handlers", [BrokenHandler()])
+    file = tmp_path / "events.sqlite"
+    with Scoring(sqlite_env(file)) as app:
+        fail_inserts(file, "stored_snapshots")
+        receipts = app.grant_many([make_grant(number, user_id="jane") for number in range(120)])
+        assert {receipt.status for receipt in receipts} == {GrantStatus.RECORDED}
+        conflict = app.grant(**make_grant(1, user_id="carl").model_dump())
+        assert conflict.status is GrantStatus.CONFLICT
+
+
+def test_a_subscriber_that_fails_fails_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An embedder's hook runs after the commit, so its mistakes are logged."""
+
+    class Embedded(Scoring):
+        def _notify(self, recordings: object) -> None:  # noqa: ARG002 - as in the base class
+            raise RuntimeError("the embedder's mistake")
+
+    with Embedded(sqlite_env(tmp_path / "events.sqlite")) as app:
+        assert app.grant(**make_grant().model_dump()).status is GrantStatus.RECORDED
+        assert "the embedder's mistake" in caplog.text
+
+
+# --- retries have a bound ------------------------------------------------------------------------
+
+
+def test_a_store_that_stays_locked_ends_in_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the bound, without a raw database error; reads go on, and trying again is safe."""
+    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 1.5)
+    file = tmp_path / "events.sqlite"
+    with Scoring({**sqlite_env(file), "SQLITE_LOCK_TIMEOUT": "1"}) as app:
+        app.grant(**make_grant(1, user_id="jane", amount=5).model_dump())
+        second = make_grant(2, user_id="jane")
+        with write_locked(file):
+            began = time.monotonic()
+            with pytest.raises(ScoringError, match=r"database is locked.*which is safe"):
+                app.grant(**second.model_dump())
+            assert time.monotonic() - began < 10
+            assert app.score_of("jane").total_score == 5
+            with pytest.raises(BatchFailed, match="database is locked") as failed:
+                app.grant_many([second])
+            assert (failed.value.receipts_so_far, failed.value.index) == ([], 0)
+        assert app.grant(**second.model_dump()).status is GrantStatus.RECORDED
+
+
+def test_a_writer_waits_for_a_lock_that_is_let_go(tmp_path: Path) -> None:
+    """A busy file is no error at all."""
+    file = tmp_path / "events.sqlite"
+    with (
+        Scoring({**sqlite_env(file), "SQLITE_LOCK_TIMEOUT": "1"}) as app,
+        closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        release = later(2.5, lambda: other.execute("ROLLBACK"))
+        assert app.grant(**make_grant().model_dump()).status is GrantStatus.RECORDED
+        release.join()
+
+
+def test_races_that_are_lost_for_ever_end_in_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if somebody else always were first: the store refuses every insert as not unique."""
+    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 1.0)
+    file = tmp_path / "events.sqlite"
+    with Scoring(sqlite_env(file)) as app:
+        fail_inserts(file, "stored_events")
+        with pytest.raises(ScoringError, match=r"lost the race .* \d+ times .* not recorded"):
+            app.grant(**make_grant().model_dump())
+
+
+def test_a_batch_that_fails_half_way_keeps_its_receipts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store fails in the second chunk: the first thousand receipts are in the error."""
+    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 0.5)
+    file = tmp_path / "events.sqlite"
+
+    def grants() -> Iterator[object]:
+        for number in range(1500):
+            if number == 1200:
+                fail_inserts(file, "stored_events")
+            yield make_grant(number)
+
+    with Scoring(sqlite_env(file)) as app:
+        with pytest.raises(BatchFailed) as failed:
+            app.grant_many(grants())  # type: ignore[arg-type]
+        assert failed.value.index == 1000
+        assert len(failed.value.receipts_so_far) == 1000
+        ledger = read_ledger(app)
+        assert len(ledger.events) == 1000
+
+
+def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same application carries on when PostgreSQL is started again."""
+    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 0.5)
+    with new_server() as server:
+        env = PostgresServer(server.get_uri()).new_env(POSTGRES_CONNECT_TIMEOUT="1")
+        with Scoring(env) as app:
+            app.grant(**make_grant(1, user_id="jane", amount=5).model_dump())
+            server.stop()
+            began = time.monotonic()
+            with pytest.raises(ScoringError, match=r"unknown whether .* which is safe"):
+                app.grant(**make_grant(2, user_id="jane").model_dump())
+            assert time.monotonic() - began < 40
+            server.ensure_postgres_running()
+            receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
+            assert (receipt.status, receipt.total_before) == (GrantStatus.RECORDED, 5)
+
+
+# --- what is refused at start --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "SCORING_"])
+def test_database_functions_are_refused_at_start(postgres: PostgresServer, prefix: str) -> None:
+    """They insert without the table lock, so positions could become visible out of order."""
+    env = postgres.new_env(**{f"{prefix}POSTGRES_ENABLE_DB_FUNCTIONS": "yes"})
+    with pytest.raises(ScoringError, match=r"POSTGRES_ENABLE_DB_FUNCTIONS .* unset it"):
+        Scoring(env)
+
+
+def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> None:
+    """At once: no amount of trying makes the folder."""
+    began = time.monotonic()
+    with pytest.raises(ScoringError, match="cannot be opened: unable to open database file"):
+        Scoring(sqlite_env(tmp_path / "nowhere" / "events.sqlite"))
+    assert time.monotonic() - began < 5
