@@ -272,7 +272,7 @@ def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
             began = time.monotonic()
             with pytest.raises(ScoringError, match=r"unknown whether .* which is safe"):
                 app.grant(**make_grant(2, user_id="jane").model_dump())
-            assert time.monotonic() - began < 40
+            assert time.monotonic() - began < 90
             server.ensure_postgres_running()
             receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
             assert (receipt.status, receipt.total_before) == (GrantStatus.RECORDED, 5)
