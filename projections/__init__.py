@@ -4,12 +4,20 @@
 together themselves.
 """
 
-from projections.errors import PoisonEvent, PositionMoved, ProjectionError, ReadModelUnavailable
+from projections.errors import (
+    PoisonEvent,
+    PositionMoved,
+    ProjectionError,
+    ReadModelUnavailable,
+    RebuildSuperseded,
+    ShapeChanged,
+)
 from projections.history import GrantRow, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
 from projections.projection import ScoreGrantsProjection
+from projections.rebuild import RebuildOutcome
 from projections.verify import Difference, Verification
 from projections.worker import Progress, ProjectionWorker
 
@@ -26,8 +34,11 @@ __all__ = [
     "ProjectionError",
     "ProjectionWorker",
     "ReadModelUnavailable",
+    "RebuildOutcome",
+    "RebuildSuperseded",
     "ScoreGrantsProjection",
     "ScoreLedger",
+    "ShapeChanged",
     "UserTotals",
     "Verification",
 ]

@@ -74,15 +74,15 @@ def user(
 
 def status(folder: FolderOption = None, json: JsonOption = False) -> None:
     """Show where events and read model are, and how far apart."""
-    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+    with ScoreLedger.open(folder=folder, worker=False, any_shape=True) as ledger:
         state = ledger.status()
     if json:
         print_json(state)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in dataclasses.asdict(state).items():
-        if value is not None:
-            text = f"{value:,}" if isinstance(value, int) else shown(str(value))
+        if value is not None and value != []:
+            text = f"{value:,}" if isinstance(value, int) else shown(str(value).strip("[]"))
             table.add_row(f"[dim]{name.replace('_', ' ')}[/]", text)
     out.print(table)
 
