@@ -18,7 +18,7 @@ from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
 from projections.projection import ScoreGrantsProjection
 from projections.rebuild import RebuildOutcome
-from projections.verify import Difference, Verification
+from projections.verification import Difference, Verification, VerificationProgress
 from projections.worker import Progress, ProjectionWorker
 
 __all__ = [
@@ -41,4 +41,5 @@ __all__ = [
     "ShapeChanged",
     "UserTotals",
     "Verification",
+    "VerificationProgress",
 ]

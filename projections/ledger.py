@@ -16,7 +16,8 @@ from projections.mongo import MongoScoreView, connect
 from projections.read_model import ReadModel
 from projections.rebuild import Rebuild, RebuildOutcome
 from projections.settings import SQLITE_MODULE, Settings
-from projections.verify import Verification, verify_totals
+from projections.verify import verify_totals
+from projections.verify_events import verify_events
 from projections.worker import Progress, ProjectionWorker
 from scoring import Grant, GrantReceipt, Score, Scoring
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
     from typing import Self
+
+    from projections.verification import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
 
@@ -246,9 +249,31 @@ class ScoreLedger:
         """Drop the generations that rebuilds have replaced, and return their numbers."""
         return self._view.read_model.generations.drop_kept()
 
-    def verify(self, *, on_progress: Callable[[Verification], None] | None = None) -> Verification:
-        """Compare the read model's totals with its grants; see ``verify_totals``."""
-        return verify_totals(self._view.read_model, on_progress=on_progress)
+    def verify(
+        self,
+        *,
+        events: bool = True,
+        on_progress: Callable[[VerificationProgress], None] | None = None,
+    ) -> Verification:
+        """Compare the read model with the event store; workers may go on.
+
+        Every grant up to the tracked position is there once, with the same payload, and nothing
+        extra; totals, categories, sources, counts, buckets, recomputed totals and the position are
+        what the events add up to. Memory does not grow with history.
+
+        Args:
+            events: Otherwise compare users with the sums of their projected grants and buckets
+                only, which does not read the event store.
+            on_progress: Told now and then.
+
+        Raises:
+            ScoringError: if the event store cannot be read.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        read_model = self._view.read_model
+        if events:
+            return verify_events(self._scoring, read_model, on_progress=on_progress)
+        return verify_totals(read_model, on_progress=on_progress)
 
     def status(self) -> LedgerStatus:
         """Return where the ledger stands."""
