@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import projections.mongo
 from projections import (
     Leaderboard,
     MongoScoreView,
@@ -19,7 +18,7 @@ from projections import (
     ProjectionWorker,
     RebuildSuperseded,
 )
-from projections.batches import Batch
+from projections.batches import Batch, user_changes
 from projections.errors import ReadModelUnavailable
 from projections.history import UserHistory
 from projections.mongo import connect
@@ -248,12 +247,11 @@ def test_no_batch_straddles_the_switch(
     switch = built(scoring, live)
     scoring.grant_many([make_grant(99)])
     inside, go_on = Event(), Event()
-    original = projections.mongo.user_changes
 
     def pause(grants: Any) -> Any:
         inside.set()
         assert go_on.wait(10)
-        return original(grants)
+        return user_changes(grants)
 
     monkeypatch.setattr("projections.mongo.user_changes", pause)
     worker = Thread(target=ProjectionWorker(scoring, view).catch_up)
