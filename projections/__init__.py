@@ -4,13 +4,21 @@
 together themselves.
 """
 
-from projections.errors import PoisonEvent, PositionMoved, ProjectionError, ReadModelUnavailable
+from projections.errors import (
+    PoisonEvent,
+    PositionMoved,
+    ProjectionError,
+    ReadModelUnavailable,
+    RebuildSuperseded,
+    ShapeChanged,
+)
 from projections.history import GrantRow, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
 from projections.projection import ScoreGrantsProjection
-from projections.verify import Difference, Verification
+from projections.rebuild import RebuildOutcome
+from projections.verification import Difference, Verification, VerificationProgress
 from projections.worker import Progress, ProjectionWorker
 
 __all__ = [
@@ -26,8 +34,12 @@ __all__ = [
     "ProjectionError",
     "ProjectionWorker",
     "ReadModelUnavailable",
+    "RebuildOutcome",
+    "RebuildSuperseded",
     "ScoreGrantsProjection",
     "ScoreLedger",
+    "ShapeChanged",
     "UserTotals",
     "Verification",
+    "VerificationProgress",
 ]

@@ -35,3 +35,25 @@ class PoisonEvent(ProjectionError):  # noqa: N818 - the field's term
             f"the event at position {position} (stream {stream}, topic {topic}) cannot be "
             f"projected: {reason}"
         )
+
+
+class ShapeChanged(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """The read model's documents have another shape than this release projects.
+
+    Attributes:
+        found: The shape of the live documents.
+        expected: The shape of this release.
+    """
+
+    def __init__(self, *, found: int, expected: int) -> None:
+        """Name both shapes."""
+        self.found = found
+        self.expected = expected
+        super().__init__(
+            f"the read model was made by another release (its documents have shape {found}, this "
+            f"release has {expected}): run score-ledger rebuild, which leaves the events alone"
+        )
+
+
+class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """The generation that was being built is gone: it was finished or given up elsewhere."""

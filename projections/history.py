@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from projections.driver_errors import translated
 from scoring.rules import normalised_user_id
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from pymongo.client_session import ClientSession
 
     from projections.read_model import Document, ReadModel
 
@@ -71,6 +72,7 @@ class UserHistory:
         """Read from this read model."""
         self._grants = read_model.grants
         self._users = read_model.users
+        self._generations = read_model.generations
 
     def totals(self, user_id: str) -> UserTotals | None:
         """Return a user's totals, or ``None`` for a user who has nothing yet.
@@ -80,8 +82,9 @@ class UserHistory:
             ReadModelUnavailable: if MongoDB failed.
         """
         user_id = normalised_user_id(user_id)
-        with translated():
-            document = self._users.find_one({"_id": user_id})
+        document = self._generations.consistently(
+            lambda session: self._users.find_one({"_id": user_id}, session=session)
+        )
         if document is None:
             return None
         return UserTotals(
@@ -113,10 +116,12 @@ class UserHistory:
         query: Document = {"userId": normalised_user_id(user_id)}
         if after is not None:
             query["_id"] = {"$lt": after}
-        with translated():
-            return [
-                _row(document) for document in self._grants.find(query).sort("_id", -1).limit(limit)
-            ]
+
+        def read(session: ClientSession) -> list[GrantRow]:
+            found = self._grants.find(query, session=session).sort("_id", -1).limit(limit)
+            return [_row(document) for document in found]
+
+        return self._generations.consistently(read)
 
 
 def _row(document: Document) -> GrantRow:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from projections.driver_errors import translated
 from scoring.rules import normalised_user_id
 
 if TYPE_CHECKING:
-    from projections.read_model import ReadModel
+    from pymongo.client_session import ClientSession
+
+    from projections.read_model import Document, ReadModel
 
 By = Literal["recomputed", "ledger"]
 
@@ -41,6 +42,7 @@ class Leaderboard:
     def __init__(self, read_model: ReadModel) -> None:
         """Read from this read model."""
         self._users = read_model.users
+        self._generations = read_model.generations
 
     def top(self, n: int = 10, by: By = "recomputed") -> list[LeaderboardRow]:
         """Return the first ``n`` rows.
@@ -54,15 +56,16 @@ class Leaderboard:
             raise ValueError(f"n must be 0 or more; got {n}")
         if n == 0:
             return []
+
+        def read(session: ClientSession) -> list[Document]:
+            found = self._users.find({}, {field: 1}, session=session)
+            return list(found.sort([(field, -1), ("_id", 1)]).limit(n))
+
         rows: list[LeaderboardRow] = []
-        with translated():
-            found = self._users.find({}, {field: 1}).sort([(field, -1), ("_id", 1)]).limit(n)
-            for place, document in enumerate(found, start=1):
-                score = int(document[field])
-                tied = bool(rows) and rows[-1].score == score
-                rows.append(
-                    LeaderboardRow(rows[-1].rank if tied else place, document["_id"], score)
-                )
+        for place, document in enumerate(self._generations.consistently(read), start=1):
+            score = int(document[field])
+            tied = bool(rows) and rows[-1].score == score
+            rows.append(LeaderboardRow(rows[-1].rank if tied else place, document["_id"], score))
         return rows
 
     def rank_of(self, user_id: str, by: By = "recomputed") -> LeaderboardRow | None:
@@ -75,12 +78,16 @@ class Leaderboard:
         """
         field = _field(by)
         user_id = normalised_user_id(user_id)
-        with translated():
-            document = self._users.find_one({"_id": user_id}, {field: 1})
+
+        def read(session: ClientSession) -> LeaderboardRow | None:
+            document = self._users.find_one({"_id": user_id}, {field: 1}, session=session)
             if document is None:
                 return None
-            better = self._users.count_documents({field: {"$gt": document[field]}})
-        return LeaderboardRow(better + 1, user_id, int(document[field]))
+            better = {field: {"$gt": document[field]}}
+            rank = self._users.count_documents(better, session=session) + 1
+            return LeaderboardRow(rank, user_id, int(document[field]))
+
+        return self._generations.consistently(read)
 
 
 def _field(by: str) -> str:

@@ -14,8 +14,10 @@ from projections.history import GrantRow, UserHistory, UserTotals
 from projections.leaderboard import Leaderboard
 from projections.mongo import MongoScoreView, connect
 from projections.read_model import ReadModel
+from projections.rebuild import Rebuild, RebuildOutcome
 from projections.settings import SQLITE_MODULE, Settings
-from projections.verify import Verification, verify_totals
+from projections.verify import verify_totals
+from projections.verify_events import verify_events
 from projections.worker import Progress, ProjectionWorker
 from scoring import Grant, GrantReceipt, Score, Scoring
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
     from typing import Self
+
+    from projections.verification import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,9 @@ class LedgerStatus:
         users: Users in the read model.
         grants: Grants in the read model.
         foreign_grants: Grants that met a foreign document in their place and were not added.
+        generation: Which generation of the read model is live; each rebuild makes the next.
+        building: The generation that a rebuild is making, or left when it was interrupted.
+        kept_generations: Generations that were replaced and not dropped yet.
         worker_error: Why the background worker of this ledger last failed, if it has.
     """
 
@@ -57,6 +64,9 @@ class LedgerStatus:
     users: int
     grants: int
     foreign_grants: int
+    generation: int
+    building: int | None
+    kept_generations: list[int]
     worker_error: str | None
 
 
@@ -108,6 +118,7 @@ class ScoreLedger:
         *,
         folder: Path | None = None,
         worker: bool = True,
+        any_shape: bool = False,
         settings: Settings | None = None,
         event_store: Mapping[str, str] | None = None,
     ) -> Self:
@@ -119,11 +130,14 @@ class ScoreLedger:
         Args:
             folder: The embedded folder; default ``SCORE_LEDGER_FOLDER`` or ``.score-ledger``.
             worker: Project in the background; otherwise call ``catch_up()``.
+            any_shape: Open a read model too whose documents another release made in another shape;
+                only ``rebuild()`` and ``status()`` are of use then.
             settings: Beat the environment altogether; ``folder`` is not looked at then.
             event_store: The library's variables for the event store; beat the environment.
 
         Raises:
             ProjectionError: if a part cannot be opened; what was opened is closed again.
+            ShapeChanged: if the read model has to be rebuilt for this release first.
         """
         settings = settings or Settings.load(folder=folder)
         with ExitStack() as stack:
@@ -135,6 +149,8 @@ class ScoreLedger:
             client = stack.enter_context(connect(uri))
             read_model = ReadModel(client, settings.mongo_database)
             read_model.prepare()
+            if not any_shape:
+                read_model.generations.check_shape()
             ledger = cls(
                 scoring=scoring,
                 view=stack.enter_context(closing(MongoScoreView(read_model))),
@@ -201,9 +217,63 @@ class ScoreLedger:
         """Project what is recorded, as it is recorded, until ``stop`` is set."""
         self._worker(on_progress).follow(stop)
 
-    def verify(self, *, on_progress: Callable[[Verification], None] | None = None) -> Verification:
-        """Compare the read model's totals with its grants; see ``verify_totals``."""
-        return verify_totals(self._view.read_model, on_progress=on_progress)
+    def rebuild(
+        self,
+        *,
+        fresh: bool = False,
+        stop: Event | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> RebuildOutcome:
+        """Project everything anew beside the live read model, and switch to it.
+
+        Readers and workers may go on. The generation that is replaced is kept until
+        ``drop_kept_generations()``. Interrupted, the next call carries on.
+
+        Args:
+            fresh: Give up what an interrupted rebuild left, and begin anew.
+            stop: When set, stop at the next boundary between batches.
+            on_progress: Told after each batch.
+
+        Raises:
+            PoisonEvent: at an event that cannot be projected; the live read model stays.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        rebuild = Rebuild(
+            self._scoring,
+            self._view.read_model,
+            lambda view, report: self._worker(report, view=view),
+        )
+        return rebuild.run(fresh=fresh, stop=stop, on_progress=on_progress)
+
+    def drop_kept_generations(self) -> list[int]:
+        """Drop the generations that rebuilds have replaced, and return their numbers."""
+        return self._view.read_model.generations.drop_kept()
+
+    def verify(
+        self,
+        *,
+        events: bool = True,
+        on_progress: Callable[[VerificationProgress], None] | None = None,
+    ) -> Verification:
+        """Compare the read model with the event store; workers may go on.
+
+        Every grant up to the tracked position is there once, with the same payload, and nothing
+        extra; totals, categories, sources, counts, buckets, recomputed totals and the position are
+        what the events add up to. Memory does not grow with history.
+
+        Args:
+            events: Otherwise compare users with the sums of their projected grants and buckets
+                only, which does not read the event store.
+            on_progress: Told now and then.
+
+        Raises:
+            ScoringError: if the event store cannot be read.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        read_model = self._view.read_model
+        if events:
+            return verify_events(self._scoring, read_model, on_progress=on_progress)
+        return verify_totals(read_model, on_progress=on_progress)
 
     def status(self) -> LedgerStatus:
         """Return where the ledger stands."""
@@ -215,6 +285,7 @@ class ScoreLedger:
             ("SQLITE_DBNAME",) if module == SQLITE_MODULE else ("POSTGRES_HOST", "POSTGRES_DBNAME")
         )
         users, grants = self._view.read_model.counts()
+        generations = self._view.read_model.generations.await_settled()
         return LedgerStatus(
             event_store=module,
             events=" ".join(filter(None, (env.get(name) for name in names))),
@@ -225,6 +296,9 @@ class ScoreLedger:
             users=users,
             grants=grants,
             foreign_grants=self._view.foreign_count(self._scoring.name),
+            generation=generations.generation,
+            building=generations.building,
+            kept_generations=self._view.read_model.generations.kept(),
             worker_error=self._worker_error,
         )
 
@@ -248,10 +322,15 @@ class ScoreLedger:
         """Close the ledger."""
         self.close()
 
-    def _worker(self, on_progress: Callable[[Progress], None] | None = None) -> ProjectionWorker:
+    def _worker(
+        self,
+        on_progress: Callable[[Progress], None] | None = None,
+        *,
+        view: MongoScoreView | None = None,
+    ) -> ProjectionWorker:
         return ProjectionWorker(
             self._scoring,
-            self._view,
+            view or self._view,
             batch_size=self._settings.batch_size,
             on_progress=on_progress,
         )

@@ -32,6 +32,7 @@ from projections.batches import (
 from projections.driver_errors import translated
 from projections.errors import PositionMoved, ReadModelUnavailable
 from projections.read_model import Document, ReadModel
+from projections.switching import NOT_HELD
 from projections.transactions import TransactionRunner
 
 if TYPE_CHECKING:
@@ -78,31 +79,41 @@ class MongoScoreView(TrackingRecorder):
             IntegrityError: if it is there already, or further.
         """
         with translated():
-            try:
-                self.read_model.positions.update_one(
-                    {
-                        "_id": tracking.application_name,
-                        "position": {"$lt": tracking.notification_id},
-                    },
-                    {"$set": {"position": tracking.notification_id}},
-                    upsert=True,
-                )
-            except DuplicateKeyError as error:
-                raise IntegrityError(
-                    f"position {tracking.notification_id} of {tracking.application_name} "
-                    "is tracked already"
-                ) from error
+            while True:
+                try:
+                    self.read_model.positions.update_one(
+                        {
+                            "_id": self.read_model.position_id(tracking.application_name),
+                            "position": {"$not": {"$gte": tracking.notification_id}},
+                            **NOT_HELD,
+                        },
+                        {"$set": {"position": tracking.notification_id}},
+                        upsert=True,
+                    )
+                    return
+                except DuplicateKeyError as error:
+                    if self.read_model.generations.await_release(tracking.application_name):
+                        continue
+                    raise IntegrityError(
+                        f"position {tracking.notification_id} of {tracking.application_name} "
+                        "is tracked already"
+                    ) from error
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """Return the tracked position of an application, or ``None``."""
         with translated():
-            document = self.read_model.positions.find_one({"_id": application_name})
-        return None if document is None else int(document["position"])
+            document = self.read_model.positions.find_one(
+                {"_id": self.read_model.position_id(application_name)}
+            )
+        position = None if document is None else document.get("position")
+        return None if position is None else int(position)
 
     def foreign_count(self, application_name: str) -> int:
         """Return how many grants met a foreign document in their place and were not added."""
         with translated():
-            document = self.read_model.positions.find_one({"_id": application_name})
+            document = self.read_model.positions.find_one(
+                {"_id": self.read_model.position_id(application_name)}
+            )
         return 0 if document is None else int(document.get("foreignGrants", 0))
 
     def apply(self, batch: Batch) -> None:
@@ -110,8 +121,18 @@ class MongoScoreView(TrackingRecorder):
 
         Raises:
             PositionMoved: if the tracked position is not ``batch.after``; nothing was changed.
+            ShapeChanged: if the live documents have another shape by now.
+            RebuildSuperseded: if the view's generation is not being built any more.
             ReadModelUnavailable: if MongoDB failed; the batch may be applied again.
         """
+        try:
+            self._apply(batch)
+        except PositionMoved:
+            # Perhaps a switch holds it: then there is nothing to be read anew before it is over.
+            self.read_model.generations.await_release(batch.application_name)
+            raise
+
+    def _apply(self, batch: Batch) -> None:
         with translated(), self._lock:
             if self._transactions is None:
                 self._transactions = TransactionRunner(self.read_model)
@@ -192,14 +213,19 @@ class MongoScoreView(TrackingRecorder):
             changes["$inc"] = {"foreignGrants": foreign}
         try:
             result = self.read_model.positions.update_one(
-                {"_id": batch.application_name, "position": batch.after},
+                {
+                    "_id": self.read_model.position_id(batch.application_name),
+                    "position": batch.after,
+                    **self.read_model.writable,
+                },
                 changes,
-                upsert=batch.after is None,
+                # Only a live position may be new: one that is gone was of a rebuild that is over.
+                upsert=batch.after is None and self.read_model.generation is None,
                 session=session,
             )
         except DuplicateKeyError as error:
             raise _position_moved(batch) from error
-        if batch.after is not None and result.matched_count == 0:
+        if result.matched_count == 0 and result.upserted_id is None:
             raise _position_moved(batch)
 
     def _add(self, grants: Sequence[ProjectedGrant], session: ClientSession) -> None:
@@ -255,9 +281,14 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
     def tracking_recorder(
         self, tracking_recorder_class: type[MongoScoreView] | None = None
     ) -> MongoScoreView:
-        """Construct the view, creating its collections and indexes."""
+        """Construct the view, creating its collections and indexes.
+
+        Raises:
+            ShapeChanged: if its documents were made by a release that made others.
+        """
         read_model = ReadModel(self._client, self._database)
         read_model.prepare()
+        read_model.generations.check_shape()
         return (tracking_recorder_class or MongoScoreView)(read_model)
 
     def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:

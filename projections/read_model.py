@@ -5,6 +5,10 @@
 ``score_buckets``: the buckets a reader of the old way would see.
 ``score_positions``: how far the event store has been projected, by application name.
 ``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others.
+``score_control``: which generation of the documents is live; see ``generations``.
+
+The first three names are always the live read model. A generation that is being built beside it, or
+that was replaced, has the same names with a suffix: ``score_grants__g2``.
 """
 
 from __future__ import annotations
@@ -20,8 +24,12 @@ from pymongo.write_concern import WriteConcern
 
 from projections.driver_errors import translated
 from projections.errors import ReadModelUnavailable
+from projections.generations import Generations
+from projections.switching import NOT_HELD
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pymongo import MongoClient
     from pymongo.collection import Collection
     from pymongo.database import Database
@@ -33,6 +41,15 @@ USERS: Final = "user_scores"
 BUCKETS: Final = "score_buckets"
 POSITIONS: Final = "score_positions"
 WORKERS: Final = "score_workers"
+CONTROL: Final = "score_control"
+
+GENERATIONAL: Final = (GRANTS, USERS, BUCKETS)
+"""What a rebuild makes anew, and a switch renames."""
+
+SHAPE: Final = 1
+"""Version of what the projection writes into these three. A release that writes other fields, or
+other values into the same ones, raises it: whoever then opens documents of the old shape is advised
+to rebuild them."""
 
 INDEXES: Final = {
     GRANTS: [
@@ -46,6 +63,7 @@ INDEXES: Final = {
     BUCKETS: [],
     POSITIONS: [],
     WORKERS: [],
+    CONTROL: [],
 }
 
 
@@ -56,9 +74,14 @@ class ReadModel:
     been told is committed.
     """
 
-    def __init__(self, client: MongoClient[Document], database: str) -> None:
-        """Name the database; nothing is sent yet."""
+    def __init__(
+        self, client: MongoClient[Document], database: str, *, generation: int | None = None
+    ) -> None:
+        """Name the database, and the generation unless it is the live one; nothing is sent yet."""
         self.client = client
+        self.generation = generation
+        self.shape = SHAPE
+        self.generational = GENERATIONAL
         self.database: Database[Document] = client.get_database(
             database,
             codec_options=CodecOptions(tz_aware=True),
@@ -66,11 +89,32 @@ class ReadModel:
             read_concern=ReadConcern("majority"),
             write_concern=WriteConcern("majority"),
         )
-        self.grants: Collection[Document] = self.database[GRANTS]
-        self.users: Collection[Document] = self.database[USERS]
-        self.buckets: Collection[Document] = self.database[BUCKETS]
+        self.grants: Collection[Document] = self.database[self.name_of(GRANTS)]
+        self.users: Collection[Document] = self.database[self.name_of(USERS)]
+        self.buckets: Collection[Document] = self.database[self.name_of(BUCKETS)]
         self.positions: Collection[Document] = self.database[POSITIONS]
         self.workers: Collection[Document] = self.database[WORKERS]
+        self.control: Collection[Document] = self.database[CONTROL]
+        self.generations = Generations(self)
+
+    def of_generation(self, generation: int) -> ReadModel:
+        """Return the read model of a generation that is not the live one."""
+        return ReadModel(self.client, self.database.name, generation=generation)
+
+    def name_of(self, collection: str) -> str:
+        """Return the name that one of ``GENERATIONAL`` has in this generation."""
+        return suffixed(collection, self.generation)
+
+    def position_id(self, application_name: str) -> str:
+        """Return the id of the document that keeps this generation's position."""
+        return suffixed(application_name, self.generation)
+
+    @property
+    def writable(self) -> Document:
+        """What the document of a position must match besides its position to be moved."""
+        # Not held by a switch, and not of a shape that another release has made meanwhile; a live
+        # position that was never rebuilt names none.
+        return {**NOT_HELD, "shape": {"$in": [self.shape, None]}}
 
     def prepare(self) -> None:
         """Check that the server can do transactions, and create what is missing.
@@ -85,13 +129,34 @@ class ReadModel:
                     "the MongoDB server is a standalone one, which cannot do transactions: start "
                     "it with --replSet NAME and run rs.initiate() once, one node is enough"
                 )
-            # Created beforehand, because a transaction had better not wait for an index.
-            existing = set(self.database.list_collection_names())
-            for name, indexes in INDEXES.items():
-                if name not in existing:
-                    self._create(name)
-                if indexes:
-                    self.database[name].create_indexes(indexes)
+            # What is made between the renames of a switch would be in its way.
+            self.generations.await_settled()
+            self._create_missing(INDEXES)
+            self.generations.create()
+
+    def prepare_building(self, application_name: str) -> None:
+        """Create the collections and the position of this generation, which is being built.
+
+        Raises:
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        with translated():
+            self._create_missing(GENERATIONAL)
+            self.positions.update_one(
+                {"_id": self.position_id(application_name)},
+                {"$setOnInsert": {"generation": self.generation, "shape": self.shape}},
+                upsert=True,
+            )
+
+    def _create_missing(self, collections: Iterable[str]) -> None:
+        # Created beforehand, because a transaction had better not wait for an index.
+        existing = set(self.database.list_collection_names())
+        for collection in collections:
+            name = self.name_of(collection) if collection in GENERATIONAL else collection
+            if name not in existing:
+                self._create(name)
+            if INDEXES[collection]:
+                self.database[name].create_indexes(INDEXES[collection])
 
     def _create(self, name: str) -> None:
         try:
@@ -103,8 +168,13 @@ class ReadModel:
 
     def counts(self) -> tuple[int, int]:
         """Return the numbers of users and grants, from the collections' metadata."""
-        with translated():
-            return self.users.estimated_document_count(), self.grants.estimated_document_count()
+        return self.generations.consistently(
+            lambda _: (
+                self.users.estimated_document_count(),
+                self.grants.estimated_document_count(),
+            ),
+            any_shape=True,
+        )
 
     def place(self) -> str:
         """Return host, port and database, without credentials."""
@@ -112,3 +182,8 @@ class ReadModel:
             address = self.client.address
         host = f"{address[0]}:{address[1]}" if address else "sharded cluster"
         return f"{host}/{self.database.name}"
+
+
+def suffixed(name: str, generation: int | None) -> str:
+    """Return the name that something live has in another generation."""
+    return name if generation is None else f"{name}__g{generation}"

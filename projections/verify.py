@@ -1,153 +1,175 @@
-"""Verifying the read model against itself: totals against the sums of the grants behind them."""
+"""Verifying the read model against itself: every user against their grants and buckets.
+
+``verify_events`` compares it with the event store, which finds more; this reads MongoDB only.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
-from projections.driver_errors import translated
+from bson.max_key import MaxKey
+
+from projections.verification import (
+    DOCUMENT,
+    Difference,
+    Verification,
+    VerificationProgress,
+    compare_fields,
+    flat,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pymongo.client_session import ClientSession
 
     from projections.read_model import Document, ReadModel
 
-MAX_DIFFERENCES: Final = 20
-"""So many differences are reported in full; the rest are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Something that is not what the grants say.
-
-    Attributes:
-        user_id: Whose document it is.
-        what: The field, e.g. ``categoryTotals.content``.
-        expected: The sum over the user's grants.
-        found: What the document says; ``None`` if there is nothing.
-    """
-
-    user_id: str
-    what: str
-    expected: int | None
-    found: Any
-
-
-@dataclass(slots=True)
-class Verification:
-    """The outcome of verifying.
-
-    Attributes:
-        users: Users compared.
-        grants: Grants summed.
-        differences: The first differences, in full.
-        difference_count: All differences.
-    """
-
-    users: int = 0
-    grants: int = 0
-    differences: list[Difference] = field(default_factory=list)
-    difference_count: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing differs."""
-        return self.difference_count == 0
-
-    def report(self, difference: Difference) -> None:
-        """Count a difference and keep it if it is among the first."""
-        self.difference_count += 1
-        if len(self.differences) < MAX_DIFFERENCES:
-            self.differences.append(difference)
+_USERS_PER_PAGE: Final = 2000
+_NOT_A_STRING: Final[Document] = {"$not": {"$type": "string"}}
 
 
 def verify_totals(
-    read_model: ReadModel, *, on_progress: Callable[[Verification], None] | None = None
+    read_model: ReadModel, *, on_progress: Callable[[VerificationProgress], None] | None = None
 ) -> Verification:
-    """Compare every user's totals, categories, sources and counts with the sum of their grants.
+    """Compare every user's document with the sums of their grants and of their buckets.
 
-    Both sides are read sorted by user and merged, so memory does not grow with history. Run it
-    while no worker is applying batches, or it may see a batch on one side only.
+    Users are read in pages, each page with its grants and buckets as they were at one instant, so
+    workers may go on and memory does not grow with history.
 
     Raises:
+        ShapeChanged: if the documents are of another release's shape.
         ReadModelUnavailable: if MongoDB failed.
     """
+    return read_model.generations.consistently(lambda _: _verified(read_model, on_progress))
+
+
+def _verified(
+    read_model: ReadModel, on_progress: Callable[[VerificationProgress], None] | None
+) -> Verification:
     outcome = Verification()
-    with translated():
-        for user_id, expected, document in _merged(_sums(read_model), _documents(read_model)):
-            outcome.users += 1
-            outcome.grants += expected.get("grantCount", 0)
-            _compare(user_id, expected, document, outcome)
-            if on_progress is not None:
-                on_progress(outcome)
+    total = read_model.users.estimated_document_count()
+    after: str | None = None
+    while True:
+        # One instant a page: MongoDB keeps an instant readable for a few minutes only.
+        with read_model.client.start_session(snapshot=True) as session:
+            after = _verify_page(read_model, session, after, outcome)
+        if on_progress is not None:
+            on_progress(VerificationProgress("users", outcome.users, max(total, outcome.users)))
+        if after is None:
+            break
+    _report_strangers(read_model, outcome)
     return outcome
 
 
-def _sums(read_model: ReadModel) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield each user with the sums of their grants, by field, sorted by user id."""
-    cells = read_model.grants.aggregate(
+def _verify_page(
+    read_model: ReadModel, session: ClientSession, after: str | None, outcome: Verification
+) -> str | None:
+    """Verify the users behind ``after``; return the last one, or ``None`` if there are no more."""
+    ids: Document = {"$type": "string"} if after is None else {"$gt": after}
+    found = read_model.users.find({"_id": ids}, session=session).sort("_id", 1)
+    documents = {document["_id"]: flat(document) for document in found.limit(_USERS_PER_PAGE)}
+    last = max(documents) if len(documents) == _USERS_PER_PAGE else None
+    if last is not None:
+        ids = {**ids, "$lte": last}
+    expected = _sums_of_grants(read_model, session, ids)
+    for user_id, points in _sums_of_buckets(read_model, session, after, last):
+        expected.setdefault(user_id, _nothing())["recomputedTotal"] = points
+    for user_id in sorted(documents.keys() | expected.keys()):
+        outcome.users += 1
+        outcome.grants += expected.get(user_id, {}).get("grantCount", 0)
+        _compare_user(user_id, expected.get(user_id), documents.get(user_id), outcome)
+    return last
+
+
+def _compare_user(
+    user_id: str,
+    expected: dict[str, Any] | None,
+    found: dict[str, Any] | None,
+    outcome: Verification,
+) -> None:
+    if expected is None or found is None:
+        outcome.report(Difference(user_id, DOCUMENT, expected, found))
+        return
+    # Grants do not say at which version of the stream they were recorded, but each is an event,
+    # behind the one that opened the stream.
+    version = found.get("version")
+    grants = min(expected["grantCount"], found.get("grantCount") or 0)
+    least = grants + 1 if grants else 0
+    sane = isinstance(version, int) and version >= least
+    expected = {**expected, "version": version if sane else least}
+    compare_fields(outcome, expected, found, user_id=user_id)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"totalScore": 0, "grantCount": 0, "recomputedTotal": 0, "lastGrantAt": None}
+
+
+def _sums_of_grants(
+    read_model: ReadModel, session: ClientSession, ids: Document
+) -> dict[str, dict[str, Any]]:
+    """Return what the documents of these users should say, as far as grants tell."""
+    cells: Iterable[Document] = read_model.grants.aggregate(
         [
+            {"$match": {"userId": ids}},
             {
                 "$group": {
                     "_id": {"u": "$userId", "c": "$category", "s": "$source"},
                     "amount": {"$sum": "$amount"},
                     "count": {"$sum": 1},
+                    "last": {"$max": "$grantedAt"},
                 }
             },
             {"$sort": {"_id.u": 1}},
         ],
         allowDiskUse=True,
+        session=session,
     )
+    sums = {}
     for user_id, group in groupby(cells, key=lambda cell: cell["_id"]["u"]):
-        sums: dict[str, int] = {"totalScore": 0, "grantCount": 0}
+        fields = sums[user_id] = _nothing()
         for cell in group:
-            for name, amount in (
-                ("totalScore", cell["amount"]),
-                ("grantCount", cell["count"]),
-                (f"categoryTotals.{cell['_id']['c']}", cell["amount"]),
-                (f"sourceTotals.{cell['_id']['s']}", cell["amount"]),
+            fields["totalScore"] += cell["amount"]
+            fields["grantCount"] += cell["count"]
+            latest = [fields["lastGrantAt"], cell["last"]]
+            fields["lastGrantAt"] = max((time for time in latest if time is not None), default=None)
+            for name in (
+                f"categoryTotals.{cell['_id'].get('c')}",
+                f"sourceTotals.{cell['_id'].get('s')}",
             ):
-                sums[name] = sums.get(name, 0) + amount
-        yield user_id, sums
+                fields[name] = fields.get(name, 0) + cell["amount"]
+    return sums
 
 
-def _documents(read_model: ReadModel) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each user's document as flat fields, sorted by user id."""
-    for document in read_model.users.find().sort("_id", 1):
-        yield document["_id"], _flat(document)
+def _sums_of_buckets(
+    read_model: ReadModel, session: ClientSession, after: str | None, last: str | None
+) -> Iterator[tuple[str, int]]:
+    """Yield the sum of each user's buckets, of users behind ``after`` up to ``last``."""
+    # By ranges of _id, which has the only index; a document behind another one's last key.
+    ids: Document = {"$type": "object"}
+    if after is not None:
+        ids["$gt"] = {"userId": after, "key": MaxKey()}
+    if last is not None:
+        ids["$lte"] = {"userId": last, "key": MaxKey()}
+    sums = read_model.buckets.aggregate(
+        [
+            {"$match": {"_id": ids, "_id.userId": {"$type": "string"}}},
+            {"$group": {"_id": "$_id.userId", "points": {"$sum": "$points"}}},
+        ],
+        allowDiskUse=True,
+        session=session,
+    )
+    for document in sums:
+        yield document["_id"], document["points"]
 
 
-def _flat(document: Document) -> dict[str, Any]:
-    fields = {name: document.get(name) for name in ("totalScore", "grantCount")}
-    for totals in ("categoryTotals", "sourceTotals"):
-        for label, amount in document.get(totals, {}).items():
-            fields[f"{totals}.{label}"] = amount
-    return fields
-
-
-def _merged(
-    sums: Iterator[tuple[str, dict[str, int]]], documents: Iterator[tuple[str, dict[str, Any]]]
-) -> Iterator[tuple[str, dict[str, int], dict[str, Any]]]:
-    """Join both sides by user id; MongoDB sorts strings by code point, as Python compares them."""
-    left, right = next(sums, None), next(documents, None)
-    while left is not None or right is not None:
-        if right is None or (left is not None and left[0] < right[0]):
-            assert left is not None  # noqa: S101 - for the type checker
-            yield left[0], left[1], {}
-            left = next(sums, None)
-        elif left is None or right[0] < left[0]:
-            yield right[0], {}, right[1]
-            right = next(documents, None)
-        else:
-            yield left[0], left[1], right[1]
-            left, right = next(sums, None), next(documents, None)
-
-
-def _compare(
-    user_id: str, expected: dict[str, int], found: dict[str, Any], outcome: Verification
-) -> None:
-    for name in sorted(expected.keys() | found.keys()):
-        # A user who only ever contributed has a document without grants: zeros are right there.
-        if expected.get(name, 0) != found.get(name):
-            outcome.report(Difference(user_id, name, expected.get(name, 0), found.get(name)))
+def _report_strangers(read_model: ReadModel, outcome: Verification) -> None:
+    """Report documents that belong to no user, which only a foreign hand can have written."""
+    for collection, field in (
+        (read_model.users, "_id"),
+        (read_model.grants, "userId"),
+        (read_model.buckets, "_id.userId"),
+    ):
+        for document in collection.find({field: _NOT_A_STRING}):
+            outcome.report(Difference(None, DOCUMENT, None, document))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from scoring import Grant
+from projections import MongoScoreView, Progress, ProjectionWorker
+from scoring import Grant, Scoring
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -26,3 +28,12 @@ def make_grant(number: int = 1, **changes: object) -> Grant:
         "granted_at": NOON + timedelta(minutes=number),
     }
     return Grant(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def worker_maker(
+    scoring: Scoring, batch_size: int = 5000
+) -> Callable[[MongoScoreView, Callable[[Progress], None]], ProjectionWorker]:
+    """What a rebuild makes its worker with."""
+    return lambda view, report: ProjectionWorker(
+        scoring, view, batch_size=batch_size, on_progress=report
+    )

@@ -11,7 +11,9 @@ from projections.cli.console import err, shown
 from projections.cli.demo import demo
 from projections.cli.importing import import_
 from projections.cli.projecting import project
-from projections.cli.reading import leaderboard, status, user, verify
+from projections.cli.reading import leaderboard, status, user
+from projections.cli.rebuilding import rebuild
+from projections.cli.verifying import verify
 from projections.cli.writing import grant
 from projections.errors import ProjectionError
 from scoring import ScoringError
@@ -37,6 +39,7 @@ app.command()(leaderboard)
 app.command()(user)
 app.command()(status)
 app.command()(verify)
+app.command()(rebuild)
 
 
 def main() -> None:

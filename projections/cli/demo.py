@@ -17,7 +17,8 @@ from rich.rule import Rule
 
 from projections.cli.console import err, out, shown
 from projections.cli.importing import GrantImport, ImportSummary
-from projections.cli.reading import print_leaderboard, print_user, print_verification
+from projections.cli.reading import print_leaderboard, print_user
+from projections.cli.verifying import print_verification
 from projections.jsonl import read_lines
 from projections.ledger import ScoreLedger, open_scoring
 from projections.settings import SQLITE_MODULE, Settings
@@ -89,7 +90,7 @@ def demo() -> None:
             ledger.catch_up()
             same = ledger.leaderboard.top(5, by="ledger") == leaders
             out.print("the leaderboard is the same" if same else "[red]the leaderboard changed[/]")
-            _step("Verifying: every total against the sum of its grants")
+            _step("Verifying: every document against the events")
             outcome = ledger.verify()
             print_verification(outcome)
     _step("What next")

@@ -1,4 +1,4 @@
-"""The commands that read: ``leaderboard``, ``user``, ``status`` and ``verify``."""
+"""The commands that read: ``leaderboard``, ``user`` and ``status``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.table import Table
 from projections.cli.console import (
     FolderOption,
     JsonOption,
-    err,
     note_lag,
     out,
     print_json,
@@ -23,7 +22,6 @@ from projections.ledger import ScoreLedger
 if TYPE_CHECKING:
     from projections.history import GrantRow, UserTotals
     from projections.leaderboard import LeaderboardRow
-    from projections.verify import Verification
 
 
 class ByOption(StrEnum):
@@ -74,37 +72,17 @@ def user(
 
 def status(folder: FolderOption = None, json: JsonOption = False) -> None:
     """Show where events and read model are, and how far apart."""
-    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+    with ScoreLedger.open(folder=folder, worker=False, any_shape=True) as ledger:
         state = ledger.status()
     if json:
         print_json(state)
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in dataclasses.asdict(state).items():
-        if value is not None:
-            text = f"{value:,}" if isinstance(value, int) else shown(str(value))
+        if value is not None and value != []:
+            text = f"{value:,}" if isinstance(value, int) else shown(str(value).strip("[]"))
             table.add_row(f"[dim]{name.replace('_', ' ')}[/]", text)
     out.print(table)
-
-
-def verify(folder: FolderOption = None, json: JsonOption = False) -> None:
-    """Check totals, categories, sources and counts against the sum of grants, in the database.
-
-    Prints the first differences in full, counts the rest, and exits with 1 if there is any. Run it
-    while nothing is being projected.
-    """
-    with ScoreLedger.open(folder=folder, worker=False) as ledger:
-        with err.status("verifying") as spinner:
-            outcome = ledger.verify(
-                on_progress=lambda seen: spinner.update(f"verifying: {seen.users:,} users")
-            )
-        note_lag(ledger)
-    if json:
-        print_json({"ok": outcome.ok, **dataclasses.asdict(outcome)})
-    else:
-        print_verification(outcome)
-    if not outcome.ok:
-        raise typer.Exit(1)
 
 
 def print_leaderboard(rows: list[LeaderboardRow], by: str) -> None:
@@ -152,24 +130,3 @@ def print_user(totals: UserTotals, row: LeaderboardRow | None, grants: list[Gran
             f"{grant.amount:,}",
         )
     out.print(table)
-
-
-def print_verification(outcome: Verification) -> None:
-    """Print the outcome of verifying."""
-    if outcome.ok:
-        out.print(
-            f"[bold green]ok[/]  {outcome.users:,} users equal the sums of their "
-            f"{outcome.grants:,} grants"
-        )
-        return
-    for difference in outcome.differences:
-        out.print(
-            f"[red]{shown(difference.user_id)}[/] {difference.what}: expected "
-            f"{difference.expected}, found {difference.found}"
-        )
-    more = outcome.difference_count - len(outcome.differences)
-    if more:
-        out.print(f"… and {more:,} more")
-    err.print(
-        f"[bold red]error:[/] {outcome.difference_count:,} differences in {outcome.users:,} users"
-    )

@@ -1,0 +1,132 @@
+"""``score-ledger verify``: compare the read model with the events."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from projections.cli.console import (
+    FolderOption,
+    JsonOption,
+    err,
+    note_lag,
+    out,
+    print_json,
+    progress_bar,
+    shown,
+)
+from projections.cli.rebuilding import run_rebuild
+from projections.ledger import ScoreLedger
+from projections.verification import DOCUMENT, Difference, Verification, VerificationProgress
+
+
+def verify(
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events/--no-events",
+            help="Compare with the event store, or only totals with grants and buckets in the "
+            "database.",
+        ),
+    ] = True,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="If anything differs, rebuild the read model and verify again."
+        ),
+    ] = False,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare the read model with the event store.
+
+    Every grant up to the tracked position has to be there once, with the same payload, and nothing
+    extra; totals, categories, sources, counts, buckets, recomputed totals and the position have to
+    be what the events add up to. Workers may go on meanwhile.
+
+    Prints the first differences in full, counts the rest, and exits with 1 if there is any. Nothing
+    is ever patched: --repair makes the whole read model anew, as score-ledger rebuild does.
+    """
+    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+        outcome = _verified(ledger, events=events)
+        repaired = False
+        if repair and not outcome.ok:
+            if not json:
+                print_verification(outcome)
+            repaired = run_rebuild(ledger, fresh=True).live
+            outcome = _verified(ledger, events=events)
+        note_lag(ledger)
+    if json:
+        print_json({"ok": outcome.ok, "repaired": repaired, **dataclasses.asdict(outcome)})
+    else:
+        print_verification(outcome)
+    if not outcome.ok:
+        raise typer.Exit(1)
+
+
+def _verified(ledger: ScoreLedger, *, events: bool) -> Verification:
+    with progress_bar("") as bar:
+        task = bar.add_task("verifying", total=None)
+        stage = ""
+
+        def on_progress(progress: VerificationProgress) -> None:
+            nonlocal stage
+            change = bar.update if stage == progress.stage else bar.reset
+            stage = progress.stage
+            change(
+                task,
+                description=f"verifying {stage}",
+                completed=progress.done,
+                total=progress.total,
+            )
+
+        return ledger.verify(events=events, on_progress=on_progress)
+
+
+def print_verification(outcome: Verification) -> None:
+    """Print the outcome of verifying."""
+    if outcome.ok:
+        out.print(
+            f"[bold green]ok[/]  {outcome.grants:,} grants of {outcome.users:,} users, and nothing "
+            "that should not be there"
+        )
+        return
+    for difference in outcome.differences:
+        out.print(f"[red]{shown(_place(difference))}[/] {shown(_finding(difference))}")
+    more = outcome.difference_count - len(outcome.differences)
+    if more:
+        out.print(f"… and {more:,} more")
+    err.print(
+        f"[bold red]error:[/] {outcome.difference_count:,} differences in {outcome.users:,} users "
+        f"and {outcome.grants:,} grants: score-ledger verify --repair makes the read model anew"
+    )
+
+
+def _place(difference: Difference) -> str:
+    parts = [difference.user_id or ""]
+    if difference.position is not None:
+        parts.append(f"position {difference.position}")
+    if difference.grant_id is not None:
+        parts.append(f"grant {difference.grant_id}")
+    if difference.key is not None:
+        parts.append(f"bucket {difference.key}")
+    return " ".join(filter(None, parts)) or "read model"
+
+
+def _finding(difference: Difference) -> str:
+    expected, found = difference.expected, difference.found
+    if difference.what != DOCUMENT:
+        return f"{difference.what}: expected {_said(expected)}, found {_said(found)}"
+    if found is None:
+        return f"is missing: {_said(expected)}"
+    if expected is None:
+        return f"is foreign, there is no event for it: {_said(found)}"
+    return f"is missing: {_said(expected)}, and a foreign document keeps it out: {_said(found)}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_said(item)}" for name, item in value.items()) + "}"
+    return str(value)

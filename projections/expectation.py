@@ -1,0 +1,128 @@
+"""What the read model should say, worked out from events, without holding it in memory.
+
+The sums are added up here on their own, not by the code that projects: a mistake over there would
+otherwise be made, and found right, here too.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from projections.batches import ProjectedGrant
+
+_TABLES: Final = """
+CREATE TABLE users (user_id TEXT PRIMARY KEY, total INTEGER, grants INTEGER, last INTEGER,
+    version INTEGER) WITHOUT ROWID;
+CREATE TABLE labels (user_id TEXT, field TEXT, points INTEGER,
+    PRIMARY KEY (user_id, field)) WITHOUT ROWID;
+CREATE TABLE buckets (user_id TEXT, key TEXT, category TEXT, source TEXT, points INTEGER,
+    PRIMARY KEY (user_id, key)) WITHOUT ROWID;
+"""
+_ADD_USER: Final = """
+INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+    total = total + excluded.total, grants = grants + excluded.grants,
+    last = max(ifnull(last, excluded.last), ifnull(excluded.last, last)),
+    version = max(version, excluded.version)
+"""
+_ADD_LABEL: Final = """
+INSERT INTO labels VALUES (?, ?, ?) ON CONFLICT DO
+    UPDATE SET points = points + excluded.points
+"""
+_SET_BUCKET: Final = "INSERT OR REPLACE INTO buckets VALUES (?, ?, ?, ?, ?)"
+_USERS: Final = """
+SELECT users.*, ifnull(recomputed, 0) FROM users LEFT JOIN
+    (SELECT user_id, sum(points) AS recomputed FROM buckets GROUP BY user_id) USING (user_id)
+    ORDER BY user_id
+"""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+class Expectation:
+    """Adds up events, in order, into users and buckets; a context manager.
+
+    Kept in SQLite's private temporary database, which spills to a file that has no name.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._database = sqlite3.connect("", isolation_level=None)
+        self._database.executescript(_TABLES)
+
+    def __enter__(self) -> Self:
+        """Return the expectation itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Throw it away."""
+        self._database.close()
+
+    def add(self, grants: Iterable[ProjectedGrant]) -> None:
+        """Add grants, which follow those added before."""
+        users, labels, buckets = [], [], []
+        for event in (grant.event for grant in grants):
+            milliseconds = (event.granted_at - _EPOCH) // _MILLISECOND
+            users.append((event.user_id, event.amount, 1, milliseconds, event.originator_version))
+            labels += [
+                (event.user_id, f"categoryTotals.{event.category}", event.amount),
+                (event.user_id, f"sourceTotals.{event.source}", event.amount),
+            ]
+            if event.replaced_points is not None:
+                buckets.append(
+                    (event.user_id, event.key, event.category, event.source, event.amount)
+                )
+        self._database.execute("BEGIN")
+        self._database.executemany(_ADD_USER, users)
+        self._database.executemany(_ADD_LABEL, labels)
+        self._database.executemany(_SET_BUCKET, buckets)
+        self._database.execute("COMMIT")
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many users and buckets there are."""
+        query = "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM buckets)"
+        users, buckets = self._database.execute(query).fetchone()
+        return users, buckets
+
+    def users(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each user with the fields of their document, sorted by user id."""
+        with closing(self._database.cursor()) as users, closing(self._database.cursor()) as labels:
+            groups = groupby(
+                labels.execute("SELECT * FROM labels ORDER BY user_id"), key=itemgetter(0)
+            )
+            group = next(groups, None)
+            for user_id, total, grants, last, version, recomputed in users.execute(_USERS):
+                fields = {
+                    "totalScore": total,
+                    "grantCount": grants,
+                    "recomputedTotal": recomputed,
+                    "lastGrantAt": None if last is None else _EPOCH + last * _MILLISECOND,
+                    "version": version,
+                }
+                if group is not None and group[0] == user_id:
+                    fields |= {field: points for _, field, points in group[1]}
+                    group = next(groups, None)
+                yield user_id, fields
+
+    def buckets(self) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+        """Yield each bucket's user id and key with its fields, sorted."""
+        with closing(self._database.cursor()) as rows:
+            rows.execute("SELECT * FROM buckets ORDER BY user_id, key")
+            for user_id, key, category, source, points in rows:
+                yield (
+                    (user_id, key),
+                    {"category": category, "source": source, "points": points},
+                )

@@ -1,0 +1,293 @@
+"""Which generation of the read model is live, and reading from one generation only.
+
+A rebuild makes the next generation's collections beside the live ones, under names with a suffix.
+Then it renames: the live ones away, the new ones in their place. MongoDB renames one collection at
+a time and not in transactions, so the document ``read-model`` of ``score_control`` says which
+generation is live and whether a switch is under way:
+
+    {_id: "read-model", generation: 1, shape: 1,
+     building: {generation: 2, shape: 1},
+     switching: {to: 2, application: "Scoring", at: ..., collections: [...]}}
+
+``switching`` is set before the first rename, and taken away in the same transaction that raises
+``generation`` after the last one. A reader who finds the generation unchanged after it has read has
+therefore seen one generation only.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from projections.driver_errors import translated
+from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
+from projections.switching import lift_silent_hold, roll_forward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pymongo.client_session import ClientSession
+
+    from projections.read_model import Document, ReadModel
+
+T = TypeVar("T")
+
+CONTROL_ID: Final = "read-model"
+
+MAX_WAIT_SECONDS: Final = 30.0
+"""How long a reader waits for a switch, which takes milliseconds unless something holds a lock."""
+
+SILENT_SWITCH_SECONDS: Final = 1.0
+"""A switch that has not made a step for so long is carried on by whoever waits for it."""
+
+_LONGEST_HOLD_WAIT_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 0.005
+_GENERATION_SUFFIX: Final = re.compile(r"__g(\d+)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationState:
+    """What the control document says.
+
+    Attributes:
+        generation: The live one; the first is 1.
+        shape: Version of the shape of its documents.
+        building: The generation that a rebuild is making, or left when it was interrupted.
+        building_shape: Version of the shape of that one.
+        switching_to: The generation that is taking over at this moment.
+    """
+
+    generation: int
+    shape: int
+    building: int | None = None
+    building_shape: int | None = None
+    switching_to: int | None = None
+
+
+class Generations:
+    """The generations of one read model; may be shared between threads."""
+
+    def __init__(self, read_model: ReadModel) -> None:
+        """Look after this read model's generations; nothing is sent yet."""
+        self._read_model = read_model
+        self._seen: int | None = None
+
+    def create(self) -> None:
+        """Make the control document of a new read model."""
+        with suppress(DuplicateKeyError):  # another process was faster
+            self._read_model.control.update_one(
+                {"_id": CONTROL_ID},
+                {"$setOnInsert": {"generation": 1, "shape": self._read_model.shape}},
+                upsert=True,
+            )
+
+    def state(self, session: ClientSession | None = None) -> GenerationState:
+        """Return what the control document says."""
+        with translated():
+            document = self._read_model.control.find_one({"_id": CONTROL_ID}, session=session)
+        if document is None:  # the database was made before there were generations, or just now
+            return GenerationState(1, self._read_model.shape)
+        building = document.get("building") or {}
+        return GenerationState(
+            generation=document["generation"],
+            shape=document["shape"],
+            building=building.get("generation"),
+            building_shape=building.get("shape"),
+            switching_to=(document.get("switching") or {}).get("to"),
+        )
+
+    def check_shape(self) -> None:
+        """Check that the live documents have the shape that this release projects.
+
+        Raises:
+            ShapeChanged: if they do not.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        self._check_shape(self.await_settled())
+
+    def consistently(self, read: Callable[[ClientSession], T], *, any_shape: bool = False) -> T:
+        """Return what ``read`` returns, read from one generation.
+
+        ``read`` is given the session to read with, and is called again if a switch came between.
+        The generation that the last call ended with is taken as what this one begins with, so the
+        usual cost is one look-up by ``_id``: the number never comes back, and a switch that has
+        begun always raises it.
+
+        Args:
+            read: Reads; may be called several times.
+            any_shape: Whether documents of another release's shape will do.
+
+        Raises:
+            ShapeChanged: if they will not, and the live documents have another shape.
+            ReadModelUnavailable: if MongoDB failed, or a switch did not end.
+        """
+        # Causally consistent, so that after a change of primary the generation is not read from
+        # before what was read of the documents.
+        with (
+            translated(),
+            self._read_model.client.start_session(causal_consistency=True) as session,
+        ):
+            if self._seen is None:
+                self._seen = self.await_settled(session).generation
+            while True:
+                seen, failure, result = self._seen, None, None
+                try:
+                    result = read(session)
+                except OperationFailure as error:  # a rename ends the cursors on a collection
+                    failure = error
+                state = self.state(session)
+                if not any_shape:
+                    self._check_shape(state)
+                if state.generation == seen and state.switching_to is None:
+                    if failure is not None:
+                        raise failure
+                    return result  # type: ignore[return-value] # read() returned it
+                self._seen = self.await_settled(session).generation
+
+    def await_settled(self, session: ClientSession | None = None) -> GenerationState:
+        """Wait while a switch is under way, carry it on if it has fallen silent.
+
+        Raises:
+            ReadModelUnavailable: if MongoDB failed, or the switch did not end.
+        """
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
+        with translated():
+            while True:
+                state = self.state(session)
+                if state.switching_to is None:
+                    return state
+                if time.monotonic() > deadline:
+                    raise ReadModelUnavailable(
+                        f"the switch to generation {state.switching_to} of the read model has not "
+                        f"ended for {MAX_WAIT_SECONDS:.0f} s: something holds one of its "
+                        "collections, see db.currentOp()"
+                    )
+                if self._switch_is_silent():
+                    roll_forward(self._read_model)
+                else:
+                    time.sleep(_POLL_SECONDS)
+
+    def await_release(self, application_name: str) -> bool:
+        """Wait while a switch holds the position of this generation, for a second at most.
+
+        To be called by a worker whose batch was refused because the position is not what it
+        expected. What has fallen silent is lifted or carried on.
+
+        Returns:
+            Whether the position was held.
+
+        Raises:
+            ShapeChanged: if the live documents have another shape by now.
+            RebuildSuperseded: if this generation is not being built any more.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        position_id = self._read_model.position_id(application_name)
+        deadline = time.monotonic() + _LONGEST_HOLD_WAIT_SECONDS
+        held = False
+        with translated():
+            while True:
+                document = self._read_model.positions.find_one({"_id": position_id})
+                if document is None and self._read_model.generation is not None:
+                    raise RebuildSuperseded(
+                        f"generation {self._read_model.generation} is not being built any more: "
+                        "another rebuild has finished it or begun anew"
+                    )
+                document = document or {}
+                shape = document.get("shape", self._read_model.shape)
+                if shape != self._read_model.shape:
+                    raise ShapeChanged(found=shape, expected=self._read_model.shape)
+                if "hold" not in document or time.monotonic() > deadline:
+                    return held
+                held = True
+                if self._switch_is_silent():
+                    roll_forward(self._read_model)
+                elif not lift_silent_hold(self._read_model, position_id):
+                    time.sleep(_POLL_SECONDS)
+
+    def begin(self, *, fresh: bool = False) -> int:
+        """Return the generation to build: the one that was begun, or the next.
+
+        Args:
+            fresh: Give up what was begun and begin anew, as is also done if it has another shape.
+        """
+        while True:
+            state = self.await_settled()
+            if (
+                state.building is not None
+                and state.building_shape == self._read_model.shape
+                and not fresh
+            ):
+                return state.building
+            # Behind every number in use, so that no name is taken.
+            suffixes = [number for number, _ in self._suffixed()]
+            chosen = max([state.generation, state.building or 0, *suffixes]) + 1
+            with translated():
+                begun = self._read_model.control.update_one(
+                    {
+                        "_id": CONTROL_ID,
+                        "generation": state.generation,
+                        "building.generation": state.building,
+                        "switching": {"$exists": False},
+                    },
+                    {"$set": {"building": {"generation": chosen, "shape": self._read_model.shape}}},
+                )
+            if begun.matched_count:
+                if state.building is not None:
+                    self._discard({state.building})
+                return chosen
+
+    def kept(self) -> list[int]:
+        """Return the numbers of generations that were replaced and not dropped yet."""
+        building = self.state().building
+        return sorted({number for number, _ in self._suffixed()} - {building})
+
+    def drop_kept(self) -> list[int]:
+        """Drop the generations that were replaced, and return their numbers.
+
+        Raises:
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        # After a switch that is under way, whose old generation would be taken in half.
+        self.await_settled()
+        kept = self.kept()
+        self._discard(set(kept))
+        return kept
+
+    def _discard(self, generations: set[int]) -> None:
+        with translated():
+            # Positions first: a worker that still builds one of them stops there.
+            for document in list(self._read_model.positions.find({}, {"_id": 1})):
+                suffix = _GENERATION_SUFFIX.search(str(document["_id"]))
+                if suffix and int(suffix[1]) in generations:
+                    self._read_model.positions.delete_one(document)
+            for number, name in self._suffixed():
+                if number in generations:
+                    self._read_model.database.drop_collection(name)
+
+    def _suffixed(self) -> list[tuple[int, str]]:
+        """Return the numbers and names of collections that are not of the live generation."""
+        with translated():
+            names = self._read_model.database.list_collection_names()
+        found = []
+        for name in names:
+            suffix = _GENERATION_SUFFIX.search(name)
+            if suffix and name[: suffix.start()] in self._read_model.generational:
+                found.append((int(suffix[1]), name))
+        return found
+
+    def _check_shape(self, state: GenerationState) -> None:
+        if state.shape != self._read_model.shape:
+            raise ShapeChanged(found=state.shape, expected=self._read_model.shape)
+
+    def _switch_is_silent(self) -> bool:
+        # By the server's clock, so that the clocks of processes need not agree.
+        silent: dict[str, Any] = {
+            "$lt": ["$switching.at", {"$subtract": ["$$NOW", SILENT_SWITCH_SECONDS * 1000]}]
+        }
+        query: Document = {"_id": CONTROL_ID, "switching": {"$exists": True}, "$expr": silent}
+        return self._read_model.control.find_one(query, {"_id": 1}) is not None

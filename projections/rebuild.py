@@ -1,0 +1,176 @@
+"""``Rebuild``: projects everything anew beside the live read model, and switches to it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from projections.errors import RebuildSuperseded
+from projections.mongo import MongoScoreView
+from projections.switching import SILENT_HOLD_SECONDS, Switch, roll_forward
+from scoring.retrying import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from threading import Event
+
+    from projections.read_model import ReadModel
+    from projections.worker import Progress, ProjectionWorker
+    from scoring import Scoring
+
+    MakeWorker = Callable[[MongoScoreView, Callable[[Progress], None]], ProjectionWorker]
+
+logger = logging.getLogger(__name__)
+
+MAX_LAG_AT_HOLD_EVENTS: Final = 10_000
+"""Live workers are held for as long as it takes to project this many events, or less."""
+
+_MAX_ROUNDS: Final = 20
+_RENEWAL_SECONDS: Final = SILENT_HOLD_SECONDS / 5
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildOutcome:
+    """What became of a rebuild.
+
+    Attributes:
+        generation: The generation that was built.
+        position: How far it has come.
+        live: Whether it is live; otherwise the rebuild was stopped, and the next one carries on.
+    """
+
+    generation: int
+    position: int
+    live: bool
+
+
+class Rebuild:
+    """Builds the next generation from position zero, with the worker that also follows.
+
+    It may be killed at any moment and run again, and several may run at once: the next generation
+    has a position of its own, which is compared and set in each transaction like the live one, so
+    they share the work.
+    """
+
+    def __init__(self, app: Scoring, live: ReadModel, make_worker: MakeWorker) -> None:
+        """Rebuild the read model ``live`` from ``app``.
+
+        Args:
+            app: Whose events are projected.
+            live: The read model that is served meanwhile; its workers may go on.
+            make_worker: Makes the worker for a view, reporting to a function.
+        """
+        self._app = app
+        self._live = live
+        self._live_view = MongoScoreView(live)
+        self._make_worker = make_worker
+
+    def run(
+        self,
+        *,
+        fresh: bool = False,
+        stop: Event | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> RebuildOutcome:
+        """Build the next generation, or carry on with the one that was begun, and switch to it.
+
+        Args:
+            fresh: Give up one that was begun, and begin anew.
+            stop: When set, stop at the next boundary between batches.
+            on_progress: Told after each batch.
+
+        Raises:
+            PoisonEvent: at an event that cannot be projected.
+            RebuildSuperseded: if another rebuild has given up this generation.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        building = self._begin(fresh=fresh)
+        try:
+            with closing(MongoScoreView(building)) as view:
+                return self._build(view, stop, on_progress or _unwatched)
+        except RebuildSuperseded:
+            state = self._live.generations.await_settled()
+            if state.generation != building.generation:
+                raise
+            # Another rebuild shared the work and was the first to switch.
+            return RebuildOutcome(state.generation, self._live_position(), live=True)
+
+    def _begin(self, *, fresh: bool) -> ReadModel:
+        building = self._live.of_generation(self._live.generations.begin(fresh=fresh))
+        # One that was interrupted early has claimed its number only.
+        building.prepare_building(self._app.name)
+        position = MongoScoreView(building).max_tracking_id(self._app.name) or 0
+        if position > self._newest():
+            # It was begun before the event store was put back to an earlier state.
+            return self._begin(fresh=True)
+        return building
+
+    def _build(
+        self, view: MongoScoreView, stop: Event | None, on_progress: Callable[[Progress], None]
+    ) -> RebuildOutcome:
+        building = view.read_model
+        assert building.generation is not None  # noqa: S101 - for the type checker
+        switch = Switch(self._live, building, self._app.name)
+        worker = self._make_worker(view, _Renewing(switch, on_progress))
+        for rounds in count(1):
+            position = worker.catch_up(stop=stop)
+            if stop is not None and stop.is_set():
+                return RebuildOutcome(building.generation, position, live=False)
+            near = self._live_position() - position <= MAX_LAG_AT_HOLD_EVENTS
+            # Each round is shorter than the one before, unless grants are recorded as fast as
+            # they are projected: then live workers have to wait a little longer.
+            if (near or rounds >= _MAX_ROUNDS) and self._switch(switch, view, worker):
+                break
+            if self._live.generations.state().building != building.generation:
+                raise RebuildSuperseded(
+                    f"generation {building.generation} was given up by another rebuild"
+                )
+        return RebuildOutcome(building.generation, self._live_position(), live=True)
+
+    def _switch(self, switch: Switch, view: MongoScoreView, worker: ProjectionWorker) -> bool:
+        """Switch to a view that has nearly caught up; return whether it was done."""
+        if not switch.hold():
+            # By another rebuild that shares the work.
+            self._live.generations.await_release(self._app.name)
+            return False
+        try:
+            # A live position beyond the newest event is of before the event store was put back.
+            target = min(self._live_position(), self._newest())
+            if (view.max_tracking_id(self._app.name) or 0) < target:
+                worker.catch_up()
+            if not switch.commit(at_least=target):
+                return False
+        finally:
+            switch.release()
+        roll_forward(self._live)
+        logger.info("generation %s is live", view.read_model.generation)
+        return True
+
+    def _live_position(self) -> int:
+        return self._live_view.max_tracking_id(self._app.name) or 0
+
+    def _newest(self) -> int:
+        return reading(self._app.recorder.max_notification_id) or 0
+
+
+class _Renewing:
+    """Reports progress, and says now and then that a hold is still wanted."""
+
+    def __init__(self, switch: Switch, on_progress: Callable[[Progress], None]) -> None:
+        self._switch = switch
+        self._on_progress = on_progress
+        self._renewed = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        self._on_progress(progress)
+        if time.monotonic() - self._renewed > _RENEWAL_SECONDS:
+            self._renewed = time.monotonic()
+            self._switch.renew()
+
+
+def _unwatched(progress: Progress) -> None:
+    del progress

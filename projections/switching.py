@@ -1,0 +1,307 @@
+"""The switch: the generation that was built takes the live names.
+
+1. *Hold.* The live position is held: no worker can commit a batch any more, because each compares
+   and sets that document first in its transaction, so none can straddle the renames either. What
+   was under way is committed or aborted before the hold is written. Held, the live generation
+   stands still, and the rebuild brings the new one up to it. A hold that falls silent is lifted by
+   whoever it holds up, and nothing has happened.
+2. *Commit.* One transaction checks that the hold is still there and the new generation far enough,
+   seals both positions, and writes down which collections take part, by their UUIDs. From here on
+   the switch only goes forward, and whoever comes along can carry it on, without the event store.
+3. *Renames.* The live collections get the suffix of their generation, the new ones the live names.
+   Each rename names the UUID it means, so one that is sent twice, or arrives late from a process
+   that was killed, is refused by the server.
+4. *Finish.* One transaction makes the new generation the live one, with its position.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError, OperationFailure
+
+from projections.driver_errors import translated
+from projections.errors import ProjectionError
+from projections.transactions import TransactionRunner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pymongo.client_session import ClientSession
+
+    from projections.read_model import Document, ReadModel
+
+NOT_HELD: Final[Document] = {"hold": {"$exists": False}}
+"""What the document of a position must match for a worker to move it."""
+
+SILENT_HOLD_SECONDS: Final = 5.0
+"""A hold that has not been renewed for so long is lifted by a worker that it holds up."""
+
+_CONTROL: Final[Document] = {"_id": "read-model"}
+_RENAME_MILLISECONDS: Final = 10_000
+_DONE_BY_ANOTHER: Final = frozenset(
+    {
+        26,  # NamespaceNotFound: it has another name by now
+        361,  # CollectionUUIDMismatch: likewise, and its old name was given to another
+        50,  # MaxTimeMSExpired: somebody reads it in a transaction; asked again by the next step
+    }
+)
+
+
+class Switch:
+    """Puts one generation, of which a rebuild has caught up, in the place of the live one."""
+
+    def __init__(self, live: ReadModel, building: ReadModel, application_name: str) -> None:
+        """Prepare to switch; nothing is sent yet."""
+        self._live = live
+        self._building = building
+        self._application_name = application_name
+        self._live_id = live.position_id(application_name)
+        self._building_id = building.position_id(application_name)
+        self._token = uuid4().hex
+
+    def hold(self) -> bool:
+        """Hold the live position, unless somebody else does; return whether it is held."""
+        self._token = uuid4().hex
+
+        def hold(session: ClientSession) -> None:
+            self._live.positions.update_one(
+                {"_id": self._live_id, **NOT_HELD},
+                {"$set": {"hold.token": self._token}, "$currentDate": {"hold.at": True}},
+                upsert=True,
+                session=session,
+            )
+
+        with translated():
+            try:
+                # In a transaction, so that a killed worker's open one is found and aborted.
+                _in_transaction(self._live, hold)
+            except DuplicateKeyError:
+                return False
+        return True
+
+    def renew(self) -> None:
+        """Say that the hold is still wanted."""
+        with translated():
+            self._live.positions.update_one(
+                {"_id": self._live_id, "hold.token": self._token},
+                {"$currentDate": {"hold.at": True}},
+            )
+
+    def release(self) -> None:
+        """Lift the hold, if it is still there and the switch is not committed."""
+        with translated():
+            self._live.positions.update_one(
+                {"_id": self._live_id, "hold.token": self._token, "hold.sealed": None},
+                {"$unset": {"hold": ""}},
+            )
+
+    def commit(self, *, at_least: int) -> bool:
+        """Commit to the switch if the hold is there and the new generation is at ``at_least``.
+
+        Returns:
+            Whether it is committed; if not, nothing has changed.
+
+        Raises:
+            ProjectionError: if there are collections in the way.
+        """
+        with translated():
+            collections = self._taking_part()
+        sealed: Document = {"token": self._token, "sealed": True}
+        committed = False
+
+        def commit(session: ClientSession) -> None:
+            nonlocal committed
+            committed = False
+            control = self._live.control.find_one(_CONTROL, session=session) or {}
+            position = self._live.positions.find_one({"_id": self._building_id}, session=session)
+            if (
+                control.get("building", {}).get("generation") != self._building.generation
+                or "switching" in control
+                or position is None
+                or (position.get("position") or 0) < at_least
+            ):
+                return
+            held = self._live.positions.update_one(
+                {"_id": self._live_id, "hold.token": self._token},
+                {"$set": {"hold": sealed}},
+                session=session,
+            )
+            if not held.matched_count:
+                return
+            self._live.positions.update_one(
+                {"_id": self._building_id}, {"$set": {"hold": sealed}}, session=session
+            )
+            self._live.control.update_one(
+                _CONTROL,
+                {
+                    "$set": {
+                        "switching.to": self._building.generation,
+                        "switching.application": self._application_name,
+                        "switching.collections": collections,
+                    },
+                    "$currentDate": {"switching.at": True},
+                },
+                session=session,
+            )
+            committed = True
+
+        with translated():
+            _in_transaction(self._live, commit)
+        return committed
+
+    def _taking_part(self) -> list[Document]:
+        """Return the collections that the switch renames, by UUID.
+
+        Raises:
+            ProjectionError: if one of them is missing, or a name that is needed is taken.
+        """
+        live_generation = self._live.generations.state().generation
+        uuids = {name: uuid for uuid, name in _names(self._live).items()}
+        collections = []
+        for name in self._live.generational:
+            old_name = self._live.of_generation(live_generation).name_of(name)
+            new_name = self._building.name_of(name)
+            if old_name in uuids:
+                raise ProjectionError(
+                    f"the collection {old_name} is in the way of the switch: run score-ledger "
+                    "rebuild --drop-old, which drops it, and then the rebuild again"
+                )
+            if new_name not in uuids:
+                raise ProjectionError(
+                    f"the collection {new_name} of the rebuild has vanished: run score-ledger "
+                    "rebuild --fresh"
+                )
+            collections.append(
+                {
+                    "name": name,
+                    "oldName": old_name,
+                    "newName": new_name,
+                    # None if somebody dropped it: there is nothing to put away then.
+                    "old": uuids.get(name),
+                    "new": uuids[new_name],
+                }
+            )
+        return collections
+
+
+def roll_forward(read_model: ReadModel) -> None:
+    """Carry on a switch that is committed, to its end.
+
+    Any number of processes may do so at once.
+
+    Raises:
+        ReadModelUnavailable: if MongoDB failed; the next one to come along carries on.
+    """
+    with translated():
+        while (step := next_step(read_model)) is not None:
+            step()
+
+
+def next_step(read_model: ReadModel) -> Callable[[], None] | None:
+    """Return the next step of the switch that is under way, decided from which names exist.
+
+    ``None`` if there is no switch, or none any more.
+    """
+    control = read_model.control.find_one_and_update(
+        {**_CONTROL, "switching": {"$exists": True}},
+        {"$currentDate": {"switching.at": True}},
+        return_document=ReturnDocument.AFTER,
+    )
+    if control is None:
+        return None
+    switching = control["switching"]
+    names = _names(read_model)
+    for collection in switching["collections"]:
+        if names.get(collection["old"]) == collection["name"]:
+            return _Rename(read_model, collection["old"], collection["name"], collection["oldName"])
+    for collection in switching["collections"]:
+        if names.get(collection["new"]) == collection["newName"]:
+            return _Rename(read_model, collection["new"], collection["newName"], collection["name"])
+    return lambda: _finish(read_model, switching)
+
+
+def lift_silent_hold(read_model: ReadModel, position_id: str) -> bool:
+    """Lift a hold whose rebuild has fallen silent, unless its switch is committed."""
+    # By the server's clock, so that the clocks of processes need not agree.
+    horizon = {"$subtract": ["$$NOW", SILENT_HOLD_SECONDS * 1000]}
+    lifted = read_model.positions.update_one(
+        {
+            "_id": position_id,
+            "hold.at": {"$exists": True},
+            "hold.sealed": None,
+            "$expr": {"$lt": ["$hold.at", horizon]},
+        },
+        {"$unset": {"hold": ""}},
+    )
+    return lifted.matched_count > 0
+
+
+class _Rename:
+    """One rename, of the collection that has this UUID or of none."""
+
+    def __init__(self, read_model: ReadModel, uuid: Any, source: str, target: str) -> None:
+        self._read_model = read_model
+        self._uuid = uuid
+        self._source = source
+        self._target = target
+
+    def __call__(self) -> None:
+        try:
+            # What has the name of the target was made while nothing had it, by somebody who was
+            # late: it is no part of any generation.
+            self._read_model.database[self._source].rename(
+                self._target,
+                dropTarget=True,
+                collectionUUID=self._uuid,
+                maxTimeMS=_RENAME_MILLISECONDS,
+            )
+        except OperationFailure as error:
+            if error.code not in _DONE_BY_ANOTHER:
+                raise
+
+
+def _finish(read_model: ReadModel, switching: Document) -> None:
+    live_id = read_model.position_id(switching["application"])
+    building = read_model.of_generation(switching["to"])
+    building_id = building.position_id(switching["application"])
+
+    def finish(session: ClientSession) -> None:
+        finished = read_model.control.update_one(
+            {**_CONTROL, "switching.to": switching["to"]},
+            [
+                {"$set": {"generation": switching["to"], "shape": "$building.shape"}},
+                {"$unset": ["switching", "building"]},
+            ],
+            session=session,
+        )
+        if not finished.matched_count:
+            return
+        position = read_model.positions.find_one({"_id": building_id}, session=session) or {}
+        position.pop("hold", None)
+        read_model.positions.replace_one(
+            {"_id": live_id}, {**position, "_id": live_id}, upsert=True, session=session
+        )
+        read_model.positions.delete_one({"_id": building_id}, session=session)
+
+    _in_transaction(read_model, finish)
+
+
+def _names(read_model: ReadModel) -> dict[Any, str]:
+    """Return the names of all collections, by UUID."""
+    names: dict[Any, str] = {}
+    # Twice, because a listing may miss a collection that is renamed meanwhile; none is renamed
+    # more than once in a switch, so a second listing has it.
+    for _ in range(2):
+        for entry in read_model.database.list_collections():
+            if "uuid" in entry["info"]:
+                names[entry["info"]["uuid"]] = entry["name"]
+    return names
+
+
+def _in_transaction(read_model: ReadModel, work: Callable[[ClientSession], None]) -> None:
+    with closing(TransactionRunner(read_model)) as transactions:
+        transactions.run(work)

@@ -1,0 +1,50 @@
+"""``score-ledger rebuild`` and ``score-ledger verify --repair``."""
+
+from __future__ import annotations
+
+import json
+
+from command_line import CommandLine
+from projections.mongo import connect
+from support import make_grant
+
+
+def test_a_rebuild_replaces_the_read_model_and_keeps_the_old_one(cli: CommandLine) -> None:
+    """Until it is dropped; status says what there is."""
+    lines = "\n".join(make_grant(number).model_dump_json() for number in range(20))
+    assert cli("import", "-", stdin=lines.encode()).returncode == 0
+    cli("project")
+    done = cli("rebuild")
+    assert (done.returncode, done.stdout.startswith("generation 2 is live")) == (0, True)
+    assert "generation 1 kept on disk: score-ledger rebuild --drop-old" in done.stderr
+    status = json.loads(cli("status", "--json").stdout)
+    assert (status["generation"], status["kept_generations"], status["grants"]) == (2, [1], 20)
+    assert "kept generations" in cli("status").stdout
+    assert json.loads(cli("rebuild", "--drop-old", "--json").stdout) == {"dropped": [1]}
+    assert cli("rebuild", "--drop-old").stdout == "there was nothing to drop\n"
+    assert json.loads(cli("verify", "--json").stdout)["ok"] is True
+
+
+def test_repairing_is_a_rebuild(cli: CommandLine) -> None:
+    """What was wrong is printed, and the exit code says how it ended."""
+    cli("import", "-", stdin=make_grant(1).model_dump_json().encode())
+    cli("project")
+    with connect(cli.env["MONGO_URI"]) as client:
+        database = client[cli.env["MONGO_DATABASE"]]
+        database["score_grants"].update_one({}, {"$set": {"amount": 99}})
+        database["score_grants"].insert_one({"_id": "x", "grantId": "odd\x1b[31m"})
+    done = cli("verify")
+    assert done.returncode == 1
+    assert "user-1 position 2 grant grant-1 amount: expected 2, found 99" in done.stdout
+    assert r"grant odd\x1b[31m is foreign, there is no event for it" in done.stdout
+    assert "2 differences" in done.stderr
+    assert cli("verify", "--no-events").returncode == 1
+    machine = json.loads(cli("verify", "--json").stdout)
+    assert (machine["ok"], machine["difference_count"]) == (False, 2)
+    assert machine["differences"][0]["found"] == 99
+    done = cli("verify", "--repair")
+    assert done.returncode == 0
+    assert "found 99" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("ok")
+    assert cli("verify", "--no-events").returncode == 0
+    assert json.loads(cli("status", "--json").stdout)["generation"] == 2

@@ -1,0 +1,409 @@
+"""The switch between generations, stopped at each of its steps, and what readers see of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from projections import (
+    Leaderboard,
+    MongoScoreView,
+    PositionMoved,
+    ProjectionError,
+    ProjectionWorker,
+    RebuildSuperseded,
+)
+from projections.batches import Batch, user_changes
+from projections.errors import ReadModelUnavailable
+from projections.history import UserHistory
+from projections.mongo import connect
+from projections.read_model import GENERATIONAL, ReadModel
+from projections.rebuild import Rebuild
+from projections.switching import Switch, next_step, roll_forward
+from projections.verify_events import verify_events
+from scoring import Grant, Scoring
+from support import make_grant, worker_maker
+
+STEPS = 7
+"""Six renames, and the transaction that makes the new generation the live one."""
+
+NEW = 1_000_000
+"""What the planted generation has for totals and amounts, so that it can be told apart."""
+
+
+@pytest.fixture
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits takes over soon."""
+    monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 0.05)
+    monkeypatch.setattr("projections.switching.SILENT_HOLD_SECONDS", 0.3)
+
+
+@pytest.fixture
+def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadModel:
+    """The first generation, with 20 grants."""
+    scoring.grant_many([make_grant(number) for number in range(20)])
+    ProjectionWorker(scoring, view).catch_up()
+    return read_model
+
+
+def plant(building: ReadModel, value: int) -> None:
+    building.users.update_many({}, {"$set": {"totalScore": value}})
+    building.grants.update_many({}, {"$set": {"amount": value}})
+
+
+def built(scoring: Scoring, live: ReadModel) -> Switch:
+    """A second generation that differs from the first, ready to be switched to."""
+    building = live.of_generation(live.generations.begin())
+    building.prepare_building(scoring.name)
+    ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
+    plant(building, NEW)
+    return Switch(live, building, scoring.name)
+
+
+def committed(scoring: Scoring, live: ReadModel) -> Switch:
+    switch = built(scoring, live)
+    assert switch.hold()
+    assert switch.commit(at_least=scoring.recorder.max_notification_id() or 0)
+    return switch
+
+
+def walk(live: ReadModel, steps: int) -> None:
+    for _ in range(steps):
+        step = next_step(live)
+        assert step is not None
+        step()
+
+
+def collections(live: ReadModel) -> set[str]:
+    return set(live.database.list_collection_names())
+
+
+def assert_second_generation_is_live(live: ReadModel) -> None:
+    state = live.generations.state()
+    assert (state.generation, state.building, state.switching_to) == (2, None, None)
+    names = {name for name in collections(live) if name.startswith(GENERATIONAL)}
+    assert names == {*GENERATIONAL, *(f"{name}__g1" for name in GENERATIONAL)}
+    assert [document["_id"] for document in live.positions.find()] == ["Scoring"]
+    assert "hold" not in (live.positions.find_one() or {})
+    assert live.users.distinct("totalScore") == [NEW]
+    assert live.grants.distinct("amount") == [NEW]
+    assert len(live.grants.index_information()) == len(live.users.index_information()) == 3
+    assert NEW not in live.of_generation(1).users.distinct("totalScore")
+
+
+def a_reader(_: Scoring, live: ReadModel) -> None:
+    rows = Leaderboard(live).top(100, by="ledger")
+    assert {row.score for row in rows} == {NEW}
+
+
+def a_worker(scoring: Scoring, live: ReadModel) -> None:
+    scoring.grant_many([make_grant(99, amount=5)])
+    ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
+    assert live.grants.find_one_and_delete({"grantId": "grant-99"}) is not None
+    live.users.update_one({"_id": make_grant(99).user_id}, {"$inc": {"totalScore": -5}})
+
+
+def an_opening(_: Scoring, live: ReadModel) -> None:
+    live.prepare()
+
+
+@pytest.mark.parametrize("comer", [a_reader, a_worker, an_opening])
+@pytest.mark.parametrize("steps", range(STEPS))
+@pytest.mark.usefixtures("short_silence")
+def test_a_switch_stopped_at_any_step_is_rolled_forward_by_whoever_comes_next(
+    scoring: Scoring, live: ReadModel, steps: int, comer: Callable[[Scoring, ReadModel], None]
+) -> None:
+    """From what is there alone, and the new generation is live with its position."""
+    committed(scoring, live)
+    walk(live, steps)
+    # Everybody who comes is another process than the one that stopped.
+    comer(scoring, ReadModel(live.client, live.database.name))
+    assert_second_generation_is_live(live)
+
+
+@pytest.mark.parametrize("steps", range(STEPS))
+@pytest.mark.usefixtures("short_silence")
+def test_a_rebuild_finishes_a_stopped_switch_before_it_begins(
+    scoring: Scoring, live: ReadModel, steps: int
+) -> None:
+    """It builds the generation after that one."""
+    committed(scoring, live)
+    walk(live, steps)
+    outcome = Rebuild(scoring, live, worker_maker(scoring)).run()
+    assert (outcome.generation, outcome.live) == (3, True)
+    assert live.generations.kept() == [1, 2]
+    assert verify_events(scoring, live).differences == []
+
+
+def test_the_switch_has_as_many_steps_as_the_tests_stop_at(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Or a step would go untested."""
+    committed(scoring, live)
+    walk(live, STEPS)
+    assert next_step(live) is None
+    assert_second_generation_is_live(live)
+
+
+def test_two_who_roll_forward_together_do_it_once(
+    scoring: Scoring, live: ReadModel, mongo_uri: str
+) -> None:
+    """Each rename names the UUID it means, so the second one of a kind is refused."""
+    committed(scoring, live)
+    errors: list[BaseException] = []
+
+    def roll() -> None:
+        try:
+            with connect(mongo_uri) as client:
+                roll_forward(ReadModel(client, live.database.name))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
+            errors.append(error)
+
+    threads = [Thread(target=roll) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert_second_generation_is_live(live)
+
+
+def test_steps_that_arrive_late_change_nothing(scoring: Scoring, live: ReadModel) -> None:
+    """As those of a process that was stopped for an hour, even when the old names are free."""
+    committed(scoring, live)
+    steps = []
+    while (step := next_step(live)) is not None:
+        steps.append(step)
+        step()
+    for step in steps:
+        step()
+    assert_second_generation_is_live(live)
+    assert live.generations.drop_kept() == [1]
+    for step in steps:
+        step()
+    assert live.users.distinct("totalScore") == [NEW]
+    assert {name for name in collections(live) if name.startswith(GENERATIONAL)} == {*GENERATIONAL}
+
+
+@pytest.mark.usefixtures("short_silence")
+def test_a_silent_hold_is_lifted_by_the_worker_that_it_holds_up(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """A rebuild that dies before it commits to the switch has changed nothing."""
+    switch = built(scoring, live)
+    assert switch.hold()
+    scoring.grant_many([make_grant(99)])
+    ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
+    assert verify_events(scoring, live).ok
+    assert not switch.commit(at_least=0)
+    assert live.generations.state().switching_to is None
+
+
+def test_a_held_position_is_not_moved(scoring: Scoring, live: ReadModel) -> None:
+    """Neither by a batch nor by the library's own way of tracking, until it is released."""
+    view = MongoScoreView(live)
+    switch = built(scoring, live)
+    position = view.max_tracking_id(scoring.name)
+    assert position is not None
+    assert switch.hold()
+    with pytest.raises(PositionMoved):
+        view.apply(Batch(scoring.name, position, position + 1))
+    assert view.max_tracking_id(scoring.name) == position
+    switch.release()
+    view.apply(Batch(scoring.name, position, position + 1))
+    assert view.max_tracking_id(scoring.name) == position + 1
+
+
+def test_of_two_who_want_to_hold_one_does(scoring: Scoring, live: ReadModel) -> None:
+    """The other one is told, and cannot commit."""
+    first, second = built(scoring, live), built(scoring, live)
+    assert first.hold()
+    assert not second.hold()
+    assert not second.commit(at_least=0)
+    assert first.commit(at_least=0)
+
+
+def test_a_switch_is_not_committed_before_the_new_generation_is_far_enough(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Positions never go back."""
+    switch = built(scoring, live)
+    newest = scoring.recorder.max_notification_id() or 0
+    assert switch.hold()
+    assert not switch.commit(at_least=newest + 1)
+    assert switch.commit(at_least=newest)
+
+
+def test_no_batch_straddles_the_switch(
+    scoring: Scoring, live: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hold waits for a transaction that is under way, and refuses the next."""
+    view = MongoScoreView(live)
+    switch = built(scoring, live)
+    scoring.grant_many([make_grant(99)])
+    inside, go_on = Event(), Event()
+
+    def pause(grants: Any) -> Any:
+        inside.set()
+        assert go_on.wait(10)
+        return user_changes(grants)
+
+    monkeypatch.setattr("projections.mongo.user_changes", pause)
+    worker = Thread(target=ProjectionWorker(scoring, view).catch_up)
+    worker.start()
+    assert inside.wait(10)
+    holder = Thread(target=switch.hold)
+    holder.start()
+    holder.join(0.5)
+    assert holder.is_alive()
+    go_on.set()
+    worker.join()
+    holder.join()
+    position = view.max_tracking_id(scoring.name)
+    assert position == scoring.recorder.max_notification_id()
+    assert not switch.commit(at_least=position or 0)  # what was under way has to be built too
+
+
+def test_the_open_transaction_of_a_killed_worker_does_not_hold_up_the_hold(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """It is aborted as soon as its worker has been silent for some seconds."""
+    switch = built(scoring, live)
+    with live.client.start_session() as session:
+        live.workers.insert_one(
+            {
+                "_id": session.session_id["id"],
+                "seenAt": datetime.now(UTC) - timedelta(minutes=1),
+            }
+        )
+        session.start_transaction()
+        live.positions.update_one({}, {"$set": {"stuck": True}}, session=session)
+        started = time.monotonic()
+        assert switch.hold()
+        assert time.monotonic() - started < 5
+    assert "stuck" not in (live.positions.find_one({"_id": "Scoring"}) or {})
+
+
+def test_a_late_worker_of_a_generation_that_went_live_stops(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """It makes no collections anew, at whatever position it stood."""
+    committed(scoring, live)
+    roll_forward(live)
+    late = MongoScoreView(live.of_generation(2))
+    for after in (None, 5):
+        with pytest.raises(RebuildSuperseded):
+            late.apply(Batch(scoring.name, after, 10))
+    assert_second_generation_is_live(live)
+
+
+def test_what_is_made_under_a_live_name_during_the_switch_does_not_stop_it(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Somebody's late insert makes a collection where there is none for a moment."""
+    committed(scoring, live)
+    walk(live, 3)
+    live.database.users_of_nobody.insert_one({})
+    live.users.insert_one({"_id": "stranger"})
+    roll_forward(live)
+    assert_second_generation_is_live(live)
+
+
+def test_a_name_that_is_taken_is_said_before_anything_happens(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """With the command that frees it."""
+    switch = built(scoring, live)
+    live.database.create_collection("user_scores__g1")
+    assert switch.hold()
+    with pytest.raises(ProjectionError, match=r"user_scores__g1 is in the way.*--drop-old"):
+        switch.commit(at_least=0)
+    switch.release()
+    assert live.generations.drop_kept() == [1]
+    assert switch.hold()
+    assert switch.commit(at_least=0)
+
+
+@pytest.mark.usefixtures("short_silence")
+def test_a_switch_that_cannot_go_on_is_not_waited_for_for_ever(
+    scoring: Scoring, live: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says where to look."""
+    committed(scoring, live)
+    monkeypatch.setattr("projections.generations.MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("projections.generations.roll_forward", lambda _: time.sleep(0.05))
+    with pytest.raises(ReadModelUnavailable, match=r"generation 2 .* has not ended"):
+        Leaderboard(live).top()
+
+
+class PlantingRebuild(Rebuild):
+    """Gives each generation a value of its own, so that a mixture would show."""
+
+    value = 0
+
+    def _switch(self, switch: Switch, view: MongoScoreView, worker: ProjectionWorker) -> bool:
+        plant(view.read_model, self.value)
+        return super()._switch(switch, view, worker)
+
+
+def test_readers_never_see_a_mixture_during_50_switches(
+    scoring: Scoring, live: ReadModel, mongo_uri: str
+) -> None:
+    """Leaderboards of several batches, pages of history and totals are of one generation each."""
+    users, switches = 150, 50
+    grants: list[Grant] = [
+        make_grant(1000 + number, user_id=f"reader-{number % users}") for number in range(2 * users)
+    ]
+    scoring.grant_many(grants)
+    rebuild = PlantingRebuild(scoring, live, worker_maker(scoring))
+    rebuild.value = 1
+    rebuild.run()
+    over = Event()
+    errors: list[BaseException] = []
+    seen: set[int] = set()
+    reads = [0, 0]
+
+    def hammer(number: int) -> None:
+        try:
+            with connect(mongo_uri) as client:
+                model = ReadModel(client, live.database.name)
+                board, history = Leaderboard(model), UserHistory(model)
+                while not over.is_set():
+                    rows = board.top(1000, by="ledger")
+                    scores = {row.score for row in rows}
+                    assert (len(rows), len(scores)) == (users + 7, 1)
+                    page = history.grants("reader-3")
+                    assert (len(page), len({grant.amount for grant in page})) == (2, 1)
+                    totals = history.totals("reader-3")
+                    assert totals is not None
+                    row = board.rank_of("reader-3", by="ledger")
+                    assert row is not None
+                    assert row.rank == 1
+                    seen.update(scores)
+                    reads[number] += 4
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
+            errors.append(error)
+
+    threads = [Thread(target=hammer, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for value in range(2, switches + 2):
+            rebuild.value = value
+            assert rebuild.run().live
+            live.generations.drop_kept()
+            if errors:
+                break
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert len(seen) > switches / 2
+    assert min(reads) > switches
+    assert live.generations.state().generation == switches + 2

@@ -1,0 +1,409 @@
+"""Verifying: each kind of damage is found, and nothing else is."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from bson.int64 import Int64
+
+from projections import MongoScoreView, ProjectionWorker, Verification, VerificationProgress
+from projections.mongo import connect
+from projections.read_model import ReadModel
+from projections.verification import DOCUMENT, MAX_DIFFERENCES, Difference
+from projections.verify import verify_totals
+from projections.verify_events import verify_events
+from scoring import Grant, Scoring
+from support import NOON, make_grant, sqlite_env
+
+BADGE = "award:badge:first"
+
+
+def with_badges(count: int) -> list[Grant]:
+    """Plain grants, and a badge for every user, which sets a bucket."""
+    badges = [
+        make_grant(
+            1000 + user,
+            user_id=f"user-{user}",
+            key=BADGE,
+            grant_id=f"user-{user}/{BADGE}",
+            amount=5,
+        )
+        for user in range(7)
+    ]
+    return [make_grant(number) for number in range(count)] + badges
+
+
+@pytest.fixture
+def projected(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadModel:
+    scoring.grant_many(with_badges(60))
+    ProjectionWorker(scoring, view, batch_size=20).catch_up()
+    return read_model
+
+
+Findings = set[tuple[str | None, str]]
+
+
+def both(user_id: str | None, what: str) -> tuple[Findings, Findings]:
+    """Said by both ways of verifying."""
+    return {(user_id, what)}, {(user_id, what)}
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is broken, and what verifying must say of it: (user, what) pairs."""
+
+    name: str
+    plant: Callable[[ReadModel], object]
+    against_events: Findings
+    in_the_database: Findings = field(default_factory=set)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def set_user(**fields: Any) -> Callable[[ReadModel], object]:
+    named = {name.replace("__", "."): value for name, value in fields.items()}
+    return lambda model: model.users.update_one({"_id": "user-3"}, {"$set": named})
+
+
+def set_grant(**fields: Any) -> Callable[[ReadModel], object]:
+    return lambda model: model.grants.update_one({"grantId": "grant-3"}, {"$set": fields})
+
+
+def set_bucket(**fields: Any) -> Callable[[ReadModel], object]:
+    key = {"userId": "user-3", "key": BADGE}
+    return lambda model: model.buckets.update_one({"_id": key}, {"$set": fields})
+
+
+def set_position(**change: Any) -> Callable[[ReadModel], object]:
+    return lambda model: model.positions.update_one({"_id": "Scoring"}, change["update"])
+
+
+def add_grant_between(model: ReadModel) -> None:
+    """At the position of a claim."""
+    taken = {document["_id"] for document in model.grants.find()}
+    free = next(position for position in range(20, 200) if position not in taken)
+    add_grant(_id=Int64(free))(model)
+
+
+def add_grant(**fields: Any) -> Callable[[ReadModel], object]:
+    document = {
+        "grantId": "forged", "userId": "user-3", "key": "k", "category": "content",
+        "source": "feed", "amount": 7, "grantedAt": NOON, "recordedAt": NOON, **fields,
+    }  # fmt: skip
+    return lambda model: model.grants.insert_one(dict(document))
+
+
+FORGED_SUMS: Findings = {
+    ("user-3", name)
+    for name in ("totalScore", "grantCount", "categoryTotals.content", "sourceTotals.feed")
+}
+
+DAMAGES = [
+    Damage(
+        "a missing grant",
+        lambda model: model.grants.delete_one({"grantId": "grant-3"}),
+        {("user-3", DOCUMENT)},
+        {("user-3", n) for n in ("totalScore", "grantCount", "categoryTotals.content",
+         "sourceTotals.quiz")},
+    ),
+    Damage("an extra grant between", add_grant_between, {("user-3", DOCUMENT)}, FORGED_SUMS),
+    Damage("an extra grant before", add_grant(_id=-5), {("user-3", DOCUMENT)}, FORGED_SUMS),
+    Damage(
+        "an extra grant behind", add_grant(_id=10**12), {("user-3", DOCUMENT)}, FORGED_SUMS
+    ),
+    Damage(
+        "an extra grant without a position",
+        add_grant(_id="x", userId=None),
+        {(None, DOCUMENT)},
+        {(None, DOCUMENT)},
+    ),
+    Damage("an altered amount", set_grant(amount=99), {("user-3", "amount")}, {
+        ("user-3", n) for n in ("totalScore", "categoryTotals.content", "sourceTotals.quiz")
+    }),
+    Damage("an altered key", set_grant(key="other"), {("user-3", "key")}),
+    Damage("an altered category", set_grant(category="x"), {("user-3", "category")}, {
+        ("user-3", n) for n in ("categoryTotals.content", "categoryTotals.x")
+    }),
+    Damage("an altered source", set_grant(source="x"), {("user-3", "source")}, {
+        ("user-3", n) for n in ("sourceTotals.quiz", "sourceTotals.x")
+    }),
+    Damage("an altered time", set_grant(grantedAt=NOON - timedelta(1)), {("user-3", "grantedAt")}),
+    Damage("an altered time of recording", set_grant(recordedAt=NOON), {("user-3", "recordedAt")}),
+    Damage("an altered position field", set_grant(position=1), {("user-3", "position")}),
+    Damage("a field too many", set_grant(note="hi"), {("user-3", "note")}),
+    Damage("a wrong total", set_user(totalScore=1), *both("user-3", "totalScore")),
+    Damage("a wrong count", set_user(grantCount=1), *both("user-3", "grantCount")),
+    Damage(
+        "a wrong category",
+        set_user(categoryTotals__content=1),
+        *both("user-3", "categoryTotals.content"),
+    ),
+    Damage(
+        "a category too many",
+        set_user(categoryTotals__forged=1),
+        *both("user-3", "categoryTotals.forged"),
+    ),
+    Damage(
+        "a wrong source", set_user(sourceTotals__quiz=1), *both("user-3", "sourceTotals.quiz")
+    ),
+    Damage(
+        "a wrong recomputed total",
+        set_user(recomputedTotal=6),
+        *both("user-3", "recomputedTotal"),
+    ),
+    Damage(
+        "a wrong last grant", set_user(lastGrantAt=NOON), *both("user-3", "lastGrantAt")
+    ),
+    Damage("a version too low", set_user(version=2), *both("user-3", "version")),
+    Damage("a version too high", set_user(version=10**6), {("user-3", "version")}),
+    Damage(
+        "a missing user",
+        lambda model: model.users.delete_one({"_id": "user-3"}),
+        *both("user-3", DOCUMENT),
+    ),
+    Damage(
+        "a user too many",
+        lambda model: model.users.insert_one({"_id": "user-31", "totalScore": 1}),
+        *both("user-31", DOCUMENT),
+    ),
+    Damage(
+        "a user without a name",
+        lambda model: model.users.insert_one({"_id": 7, "totalScore": 1}),
+        *both(None, DOCUMENT),
+    ),
+    Damage(
+        "wrong points of a bucket",
+        set_bucket(points=4),
+        {("user-3", "points")},
+        {("user-3", "recomputedTotal")},
+    ),
+    Damage("a wrong category of a bucket", set_bucket(category="x"), {("user-3", "category")}),
+    Damage("a wrong source of a bucket", set_bucket(source="x"), {("user-3", "source")}),
+    Damage(
+        "a missing bucket",
+        lambda model: model.buckets.delete_one({"_id": {"userId": "user-3", "key": BADGE}}),
+        {("user-3", DOCUMENT)},
+        {("user-3", "recomputedTotal")},
+    ),
+    Damage(
+        "a bucket too many",
+        lambda model: model.buckets.insert_one(
+            {"_id": {"userId": "user-3", "key": "a"}, "points": 3}
+        ),
+        {("user-3", DOCUMENT)},
+        {("user-3", "recomputedTotal")},
+    ),
+    Damage(
+        "a bucket of nobody",
+        lambda model: model.buckets.insert_one({"_id": "odd", "points": 3}),
+        *both(None, DOCUMENT),
+    ),
+    Damage(
+        "a position too low",
+        set_position(update={"$set": {"position": 50}}),
+        {(None, "position")},
+    ),
+    Damage(
+        "no position",
+        set_position(update={"$unset": {"position": ""}}),
+        {(None, "position")},
+    ),
+    Damage(
+        "a position behind the newest event",
+        set_position(update={"$set": {"position": 10**9}}),
+        {(None, "position")},
+    ),
+    Damage(
+        "grants that were kept out by foreign documents",
+        set_position(update={"$set": {"foreignGrants": 2}}),
+        {(None, "foreignGrants")},
+    ),
+]  # fmt: skip
+
+
+def found(outcome: Verification) -> Findings:
+    assert outcome.difference_count == len(outcome.differences)
+    return {(difference.user_id, difference.what) for difference in outcome.differences}
+
+
+def test_a_sound_read_model_has_no_differences(scoring: Scoring, projected: ReadModel) -> None:
+    """Both ways, and everything was looked at."""
+    outcome = verify_events(scoring, projected)
+    assert (outcome.ok, outcome.grants, outcome.users, outcome.buckets) == (True, 67, 7, 7)
+    outcome = verify_totals(projected)
+    assert (outcome.ok, outcome.grants, outcome.users) == (True, 67, 7)
+
+
+def test_an_empty_read_model_of_an_empty_store_is_sound(
+    scoring: Scoring, read_model: ReadModel
+) -> None:
+    """Nothing expected, nothing found."""
+    assert verify_events(scoring, read_model) == Verification()
+    assert verify_totals(read_model) == Verification()
+
+
+@pytest.fixture(scope="module")
+def sound(
+    mongo_uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Scoring, ReadModel]]:
+    """One ledger for all kinds of damage."""
+    env = sqlite_env(tmp_path_factory.mktemp("sound") / "events.sqlite")
+    with Scoring(env) as scoring, connect(mongo_uri) as client:
+        model = ReadModel(client, f"test_{uuid4().hex}")
+        model.prepare()
+        scoring.grant_many(with_badges(60))
+        with closing(MongoScoreView(model)) as view:
+            ProjectionWorker(scoring, view).catch_up()
+        yield scoring, model
+        client.drop_database(model.database.name)
+
+
+@pytest.fixture
+def damaged(sound: tuple[Scoring, ReadModel]) -> Iterator[tuple[Scoring, ReadModel]]:
+    """The same, put right again afterwards."""
+    _, model = sound
+    collections = (model.grants, model.users, model.buckets, model.positions)
+    before = [list(collection.find()) for collection in collections]
+    yield sound
+    for collection, documents in zip(collections, before, strict=True):
+        collection.delete_many({})
+        collection.insert_many(documents)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=str)
+def test_each_kind_of_damage_is_found_and_nothing_else(
+    damaged: tuple[Scoring, ReadModel], damage: Damage
+) -> None:
+    """Against the events exactly; in the database as far as it contradicts itself."""
+    scoring, model = damaged
+    assert verify_events(scoring, model).ok
+    damage.plant(model)
+    assert found(verify_events(scoring, model)) == damage.against_events
+    assert found(verify_totals(model)) == damage.in_the_database
+
+
+def test_a_grant_that_was_skipped_by_moving_the_position_is_missing(
+    scoring: Scoring, projected: ReadModel
+) -> None:
+    """As after an operator's slip; the totals are wrong too then."""
+    receipt = scoring.grant(**make_grant(2000, user_id="late").model_dump())
+    projected.positions.update_one({"_id": "Scoring"}, {"$set": {"position": receipt.position}})
+    outcome = verify_events(scoring, projected)
+    assert found(outcome) == {("late", DOCUMENT)}
+    assert outcome.difference_count == 2  # the grant, and the user's document
+    assert outcome.differences[0].position == receipt.position
+    assert outcome.differences[0].expected["grantId"] == "grant-2000"
+
+
+def test_a_foreign_document_that_keeps_a_grant_out_is_named(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Next to the grant that is missing because of it."""
+    scoring.grant_many([make_grant(1), make_grant(2)])
+    foreign = {"_id": 777, "grantId": "grant-1", "amount": 1}
+    read_model.grants.insert_one(foreign)
+    ProjectionWorker(scoring, view).catch_up()
+    outcome = verify_events(scoring, read_model)
+    first = outcome.differences[0]
+    assert (first.grant_id, first.user_id, first.found) == ("grant-1", "user-1", foreign)
+    assert Difference(None, DOCUMENT, None, foreign, 777, "grant-1") in outcome.differences
+    assert (None, "foreignGrants") in found(outcome)
+
+
+def test_the_first_differences_are_reported_and_the_rest_counted(
+    scoring: Scoring, projected: ReadModel
+) -> None:
+    """Memory does not grow with damage."""
+    projected.grants.update_many({}, {"$inc": {"amount": 1}})
+    outcome = verify_events(scoring, projected)
+    assert (len(outcome.differences), outcome.difference_count) == (MAX_DIFFERENCES, 67)
+    assert [difference.what for difference in outcome.differences] == ["amount"] * MAX_DIFFERENCES
+
+
+def test_an_event_that_cannot_be_read_is_a_difference_of_its_own(
+    scoring: Scoring, projected: ReadModel, tmp_path: Path
+) -> None:
+    """Nothing can be said of its user's sums, so nothing is."""
+    with sqlite3.connect(tmp_path / "events.sqlite") as database:
+        changed = database.execute(
+            "UPDATE stored_events SET state = ? WHERE rowid = "
+            "(SELECT rowid FROM stored_events WHERE topic LIKE '%GrantRecorded' LIMIT 1)",
+            (b"{",),
+        )
+        assert changed.rowcount == 1
+    database.close()
+    outcome = verify_events(scoring, projected)
+    assert [(d.what, d.position) for d in outcome.differences] == [("event", 2)]
+
+
+def test_pages_of_events_and_users_meet_without_a_gap(
+    scoring: Scoring, projected: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage at the edges of pages is found once."""
+    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 3)
+    monkeypatch.setattr("projections.verify_events._MAX_LAST_STRETCH_EVENTS", 10)
+    monkeypatch.setattr("projections.verify._USERS_PER_PAGE", 2)
+    seen: list[VerificationProgress] = []
+    outcome = verify_events(scoring, projected, on_progress=seen.append)
+    assert (outcome.ok, outcome.grants) == (True, 67)
+    assert len([progress for progress in seen if progress.stage == "grants"]) >= 22
+    outcome = verify_totals(projected, on_progress=seen.append)
+    assert (outcome.ok, outcome.grants, outcome.users) == (True, 67, 7)
+    ids = [document["_id"] for document in projected.grants.find()]
+    projected.grants.update_many({}, {"$set": {"note": 1}})
+    monkeypatch.setattr("projections.verification.MAX_DIFFERENCES", 1000)
+    outcome = verify_events(scoring, projected)
+    assert [difference.position for difference in outcome.differences] == ids
+    projected.grants.delete_many({})
+    outcome = verify_totals(projected)
+    assert [d.user_id for d in outcome.differences if d.what == "totalScore"] == [
+        f"user-{number}" for number in range(7)
+    ]
+
+
+def test_verifying_while_a_worker_projects_finds_nothing(
+    scoring: Scoring, view: MongoScoreView, projected: ReadModel
+) -> None:
+    """Each user is compared at one instant, whatever is committed meanwhile."""
+    stop = Event()
+    failures: list[BaseException] = []
+
+    def grant() -> None:
+        number = 10_000
+        while not stop.is_set():
+            scoring.grant_many([make_grant(number + n) for n in range(50)])
+            number += 50
+
+    def project() -> None:
+        try:
+            ProjectionWorker(scoring, view, batch_size=25).follow(stop)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
+            failures.append(error)
+
+    threads = [Thread(target=grant), Thread(target=project)]
+    for thread in threads:
+        thread.start()
+    try:
+        grants = 0
+        for _ in range(15):
+            outcome = verify_events(scoring, projected)
+            assert outcome.differences == []
+            assert verify_totals(projected).differences == []
+            assert outcome.grants >= grants
+            grants = outcome.grants
+        assert grants > 67
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
