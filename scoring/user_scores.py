@@ -71,6 +71,11 @@ class UserScores:
                 return event
         raise LookupError(f"no grant at version {claim.version} of user {claim.user_id!r}")
 
+    def is_recorded(self, event: UserScore.Event) -> bool:
+        """Tell whether just this event was committed; its timestamp tells it from others."""
+        version = event.originator_version
+        return event in self._app.events.get(event.originator_id, gt=version - 1, lte=version)
+
     def _load(self, stream_id: UUID) -> UserScore | None:
         try:
             score: UserScore = self._app.repository.get(stream_id, projector_func=_evolved)
