@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from heapq import merge
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from bson.int64 import Int64
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from projections.read_model import Document
     from scoring import UserScore
+
+    _Setting = tuple[int, UserScore.GrantRecorded | UserScore.BucketSet, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,14 @@ class ProjectedGrant:
 
     position: int
     event: UserScore.GrantRecorded
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedBucket:
+    """A bucket's event and the position at which it was found."""
+
+    position: int
+    event: UserScore.BucketSet
 
 
 @dataclass(slots=True)
@@ -33,12 +45,27 @@ class Batch:
         position: The tracked position once the batch is applied; events that the projection does
             not use may lie before it.
         grants: The grants in between, in order.
+        buckets: The buckets set in between, in order.
     """
 
     application_name: str
     after: int | None
     position: int
     grants: list[ProjectedGrant] = field(default_factory=list)
+    buckets: list[ProjectedBucket] = field(default_factory=list)
+
+    def add(self, projected: ProjectedGrant | ProjectedBucket) -> None:
+        """Add what comes next in the order."""
+        if isinstance(projected, ProjectedGrant):
+            self.grants.append(projected)
+        else:
+            self.buckets.append(projected)
+
+    @property
+    def last_position(self) -> int | None:
+        """The position of the last grant or bucket; ``None`` if there is neither."""
+        last = [events[-1].position for events in (self.grants, self.buckets) if events]
+        return max(last, default=None)
 
 
 @dataclass(slots=True)
@@ -52,6 +79,24 @@ class UserChange:
     recomputed: int = 0
     last_grant_at: datetime | None = None
     version: int = 0
+    first_bucket_version: int | None = None
+
+    def set_bucket(self, event: UserScore.BucketSet) -> None:
+        """Add what one bucket changes."""
+        self.recomputed += event.recomputed_change
+        self.version = max(self.version, event.originator_version)
+        if self.first_bucket_version is None:
+            self.first_bucket_version = event.originator_version
+
+    def selector(self, user_id: str) -> Document:
+        """Return the MongoDB filter of the user's document, for an upsert.
+
+        Buckets that were projected before are told by the user's version, as nothing else keeps
+        track of them: the upsert then meets the document's own id, which is a duplicate key.
+        """
+        if self.first_bucket_version is None:
+            return {"_id": user_id}
+        return {"_id": user_id, "version": {"$lt": Int64(self.first_bucket_version)}}
 
     def add(self, event: UserScore.GrantRecorded) -> None:
         """Add one grant."""
@@ -75,10 +120,14 @@ class UserChange:
             increments[f"categoryTotals.{label}"] = Int64(amount)
         for label, amount in self.sources.items():
             increments[f"sourceTotals.{label}"] = Int64(amount)
-        return {
+        update: Document = {
             "$inc": increments,
             "$max": {"lastGrantAt": self.last_grant_at, "version": Int64(self.version)},
         }
+        if not self.grant_count:
+            # A user who only ever contributed has a document of the same shape, with zeros.
+            update["$setOnInsert"] = {"categoryTotals": {}, "sourceTotals": {}}
+        return update
 
 
 def grant_document(grant: ProjectedGrant) -> Document:
@@ -99,25 +148,39 @@ def grant_document(grant: ProjectedGrant) -> Document:
     }
 
 
-def user_changes(grants: Iterable[ProjectedGrant]) -> dict[str, UserChange]:
-    """Return what these grants add to each user's document, by user id."""
+def user_changes(
+    grants: Iterable[ProjectedGrant], buckets: Iterable[ProjectedBucket] = ()
+) -> dict[str, UserChange]:
+    """Return what these grants and buckets add to each user's document, by user id."""
     changes: dict[str, UserChange] = {}
     for grant in grants:
         change = changes.get(grant.event.user_id)
         if change is None:
             change = changes[grant.event.user_id] = UserChange()
         change.add(grant.event)
+    for bucket in buckets:
+        changes.setdefault(bucket.event.user_id, UserChange()).set_bucket(bucket.event)
     return changes
 
 
-def bucket_documents(grants: Iterable[ProjectedGrant]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the buckets that these grants set, by user id and key; the last one wins."""
+def bucket_documents(
+    grants: Iterable[ProjectedGrant], buckets: Iterable[ProjectedBucket] = ()
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the buckets as these events leave them, by user id and key; the last one wins."""
+    granted: Iterator[_Setting] = (
+        (grant.position, grant.event, grant.event.amount)
+        for grant in grants
+        if grant.event.replaced_points is not None
+    )
+    contributed: Iterator[_Setting] = (
+        (bucket.position, bucket.event, bucket.event.points) for bucket in buckets
+    )
+    in_order = merge(granted, contributed, key=itemgetter(0))
     return {
         (event.user_id, event.key): {
             "category": event.category,
             "source": event.source,
-            "points": Int64(event.amount),
+            "points": Int64(points),
         }
-        for event in (grant.event for grant in grants)
-        if event.replaced_points is not None
+        for _, event, points in in_order
     }

@@ -13,11 +13,13 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from scoring import UserScore
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
-    from projections.batches import ProjectedGrant
+    from projections.batches import ProjectedBucket, ProjectedGrant
 
 _TABLES: Final = """
 CREATE TABLE users (user_id TEXT PRIMARY KEY, total INTEGER, grants INTEGER, last INTEGER,
@@ -71,10 +73,17 @@ class Expectation:
         """Throw it away."""
         self._database.close()
 
-    def add(self, grants: Iterable[ProjectedGrant]) -> None:
-        """Add grants, which follow those added before."""
-        users, labels, buckets = [], [], []
-        for event in (grant.event for grant in grants):
+    def add(self, events: Iterable[ProjectedGrant | ProjectedBucket]) -> None:
+        """Add grants and buckets, which follow those added before."""
+        users: list[tuple[str, int, int, int | None, int]] = []
+        labels, buckets = [], []
+        for event in (projected.event for projected in events):
+            if isinstance(event, UserScore.BucketSet):
+                users.append((event.user_id, 0, 0, None, event.originator_version))
+                buckets.append(
+                    (event.user_id, event.key, event.category, event.source, event.points)
+                )
+                continue
             milliseconds = (event.granted_at - _EPOCH) // _MILLISECOND
             users.append((event.user_id, event.amount, 1, milliseconds, event.originator_version))
             labels += [

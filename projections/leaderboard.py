@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from pymongo.errors import OperationFailure
+
+from projections.driver_errors import translated
 from scoring.rules import normalised_user_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pymongo.client_session import ClientSession
 
-    from projections.read_model import Document, ReadModel
+    from projections.read_model import ReadModel
+
+T = TypeVar("T")
 
 By = Literal["recomputed", "ledger"]
 
 _FIELDS: Final[dict[str, str]] = {"recomputed": "recomputedTotal", "ledger": "totalScore"}
+
+# The collection was changed, or the snapshot fell out of the server's window, while it was read.
+_SNAPSHOT_IS_GONE: Final = frozenset({239, 246})
+_SNAPSHOT_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +50,18 @@ class Leaderboard:
     """Ranks users; ties are listed by user id.
 
     ``by="recomputed"``, the default, ranks by the old recomputed total, which is what users see.
-    ``by="ledger"`` ranks by the running balance of the ledger.
+    ``by="ledger"`` ranks by the running balance of the ledger. Users who have nothing yet are on
+    no leaderboard; those whose total is 0 are.
+
+    Every call reads one moment of the database (a snapshot), so that ranks and rows agree with
+    each other while scores move. Rows come from the index alone. A rank costs counting the index
+    entries above it, so it grows with the rank; where a row with its rank is at hand, ``around``
+    and ``page`` take it and count no further than ties.
     """
 
     def __init__(self, read_model: ReadModel) -> None:
         """Read from this read model."""
+        self._read_model = read_model
         self._users = read_model.users
         self._generations = read_model.generations
 
@@ -56,20 +77,12 @@ class Leaderboard:
             raise ValueError(f"n must be 0 or more; got {n}")
         if n == 0:
             return []
-
-        def read(session: ClientSession) -> list[Document]:
-            found = self._users.find({}, {field: 1}, session=session)
-            return list(found.sort([(field, -1), ("_id", 1)]).limit(n))
-
-        rows: list[LeaderboardRow] = []
-        for place, document in enumerate(self._generations.consistently(read), start=1):
-            score = int(document[field])
-            tied = bool(rows) and rows[-1].score == score
-            rows.append(LeaderboardRow(rows[-1].rank if tied else place, document["_id"], score))
-        return rows
+        return self._reading(lambda session: _ranked(self._rows(field, session, limit=n)))
 
     def rank_of(self, user_id: str, by: By = "recomputed") -> LeaderboardRow | None:
         """Return a user's row, or ``None`` for a user who has nothing yet.
+
+        It counts the users who have more in the index, without reading their documents.
 
         Raises:
             ValueError: if ``by`` is not known.
@@ -78,16 +91,226 @@ class Leaderboard:
         """
         field = _field(by)
         user_id = normalised_user_id(user_id)
+        return self._reading(lambda session: self._row_of(user_id, field, session))
 
-        def read(session: ClientSession) -> LeaderboardRow | None:
-            document = self._users.find_one({"_id": user_id}, {field: 1}, session=session)
-            if document is None:
-                return None
-            better = {field: {"$gt": document[field]}}
-            rank = self._users.count_documents(better, session=session) + 1
-            return LeaderboardRow(rank, user_id, int(document[field]))
+    def around(
+        self, user: str | LeaderboardRow, k: int = 5, by: By = "recomputed"
+    ) -> list[LeaderboardRow]:
+        """Return a user's row with the ``k`` rows before and the ``k`` after it, if so many.
 
-        return self._generations.consistently(read)
+        Args:
+            user: A user id, or the user's row from an earlier call with the same ``by``: as long
+                as the user still has that score, its rank is taken for true, which saves counting.
+            k: Rows on either side, 0 or more.
+            by: The total that ranks.
+
+        Returns:
+            The rows in order; none for a user who has nothing yet.
+
+        Raises:
+            ValueError: if ``k`` is negative or ``by`` is not known.
+            InvalidGrant: if the id breaks the rule of ``user_id``.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        field = _field(by)
+        if k < 0:
+            raise ValueError(f"k must be 0 or more; got {k}")
+        user_id = normalised_user_id(user.user_id if isinstance(user, LeaderboardRow) else user)
+
+        def read(session: ClientSession) -> list[LeaderboardRow]:
+            row = user if isinstance(user, LeaderboardRow) else None
+            if row is not None:
+                rows = self._around(row, k, field, session)
+                if rows is not None:
+                    return rows
+            row = self._row_of(user_id, field, session)
+            return [] if row is None else self._around(row, k, field, session) or []
+
+        return self._reading(read)
+
+    def page(
+        self, *, after: LeaderboardRow | None = None, limit: int = 100, by: By = "recomputed"
+    ) -> list[LeaderboardRow]:
+        """Return the ``limit`` rows after a row, which may have been read at any time.
+
+        The place in the list is that of ``after``, its score and user id, not a number of rows to
+        skip: nobody whose score stays is skipped or repeated, however others move. A user who
+        moves past the place between two pages may be on both or on neither, each page being true
+        when it was read; ``pages`` keeps to one moment. Ranks continue from ``after``.
+
+        Args:
+            after: The last row of the page before, with the same ``by``; ``None`` to begin.
+            limit: Rows on a page, at least 1.
+            by: The total that ranks.
+
+        Raises:
+            ValueError: if ``limit`` is less than 1 or ``by`` is not known.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        field = _field(by)
+        if limit < 1:
+            raise ValueError(f"limit must be 1 or more; got {limit}")
+        if after is None:
+            return self.top(limit, by)
+
+        def read(session: ClientSession) -> list[LeaderboardRow]:
+            # The place itself is still taken, unless its user has moved.
+            place = (after.score, after.user_id)
+            found = self._rows(field, session, limit=limit + 1, start=place)
+            rows = found[1:] if found[:1] == [place] else found[:limit]
+            return _ranked_after(after, rows, lambda: self._count(field, after.score, session))
+
+        return self._reading(read)
+
+    def pages(self, *, size: int = 1000, by: By = "recomputed") -> Iterator[list[LeaderboardRow]]:
+        """Yield the whole leaderboard as it is at the first page, whatever moves meanwhile.
+
+        Everybody is on it once, with the rank and score of that moment. The server keeps a moment
+        for five minutes (``minSnapshotHistoryWindowInSeconds``); a reader who is slower than that
+        gets an error, not a wrong page.
+
+        Args:
+            size: Rows on a page, at least 1.
+            by: The total that ranks.
+
+        Raises:
+            ValueError: if ``size`` is less than 1 or ``by`` is not known.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        field = _field(by)
+        if size < 1:
+            raise ValueError(f"size must be 1 or more; got {size}")
+        return self._pages(size, field)
+
+    def _pages(self, size: int, field: str) -> Iterator[list[LeaderboardRow]]:
+        with translated(), self._read_model.client.start_session(snapshot=True) as session:
+            place = 1
+            rows = _ranked(self._rows(field, session, limit=size))
+            while rows:
+                yield rows
+                last = rows[-1]
+                place += len(rows)
+                found = self._rows(
+                    field, session, limit=size + 1, start=(last.score, last.user_id)
+                )[1:]
+                ties = bool(found) and found[0][0] == last.score
+                rows = _ranked(found, place, last.rank if ties else place)
+
+    def _around(
+        self, row: LeaderboardRow, k: int, field: str, session: ClientSession
+    ) -> list[LeaderboardRow] | None:
+        """Return the rows around a row, or ``None`` if it is no longer true."""
+        place = (row.score, row.user_id)
+        at_and_below = self._rows(field, session, limit=k + 1, start=place)
+        if at_and_below[:1] != [place]:
+            return None
+        # One more above than is shown tells whether its ties begin before what is shown.
+        above = self._rows(field, session, limit=k + 1, end=place)
+        higher = [place for place in above if place[0] > row.score]
+        first_place = row.rank - len(higher)
+        first_rank = first_place
+        if len(above) > k and len(higher) > 1 and higher[0][0] == higher[1][0]:
+            top = higher[0][0]
+            tied_here = sum(score == top for score, _ in higher)
+            first_rank -= self._count(field, top, session) - tied_here
+        if first_rank < 1 or (len(above) <= k and first_place > 1):
+            return None
+
+        def ties() -> int:
+            if len(above) <= k or higher:
+                return sum(score == row.score for score, _ in above + at_and_below)
+            return self._count(field, row.score, session)
+
+        rows = _ranked(higher, first_place, first_rank)
+        rows += [LeaderboardRow(row.rank, user, score) for score, user in above[len(higher) :]]
+        return [
+            *(rows[1:] if len(above) > k else rows),
+            row,
+            *_ranked_after(row, at_and_below[1:], ties),
+        ]
+
+    def _row_of(self, user_id: str, field: str, session: ClientSession) -> LeaderboardRow | None:
+        document = self._users.find_one({"_id": user_id}, {field: 1}, session=session)
+        if document is None:
+            return None
+        score = int(document[field])
+        better = self._users.count_documents({field: {"$gt": score}}, session=session)
+        return LeaderboardRow(better + 1, user_id, score)
+
+    def _rows(
+        self,
+        field: str,
+        session: ClientSession,
+        *,
+        limit: int,
+        start: tuple[int, str] | None = None,
+        end: tuple[int, str] | None = None,
+    ) -> list[tuple[int, str]]:
+        """Return scores and user ids in order, from ``start`` on or the last before ``end``."""
+        order = [(field, -1), ("_id", 1)]
+        if end is not None:
+            order = [(field, 1), ("_id", -1)]
+        found = self._users.find({}, {field: 1}, session=session).sort(order).limit(limit)
+        # Bounds in the index, which the server finds as it finds a key, however far down it is.
+        if start is not None:
+            found = found.hint(_index(field)).min([(field, start[0]), ("_id", start[1])])
+        elif end is not None:
+            found = found.hint(_index(field)).max([(field, end[0]), ("_id", end[1])])
+        rows = [(int(document[field]), document["_id"]) for document in found]
+        return rows if end is None else rows[::-1]
+
+    def _count(self, field: str, score: int, session: ClientSession) -> int:
+        return self._users.count_documents({field: score}, session=session)
+
+    def _reading(self, read: Callable[[ClientSession], T]) -> T:
+        """Read from one moment of one generation, or from a later one if that is gone."""
+
+        def from_one_moment(watching: ClientSession) -> T:
+            for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
+                try:
+                    with self._read_model.client.start_session(snapshot=True) as session:
+                        result = read(session)
+                        # The generation is looked at after what was read, by the server's time.
+                        if session.cluster_time is not None:
+                            watching.advance_cluster_time(session.cluster_time)
+                        if session.operation_time is not None:
+                            watching.advance_operation_time(session.operation_time)
+                        return result
+                except OperationFailure as error:
+                    if error.code not in _SNAPSHOT_IS_GONE or attempt == _SNAPSHOT_ATTEMPTS:
+                        raise
+                time.sleep(_PAUSE_SECONDS * attempt)
+            raise AssertionError  # the last attempt returns or raises
+
+        return self._generations.consistently(from_one_moment)
+
+
+def _ranked(
+    places: list[tuple[int, str]], first_place: int = 1, first_rank: int | None = None
+) -> list[LeaderboardRow]:
+    """Return rows for scores and user ids in order; those that tie share the first one's rank."""
+    rows: list[LeaderboardRow] = []
+    for place, (score, user_id) in enumerate(places, start=first_place):
+        if not rows:
+            rank = first_place if first_rank is None else first_rank
+        else:
+            rank = rows[-1].rank if rows[-1].score == score else place
+        rows.append(LeaderboardRow(rank, user_id, score))
+    return rows
+
+
+def _ranked_after(
+    row: LeaderboardRow, places: list[tuple[int, str]], ties: Callable[[], int]
+) -> list[LeaderboardRow]:
+    """Return rows for what follows ``row``; ``ties`` counts all users who have its score."""
+    tied = list(takewhile(lambda place: place[0] == row.score, places))
+    lower = places[len(tied) :]
+    rows = [LeaderboardRow(row.rank, user_id, score) for score, user_id in tied]
+    return rows + (_ranked(lower, row.rank + ties()) if lower else [])
+
+
+def _index(field: str) -> list[tuple[str, int]]:
+    return [(field, -1), ("_id", 1)]
 
 
 def _field(by: str) -> str:

@@ -19,7 +19,7 @@ from projections.settings import SQLITE_MODULE, Settings
 from projections.verify import verify_totals
 from projections.verify_events import verify_events
 from projections.worker import Progress, ProjectionWorker
-from scoring import Grant, GrantReceipt, Score, Scoring
+from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -178,6 +178,30 @@ class ScoreLedger:
         """Award many grants; see ``Scoring.grant_many``."""
         return self._scoring.grant_many(grants)
 
+    def contribute(
+        self,
+        user_id: str,
+        key: str,
+        category: str,
+        source: str,
+        points: int,
+        at: datetime | None = None,
+    ) -> ContributionReceipt:
+        """Set the bucket of a key, the old way; see ``Scoring.contribute``."""
+        return self._scoring.contribute(user_id, key, category, source, points, at)
+
+    def feed_post(
+        self, user_id: str, post_id: str, points: int, at: datetime | None = None
+    ) -> ContributionReceipt:
+        """Contribute the points of a feed post; see ``Scoring.feed_post``."""
+        return self._scoring.feed_post(user_id, post_id, points, at)
+
+    def award_badge(
+        self, user_id: str, badge_id: str, points: int, at: datetime | None = None
+    ) -> ContributionReceipt:
+        """Contribute the points of a badge; see ``Scoring.award_badge``."""
+        return self._scoring.award_badge(user_id, badge_id, points, at)
+
     def score_of(self, user_id: str) -> Score:
         """Return a user's state straight from the event store; see ``Scoring.score_of``."""
         return self._scoring.score_of(user_id)
@@ -192,11 +216,11 @@ class ScoreLedger:
         """Return a page of a user's projected grants, newest first; see ``UserHistory.grants``."""
         return self._history.grants(user_id, after=after, limit=limit)
 
-    def wait(self, receipt: GrantReceipt, *, timeout: float = 5.0) -> None:
+    def wait(self, receipt: GrantReceipt | ContributionReceipt, *, timeout: float = 5.0) -> None:
         """Block until the answer of a receipt is visible to readers.
 
         Args:
-            receipt: What ``grant`` returned.
+            receipt: What ``grant`` or ``contribute`` returned.
             timeout: Seconds.
 
         Raises:

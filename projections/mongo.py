@@ -24,6 +24,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from projections.batches import (
     Batch,
+    ProjectedBucket,
     ProjectedGrant,
     bucket_documents,
     grant_document,
@@ -161,7 +162,7 @@ class MongoScoreView(TrackingRecorder):
 
     def _apply_unseen(self, batch: Batch, session: ClientSession) -> None:
         self._move_position(batch, session, foreign=0)
-        self._add(batch.grants, session)
+        self._add(batch.grants, batch.buckets, session)
 
     def _apply_sparing(self, batch: Batch, session: ClientSession) -> None:
         unseen: list[ProjectedGrant] = []
@@ -182,7 +183,25 @@ class MongoScoreView(TrackingRecorder):
                 else:
                     unseen.append(grant)
         self._move_position(batch, session, foreign=foreign)
-        self._add(unseen, session)
+        self._add(unseen, self._unseen_buckets(batch.buckets, session), session)
+
+    def _unseen_buckets(
+        self, buckets: Sequence[ProjectedBucket], session: ClientSession
+    ) -> list[ProjectedBucket]:
+        """Return those that come after the versions to which their users were projected."""
+        versions: dict[str, int] = {}
+        user_ids = sorted({bucket.event.user_id for bucket in buckets})
+        for start in range(0, len(user_ids), _LOOKUP_SIZE):
+            window = user_ids[start : start + _LOOKUP_SIZE]
+            found = self.read_model.users.find(
+                {"_id": {"$in": window}}, {"version": 1}, session=session
+            )
+            versions |= {document["_id"]: document["version"] for document in found}
+        return [
+            bucket
+            for bucket in buckets
+            if bucket.event.originator_version > versions.get(bucket.event.user_id, 0)
+        ]
 
     def _documents_in_place_of(
         self, grants: Sequence[ProjectedGrant], session: ClientSession
@@ -228,28 +247,34 @@ class MongoScoreView(TrackingRecorder):
         if result.matched_count == 0 and result.upserted_id is None:
             raise _position_moved(batch)
 
-    def _add(self, grants: Sequence[ProjectedGrant], session: ClientSession) -> None:
-        if not grants:
-            return
-        self.read_model.grants.bulk_write(
-            [InsertOne(grant_document(grant)) for grant in grants], session=session
-        )
-        self.read_model.users.bulk_write(
-            [
-                UpdateOne({"_id": user_id}, change.update(), upsert=True)
-                for user_id, change in user_changes(grants).items()
-            ],
-            ordered=False,
-            session=session,
-        )
-        buckets = bucket_documents(grants)
-        if buckets:
+    def _add(
+        self,
+        grants: Sequence[ProjectedGrant],
+        buckets: Sequence[ProjectedBucket],
+        session: ClientSession,
+    ) -> None:
+        if grants:
+            self.read_model.grants.bulk_write(
+                [InsertOne(grant_document(grant)) for grant in grants], session=session
+            )
+        changes = user_changes(grants, buckets)
+        if changes:
+            self.read_model.users.bulk_write(
+                [
+                    UpdateOne(change.selector(user_id), change.update(), upsert=True)
+                    for user_id, change in changes.items()
+                ],
+                ordered=False,
+                session=session,
+            )
+        documents = bucket_documents(grants, buckets)
+        if documents:
             self.read_model.buckets.bulk_write(
                 [
                     UpdateOne(
                         {"_id": {"userId": user_id, "key": key}}, {"$set": bucket}, upsert=True
                     )
-                    for (user_id, key), bucket in buckets.items()
+                    for (user_id, key), bucket in documents.items()
                 ],
                 ordered=False,
                 session=session,

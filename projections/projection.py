@@ -9,7 +9,7 @@ from eventsourcing.persistence import IntegrityError, Tracking
 from eventsourcing.projection import Projection
 from eventsourcing.utils import get_topic
 
-from projections.batches import Batch, ProjectedGrant
+from projections.batches import Batch, ProjectedBucket, ProjectedGrant
 from projections.errors import PoisonEvent
 from projections.mongo import MongoScoreView
 from scoring import UserScore
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class ScoreGrantsProjection(Projection[MongoScoreView]):
-    """Projects recorded grants into the read model, with the library's runner or in batches."""
+    """Projects grants and buckets into the read model, with the library's runner or in batches."""
 
-    topics = (get_topic(UserScore.GrantRecorded),)
+    topics = (get_topic(UserScore.GrantRecorded), get_topic(UserScore.BucketSet))
 
     @singledispatchmethod
     def process_event(self, domain_event: Any, tracking: Tracking) -> None:
@@ -31,29 +31,34 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
 
     @process_event.register
     def _(self, domain_event: UserScore.GrantRecorded, tracking: Tracking) -> None:
+        self._apply(ProjectedGrant(tracking.notification_id, domain_event), tracking)
+
+    @process_event.register
+    def _(self, domain_event: UserScore.BucketSet, tracking: Tracking) -> None:
+        self._apply(ProjectedBucket(tracking.notification_id, domain_event), tracking)
+
+    def _apply(self, projected: ProjectedGrant | ProjectedBucket, tracking: Tracking) -> None:
         after = self.view.max_tracking_id(tracking.application_name)
         if after is not None and after >= tracking.notification_id:
             raise IntegrityError(f"position {tracking.notification_id} is tracked already")
-        self.view.apply(
-            Batch(
-                application_name=tracking.application_name,
-                after=after,
-                position=tracking.notification_id,
-                grants=[ProjectedGrant(tracking.notification_id, domain_event)],
-            )
-        )
+        batch = Batch(tracking.application_name, after, tracking.notification_id)
+        batch.add(projected)
+        self.view.apply(batch)
 
 
-def decoded(notification: Notification, mapper: Mapper[Any]) -> ProjectedGrant:
-    """Return the grant of a notification whose topic is one of the projection's.
+def decoded(notification: Notification, mapper: Mapper[Any]) -> ProjectedGrant | ProjectedBucket:
+    """Return the grant or bucket of a notification whose topic is one of the projection's.
 
     Raises:
         PoisonEvent: if it cannot be decoded.
     """
     try:
         event = mapper.to_domain_event(notification)
-        if not isinstance(event, UserScore.GrantRecorded):
-            raise TypeError(f"its topic resolves to {type(event)!r}")
+        if isinstance(event, UserScore.GrantRecorded):
+            return ProjectedGrant(notification.id, event)
+        if isinstance(event, UserScore.BucketSet):
+            return ProjectedBucket(notification.id, event)
+        raise TypeError(f"its topic resolves to {type(event)!r}")
     except Exception as error:
         raise PoisonEvent(
             position=notification.id,
@@ -61,4 +66,3 @@ def decoded(notification: Notification, mapper: Mapper[Any]) -> ProjectedGrant:
             topic=notification.topic,
             reason=str(error),
         ) from error
-    return ProjectedGrant(notification.id, event)

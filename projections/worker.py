@@ -120,7 +120,7 @@ class ProjectionWorker:
         return position
 
     def _read(self, after: int | None, until: int) -> Batch:
-        # Only grants are read: claims are half of the rows, and they are moved over unseen.
+        # Only what is projected is read: claims are many, and they are moved over unseen.
         notifications = self._app.recorder.select_notifications(
             start=after,
             limit=self._batch_size,
@@ -132,12 +132,12 @@ class ProjectionWorker:
         batch = Batch(self._app.name, after, notifications[-1].id if full else until)
         for notification in notifications:
             try:
-                batch.grants.append(decoded(notification, self._app.mapper))
+                batch.add(decoded(notification, self._app.mapper))
             except PoisonEvent:
                 # What lies before the poison is applied first; the next read starts with it.
-                if not batch.grants:
+                if batch.last_position is None:
                     raise
-                batch.position = batch.grants[-1].position
+                batch.position = batch.last_position
                 break
         return batch
 

@@ -8,13 +8,14 @@ from scoring.application import Scoring
 from scoring.errors import BatchFailed, InvalidGrant, ScoringError
 from scoring.grants import Grant
 from scoring.identity import CLAIMS_NAMESPACE, USERS_NAMESPACE
-from scoring.receipts import GrantReceipt, GrantStatus, Score
+from scoring.receipts import ContributionReceipt, GrantReceipt, GrantStatus, Score
 from scoring.user_score import GrantClaimed, UserScore, UserScoreSnapshot
 
 __all__ = [
     "CLAIMS_NAMESPACE",
     "USERS_NAMESPACE",
     "BatchFailed",
+    "ContributionReceipt",
     "Grant",
     "GrantClaimed",
     "GrantReceipt",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
@@ -13,6 +14,8 @@ from eventsourcing.sqlite import SQLiteFactory
 from eventsourcing.utils import strtobool
 
 from scoring.checkout import CheckOutCache, StripedLocks
+from scoring.contributing import ContributionRecorder
+from scoring.contributions import Contribution, grant_shaped_key
 from scoring.errors import BatchFailed, ScoringError
 from scoring.event_store import ScoringEventStore
 from scoring.grants import Grant
@@ -24,14 +27,13 @@ from scoring.user_score import UserScore
 from scoring.user_scores import UserScores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import datetime
+    from collections.abc import Callable, Iterable
 
     from eventsourcing.domain import DomainEventProtocol, MutableOrImmutableAggregate
     from eventsourcing.persistence import ApplicationRecorder, EventStore, Recording
     from eventsourcing.utils import Environment, EnvType
 
-    from scoring.receipts import GrantReceipt
+    from scoring.receipts import ContributionReceipt, GrantReceipt
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +75,16 @@ class Scoring(Application[UUID]):
         cls.name = "Scoring"
         super().__init_subclass__(**kwargs)
 
-    def __init__(self, env: EnvType | None = None) -> None:
+    def __init__(
+        self, env: EnvType | None = None, *, clock: Callable[[], datetime] | None = None
+    ) -> None:
         """Open the event store.
 
         Args:
             env: The library's variables, e.g. ``{"PERSISTENCE_MODULE": "eventsourcing.sqlite",
                 "SQLITE_DBNAME": "events.sqlite"}``; what is missing comes from the process's
                 environment.
+            clock: Returns the time that ``at=None`` means in ``contribute``, timezone-aware.
 
         Raises:
             ScoringError: if a setting of the store would break the order of positions.
@@ -93,6 +98,7 @@ class Scoring(Application[UUID]):
                 "grants: unset it"
             )
         cache_size = int(self.env.get(self.AGGREGATE_CACHE_MAXSIZE) or _DEFAULT_CACHE_SIZE)
+        self._clock = clock or _now
         self._locks = StripedLocks()
         self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
 
@@ -200,6 +206,108 @@ class Scoring(Application[UUID]):
             except Exception as error:  # whatever it is, the receipts so far must not be lost
                 raise BatchFailed(receipts, len(receipts), str(error)) from error
 
+    def contribute(
+        self,
+        user_id: str,
+        key: str,
+        category: str,
+        source: str,
+        points: int,
+        at: datetime | None = None,
+    ) -> ContributionReceipt:
+        """Set the bucket of a key to ``points``, the old way; the recomputed total may go down.
+
+        The buckets and the recomputed total are at any time those of a map from key to points,
+        category and source, overwritten by each call. A call that changes nothing records nothing.
+
+        A grant-shaped key (``content:feed-post:<id>``, ``award:badge:<id>``) is routed through
+        ``grant()`` under its derived id ``<user_id>/<key>``, so that its points are in the ledger
+        too. What happens then depends on what is there:
+
+        ==================  =============  =========  ==================  ======================
+        grant of the key    points         status     ledger              bucket
+        ==================  =============  =========  ==================  ======================
+        none                1 or more      RECORDED   a grant at ``at``   becomes the grant's
+        none, nor a bucket  0              RECORDED   nothing             is set to 0
+        none                0              RECORDED   nothing             is overwritten with 0
+        none                0 as it is     DUPLICATE  nothing             stays
+        with the same       the same       DUPLICATE  nothing             is set, if it differed
+        with others         any            CONFLICT   nothing; logged     is set, if it differed
+        ==================  =============  =========  ==================  ======================
+
+        "The same" means points, category and source; time is not compared. It makes no difference
+        whether the grant was recorded by this call or by ``grant()``, nor whether a bucket that it
+        replaces was there before. A grant under the derived id that did not count in the recomputed
+        total, because the key was not grant-shaped in its day, decides the status only.
+
+        Calling again after any error is safe, as long as nobody else set the key meanwhile.
+
+        Args:
+            user_id: Who is scored.
+            key: What is scored.
+            category: Flat label.
+            source: Flat label.
+            points: What the bucket holds from now on, 0 to 1,000,000,000.
+            at: When it was earned, for the grant of a grant-shaped key; default: now.
+
+        Raises:
+            InvalidGrant: if a field breaks its rule; nothing was written.
+            ScoringError: if the store failed and stayed so; the message says what is known.
+        """
+        contribution = Contribution(
+            user_id=user_id, key=key, category=category, source=source, points=points, at=at
+        )
+        recorder = ContributionRecorder(
+            self, self._scores, self._locks, contribution, clock=self._clock
+        )
+        try:
+            return recorder.answer()
+        except RefusedAt as refused:
+            raise refused.error from None
+
+    def feed_post(
+        self, user_id: str, post_id: str, points: int, at: datetime | None = None
+    ) -> ContributionReceipt:
+        """Contribute the points of a feed post, once and for all a grant; see ``contribute``.
+
+        This and ``award_badge`` are the template for whatever is migrated next: name the kind of
+        key whose buckets are written once, and what used to call ``contribute`` calls this.
+
+        Args:
+            user_id: Whose post it is.
+            post_id: Letters, digits and ``. _ ~ @ -``; the key is ``content:feed-post:<post_id>``,
+                the category ``content``, the source ``feed``.
+            points: 0 to 1,000,000,000.
+            at: When it was posted, timezone-aware; default: now.
+
+        Raises:
+            InvalidGrant: if a field breaks its rule; nothing was written.
+            ScoringError: if the store failed and stayed so; the message says what is known.
+        """
+        key = grant_shaped_key("content:feed-post", field="post_id", value=post_id)
+        return self.contribute(user_id, key, "content", "feed", points, at)
+
+    def award_badge(
+        self, user_id: str, badge_id: str, points: int, at: datetime | None = None
+    ) -> ContributionReceipt:
+        """Contribute the points of a badge, once and for all a grant; see ``contribute``.
+
+        The same badge given to two users is two grants, given twice to one user it is one.
+
+        Args:
+            user_id: Who earned it.
+            badge_id: Letters, digits and ``. _ ~ @ -``; the key is ``award:badge:<badge_id>``, the
+                category ``award``, the source ``badge``.
+            points: 0 to 1,000,000,000.
+            at: When it was awarded, timezone-aware; default: now.
+
+        Raises:
+            InvalidGrant: if a field breaks its rule; nothing was written.
+            ScoringError: if the store failed and stayed so; the message says what is known.
+        """
+        key = grant_shaped_key("award:badge", field="badge_id", value=badge_id)
+        return self.contribute(user_id, key, "award", "badge", points, at)
+
     def score_of(self, user_id: str) -> Score:
         """Return a user's state straight from the event store, with everything recorded so far.
 
@@ -273,3 +381,7 @@ class Scoring(Application[UUID]):
             theirs = ProcessingEvent[UUID]()
             theirs.events, theirs.aggregates = processing_event.events, others
             super()._take_snapshots(theirs)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class GrantStatus(StrEnum):
-    """What became of a grant."""
+    """What became of a grant; ``ContributionReceipt`` says what it means for a contribution."""
 
     RECORDED = "RECORDED"
     """This call appended it."""
@@ -38,6 +38,30 @@ class GrantReceipt:
     position: int
     total_before: int
     total_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContributionReceipt:
+    """The answer to one contribution.
+
+    ``status`` speaks of the contribution, the totals of the old recomputed total. A routed one may
+    be a ``DUPLICATE`` or a ``CONFLICT`` for the ledger and still overwrite its bucket, as it always
+    did; the table at ``Scoring.contribute`` has all cases.
+
+    Attributes:
+        status: ``RECORDED`` if it made a grant or, without one, changed the bucket; ``DUPLICATE``
+            if it says what its grant, or without one its bucket, says already; ``CONFLICT`` if it
+            says otherwise than its grant.
+        position: A notification id of the event store that, once projected, makes the answer
+            visible: that of the event if one was recorded, else the newest there is.
+        recomputed_before: The user's recomputed total in points before the contribution.
+        recomputed_after: The user's recomputed total in points after it; may be less.
+    """
+
+    status: GrantStatus
+    position: int
+    recomputed_before: int
+    recomputed_after: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ lost, and no claim at all means that somebody else advanced a user's stream firs
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 from eventsourcing.application import ProcessingEvent
 from eventsourcing.persistence import IntegrityError
@@ -23,7 +24,7 @@ from scoring.retrying import STORE_ERRORS, Deadline, is_hopeless, reading
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Recording
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from scoring.user_scores import UserScores
 
 logger = logging.getLogger(__name__)
+
+AnswerT = TypeVar("AnswerT")
 
 _SEARCH_WINDOW: Final = 1000
 
@@ -54,24 +57,119 @@ class _Attempt:
     scores: dict[str, UserScore] = field(default_factory=dict)
     balances: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By grant id: the user's total before and after."""
-    processing_event: ProcessingEvent[UUID] = field(default_factory=ProcessingEvent)
-    """The events that are sent to the store."""
+    events: Sequence[object] = ()
+    """What was sent to the store."""
     totals: dict[str, int] = field(default_factory=dict)
     """By user id: the running balance as it is with this attempt committed."""
 
 
-class ChunkRecorder:
+class CommandRecorder(ABC, Generic[AnswerT]):
+    """Commits what a command wants until there is a truthful answer; used once."""
+
+    _subject: ClassVar[str] = "the grants"
+    _cure: ClassVar[str] = "grant them again with the same ids, which is safe"
+
+    def __init__(
+        self, app: Scoring, scores: UserScores, locks: StripedLocks, users: Collection[str]
+    ) -> None:
+        """Prepare to change these users through ``app``."""
+        self._app = app
+        self._scores = scores
+        self._locks = locks
+        self._users = set(users)
+
+    @abstractmethod
+    def _try_to_commit(self) -> AnswerT:
+        """Make one attempt, holding the users' locks."""
+
+    @abstractmethod
+    def _learn_from_claims(self) -> AnswerT | None:
+        """Find out which ids are taken; return the answer if an attempt of ours was committed."""
+
+    @abstractmethod
+    def _taken_count(self) -> int:
+        """Return how many ids are known to be taken."""
+
+    def answer(self) -> AnswerT:
+        """Commit, and answer for it.
+
+        Raises:
+            RefusedAt: if an aggregate refused.
+            ScoringError: if the store failed and stayed so.
+        """
+        deadline = Deadline()
+        while True:
+            taken_before = self._taken_count()
+            failure: Exception
+            try:
+                with self._locks.hold(self._users):
+                    return self._try_to_commit()
+            except RefusedAt as refused:
+                # A taken id is answered even where a new one would be refused.
+                failure = refused
+            except STORE_ERRORS as error:
+                if is_hopeless(error):
+                    raise ScoringError(
+                        f"the event store refused {self._subject}: {error}"
+                    ) from error
+                failure = error
+            try:
+                # Asked after any failure: the commit may have been done and its answer lost.
+                answer = self._learn_from_claims()
+                if answer is not None:
+                    return answer
+            except STORE_ERRORS as error:
+                failure = error
+            if self._taken_count() > taken_before:
+                continue  # something was learnt, and there are only so many ids to learn about
+            if isinstance(failure, RefusedAt):
+                raise failure
+            if deadline.is_over:
+                raise ScoringError(self._exhausted(failure, deadline)) from failure
+            deadline.pause()
+
+    def _exhausted(self, failure: Exception, deadline: Deadline) -> str:
+        tried = f"{deadline.attempts} times in {deadline.seconds:.0f} seconds"
+        if isinstance(failure, IntegrityError):
+            return (
+                f"{self._subject} lost the race for their users' streams {tried} and were "
+                "not recorded: try again when fewer writers grant to the same users"
+            )
+        return (
+            f"the event store failed {tried} ({failure}), so it is unknown whether "
+            f"{self._subject} are recorded: {self._cure}"
+        )
+
+    def _search_positions(
+        self, wanted: Collection[tuple[UUID, int]]
+    ) -> dict[tuple[UUID, int], int]:
+        # What is wanted was committed moments ago, so its positions are among the newest.
+        found: dict[tuple[UUID, int], int] = {}
+        stop = self._app.recorder.max_notification_id() or 0
+        while len(found) < len(wanted) and stop > 0:
+            start = max(1, stop - _SEARCH_WINDOW + 1)
+            for notification in self._app.recorder.select_notifications(
+                start=start,
+                limit=_SEARCH_WINDOW,
+                stop=stop,
+                topics=[get_topic(UserScore.GrantRecorded), get_topic(UserScore.BucketSet)],
+            ):
+                place: Any = (notification.originator_id, notification.originator_version)
+                if place in wanted:
+                    found[place] = notification.id
+            stop = start - 1
+        return found
+
+
+class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
     """Answers every grant of one chunk; used once."""
 
     def __init__(
         self, app: Scoring, scores: UserScores, locks: StripedLocks, grants: Sequence[Grant]
     ) -> None:
         """Prepare to record ``grants`` through ``app``."""
-        self._app = app
-        self._scores = scores
-        self._locks = locks
+        super().__init__(app, scores, locks, {grant.user_id for grant in grants})
         self._grants = grants
-        self._users = {grant.user_id for grant in grants}
         # By grant id: the grant that was found to hold the id already.
         self._originals: dict[str, Grant] = {}
         # By claim token: the attempt that sent it, to recognise one whose answer was lost.
@@ -95,34 +193,10 @@ class ChunkRecorder:
         """
         if ask_first:
             reading(self._learn_from_claims)
-        deadline = Deadline()
-        while True:
-            taken_before = len(self._originals)
-            failure: Exception
-            try:
-                with self._locks.hold(self._users):
-                    return self._try_to_commit()
-            except RefusedAt as refused:
-                # A taken id is answered even where a new one would be refused.
-                failure = refused
-            except STORE_ERRORS as error:
-                if is_hopeless(error):
-                    raise ScoringError(f"the event store refused the grants: {error}") from error
-                failure = error
-            try:
-                # Asked after any failure: the commit may have been done and its answer lost.
-                receipts = self._learn_from_claims()
-                if receipts is not None:
-                    return receipts
-            except STORE_ERRORS as error:
-                failure = error
-            if len(self._originals) > taken_before:
-                continue  # something was learnt, and there are only so many ids to learn about
-            if isinstance(failure, RefusedAt):
-                raise failure
-            if deadline.is_over:
-                raise ScoringError(_exhausted(failure, deadline)) from failure
-            deadline.pause()
+        return self.answer()
+
+    def _taken_count(self) -> int:
+        return len(self._originals)
 
     def _try_to_commit(self) -> list[GrantReceipt]:
         plan = _Attempt()
@@ -152,19 +226,14 @@ class ChunkRecorder:
         return self._answers(plan, positions, last)
 
     def _commit(self, plan: _Attempt) -> dict[str, int]:
-        processing_event = plan.processing_event
-        # What ProcessingEvent.collect_events() does, without its protocol checks: they cost more
-        # than everything else here together.
-        for score in plan.scores.values():
-            processing_event.events.extend(score.collect_events())
-            processing_event.aggregates[score.id] = score
+        processing_event = collected(plan.scores.values())
+        plan.events = processing_event.events
         for event in processing_event.events:
             if isinstance(event, GrantClaimed):
                 self._sent[event.token] = plan
         return _positions(self._app.commit(processing_event))
 
     def _learn_from_claims(self) -> list[GrantReceipt] | None:
-        """Find out which ids are taken; return receipts if it was ourselves who took them."""
         for grant in self._grants:
             if grant.grant_id in self._originals:
                 continue
@@ -179,31 +248,14 @@ class ChunkRecorder:
 
     def _answer_for_lost_commit(self, plan: _Attempt) -> list[GrantReceipt]:
         plan.totals |= {user_id: score.total_score for user_id, score in plan.scores.items()}
-        positions = self._search_positions(plan)
-        return self._answers(plan, positions, max(positions.values()))
-
-    def _search_positions(self, plan: _Attempt) -> dict[str, int]:
-        # The attempt was committed moments ago, so its positions are among the newest.
-        wanted = {
-            (event.originator_id, event.originator_version): event.grant_id
-            for event in plan.processing_event.events
+        places = {
+            event.grant_id: (event.originator_id, event.originator_version)
+            for event in plan.events
             if isinstance(event, UserScore.GrantRecorded)
         }
-        found: dict[str, int] = {}
-        stop = self._app.recorder.max_notification_id() or 0
-        while len(found) < len(wanted) and stop > 0:
-            start = max(1, stop - _SEARCH_WINDOW + 1)
-            for notification in self._app.recorder.select_notifications(
-                start=start,
-                limit=_SEARCH_WINDOW,
-                stop=stop,
-                topics=[get_topic(UserScore.GrantRecorded)],
-            ):
-                place = (notification.originator_id, notification.originator_version)
-                if place in wanted:
-                    found[wanted[place]] = notification.id
-            stop = start - 1
-        return found
+        found = self._search_positions(set(places.values()))
+        positions = {grant_id: found[place] for grant_id, place in places.items()}
+        return self._answers(plan, positions, max(positions.values()))
 
     def _answers(self, plan: _Attempt, positions: dict[str, int], last: int) -> list[GrantReceipt]:
         receipts = []
@@ -228,17 +280,15 @@ class ChunkRecorder:
         return receipts
 
 
-def _exhausted(failure: Exception, deadline: Deadline) -> str:
-    tried = f"{deadline.attempts} times in {deadline.seconds:.0f} seconds"
-    if isinstance(failure, IntegrityError):
-        return (
-            f"the grants lost the race for their users' streams {tried} and were "
-            "not recorded: try again when fewer writers grant to the same users"
-        )
-    return (
-        f"the event store failed {tried} ({failure}), so it is unknown whether "
-        "the grants are recorded: grant them again with the same ids, which is safe"
-    )
+def collected(scores: Iterable[UserScore]) -> ProcessingEvent[UUID]:
+    """Collect the pending events of aggregates, to be committed together."""
+    processing_event: ProcessingEvent[UUID] = ProcessingEvent()
+    # What ProcessingEvent.collect_events() does, without its protocol checks: they cost more
+    # than everything else here together.
+    for score in scores:
+        processing_event.events.extend(score.collect_events())
+        processing_event.aggregates[score.id] = score
+    return processing_event
 
 
 def _positions(recordings: Iterable[Recording[UUID]]) -> dict[str, int]:

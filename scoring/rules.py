@@ -19,6 +19,7 @@ MAX_USER_ID_LENGTH: Final = 128
 MAX_GRANT_ID_LENGTH: Final = 256
 MAX_KEY_LENGTH: Final = 256
 MAX_AMOUNT: Final = 1_000_000_000
+MAX_POINTS: Final = 1_000_000_000
 MAX_TOTAL: Final = 2**63 - 1
 
 # A derived id is a user id, a slash and a key, so it may be longer than a given one.
@@ -45,8 +46,12 @@ RULES: Final = {
     "source": _LABEL_RULE,
     "amount": f"an integer from 1 to {MAX_AMOUNT}",
     "granted_at": "a timezone-aware datetime that UTC can express",
+    "points": f"an integer from 0 to {MAX_POINTS}",
+    "at": "a timezone-aware datetime that UTC can express, or None",
+    "post_id": "a string of letters, digits and . _ ~ @ - that makes a key of at most 256",
+    "badge_id": "a string of letters, digits and . _ ~ @ - that makes a key of at most 256",
 }
-"""The rule of each field of a grant, in the words that ``InvalidGrant`` uses."""
+"""The rule of each field, in the words that ``InvalidGrant`` uses."""
 
 DERIVED_ID_RULE: Final = (
     "'<user_id>/<key>' when the key is grant-shaped (content:feed-post:<id> or award:badge:<id>), "
@@ -106,6 +111,7 @@ Key = Annotated[
 ]
 Label = Annotated[str, Strict(), Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Amount = Annotated[int, Strict(), Field(ge=1, le=MAX_AMOUNT)]
+Points = Annotated[int, Strict(), Field(ge=0, le=MAX_POINTS)]
 Moment = Annotated[AwareDatetime, Strict(), AfterValidator(_utc_milliseconds)]
 
 

@@ -1,7 +1,7 @@
 """``UserScore``: the event-sourced aggregate behind one user's score.
 
-``grant()`` decides, the events' ``apply()`` only assigns: a rule that is tightened later never
-runs again on what was recorded before it.
+``grant()`` and ``contribute()`` decide, the events' ``apply()`` only assigns: a rule that is
+tightened later never runs again on what was recorded before it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from eventsourcing.domain import (
     Snapshot,
 )
 
+from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant
 from scoring.identity import claim_stream_id, is_grant_shaped, user_stream_id
@@ -51,7 +52,7 @@ class GrantClaimed:
 
 
 class UserScoreSnapshot(Snapshot):
-    """The sums of a ``UserScore`` at one version: its size depends on the labels in use only."""
+    """The state of a ``UserScore`` at one version; its size does not depend on history."""
 
     TOPIC: ClassVar[str] = "scoring:UserScoreSnapshot"
 
@@ -60,20 +61,32 @@ class UserScoreSnapshot(Snapshot):
         """Return the snapshot of an aggregate without what is pending in it."""
         snapshot = super().take(aggregate)
         del snapshot.state["_pending_grant_ids"]
+        # A list, as a dictionary whose keys come from outside might look like one of the
+        # transcoder's own to the one who decodes it.
+        snapshot.state["buckets"] = [
+            [key, *bucket] for key, bucket in snapshot.state["buckets"].items()
+        ]
         return snapshot
 
     def mutate(self, _: None) -> BaseAggregate[UUID]:
         """Return the aggregate as it was, with nothing pending."""
         score = super().mutate(None)
+        buckets = {key: Bucket(*values) for key, *values in score.__dict__["buckets"]}
+        object.__setattr__(score, "buckets", buckets)
         object.__setattr__(score, "_pending_grant_ids", set())
         return score
 
 
 class UserScore(Aggregate):
-    """One user's score: sums of grants, never their ids or history.
+    """One user's score: sums of grants, never their ids or history, and the buckets of the old way.
 
     A user with a million grants therefore loads like a user with ten. It is one of the library's
     aggregates, but not to be subclassed: projections know its events by their topics.
+
+    Both totals are kept side by side. The bucket that a reader of the old way sees under a
+    grant-shaped key is in general the one its grant put there, which is not remembered here; only
+    where the old way has since overwritten it, or has a bucket without a grant, is it in
+    ``buckets``, with the buckets of all other keys.
 
     Attributes:
         user_id: Who is scored, normalised.
@@ -82,9 +95,11 @@ class UserScore(Aggregate):
         source_totals: Running balance by source.
         grant_count: How many grants the balance is made of.
         recomputed_total: The old total: the sum of the user's buckets.
+        buckets: By key, the buckets that no grant accounts for.
     """
 
     TOPIC: ClassVar[str] = "scoring:UserScore"
+    class_version: ClassVar[int] = 2
 
     Snapshot = UserScoreSnapshot
 
@@ -127,6 +142,36 @@ class UserScore(Aggregate):
             totals = aggregate.source_totals
             totals[self.source] = totals.get(self.source, 0) + self.amount
             aggregate.recomputed_total += self.recomputed_change
+            if self.replaced_points is not None:
+                aggregate.buckets.pop(self.key, None)
+
+    class BucketSet(Aggregate.Event):
+        """The old way overwrote a bucket. ``timestamp`` is when it was recorded."""
+
+        TOPIC: ClassVar[str] = "scoring:UserScore.BucketSet"
+
+        user_id: str
+        key: str
+        category: str
+        source: str
+        points: int
+        replaced_points: int
+        """Points of the bucket as it was; 0 if there was none."""
+        equals_grant: bool
+        """Whether the bucket is now as the grant of its key made it, and need not be kept."""
+
+        @property
+        def recomputed_change(self) -> int:
+            """What it adds to the recomputed total, in points; may be negative."""
+            return self.points - self.replaced_points
+
+        def apply(self, aggregate: UserScore) -> None:
+            """Overwrite the bucket."""
+            if self.equals_grant:
+                aggregate.buckets.pop(self.key, None)
+            else:
+                aggregate.buckets[self.key] = Bucket(self.points, self.category, self.source)
+            aggregate.recomputed_total += self.recomputed_change
 
     def __init__(self, user_id: str) -> None:
         """Open the stream of a user; raises ``InvalidGrant`` for an id that breaks its rule."""
@@ -137,12 +182,18 @@ class UserScore(Aggregate):
         self.source_totals: dict[str, int] = {}
         self.grant_count = 0
         self.recomputed_total = 0
+        self.buckets: dict[str, Bucket] = {}
         self._pending_grant_ids: set[str] = set()
 
     @staticmethod
     def create_id(user_id: str) -> UUID:
         """Return the stream of a user: the same user always has the same one."""
         return user_stream_id(user_id)
+
+    @staticmethod
+    def upcast_v1_v2(state: dict[str, Any]) -> None:
+        """Give a snapshot from before there were contributions its buckets: none."""
+        state["buckets"] = []
 
     @classmethod
     def _create(
@@ -194,6 +245,11 @@ class UserScore(Aggregate):
         if self.total_score + grant.amount > MAX_TOTAL:
             rule = f"at most {MAX_TOTAL - self.total_score}, so that the total stays within 2^63-1"
             raise InvalidGrant(field="amount", value=grant.amount, rule=rule)
+        replaced_points = None
+        if is_grant_shaped(grant.key):
+            replaced = self.buckets.get(grant.key)
+            replaced_points = 0 if replaced is None else replaced.points
+            self._check_recomputed_total("amount", grant.amount, replaced_points)
         # What trigger_event() does, without checking again that the class is known by its topic.
         event = UserScore.GrantRecorded(
             originator_id=self.id,
@@ -206,11 +262,64 @@ class UserScore(Aggregate):
             source=grant.source,
             amount=grant.amount,
             granted_at=grant.granted_at,
-            replaced_points=0 if is_grant_shaped(grant.key) else None,
+            replaced_points=replaced_points,
         )
         event.mutate(self)
         self.pending_events.append(event)
         self._pending_grant_ids.add(grant.grant_id)
+
+    def contribute(self, key: str, category: str, source: str, points: int) -> None:
+        """Set the bucket of a key, as the old way does; the same again adds nothing.
+
+        The running balance is left alone: routing a grant-shaped key through a grant is done by
+        ``Scoring.contribute``, which can look the grant up.
+
+        Raises:
+            InvalidGrant: if a field breaks its rule, or if the key is grant-shaped and may have a
+                grant, whose points are not known here; nothing is triggered.
+        """
+        contribution = Contribution(
+            user_id=self.user_id, key=key, category=category, source=source, points=points
+        )
+        if is_grant_shaped(key) and key not in self.buckets and self._has_granted_points():
+            rule = "one without a grant; Scoring.contribute() takes all grant-shaped keys"
+            raise InvalidGrant(field="key", value=key, rule=rule)
+        self.set_bucket(contribution, granted=None)
+
+    def set_bucket(self, contribution: Contribution, *, granted: Bucket | None) -> None:
+        """Set the bucket of a contribution that was made for this user; see ``contribute()``.
+
+        Args:
+            contribution: What to set.
+            granted: The bucket that the grant of this key made; ``None`` if it has no grant.
+        """
+        if contribution.user_id != self.user_id:
+            raise InvalidGrant(field="user_id", value=contribution.user_id, rule=repr(self.user_id))
+        replaced = self.buckets.get(contribution.key, granted)
+        if replaced == contribution.bucket:
+            return
+        replaced_points = 0 if replaced is None else replaced.points
+        self._check_recomputed_total("points", contribution.points, replaced_points)
+        self.trigger_event(
+            UserScore.BucketSet,
+            user_id=self.user_id,
+            key=contribution.key,
+            category=contribution.category,
+            source=contribution.source,
+            points=contribution.points,
+            replaced_points=replaced_points,
+            equals_grant=contribution.bucket == granted,
+        )
+
+    def _check_recomputed_total(self, field: str, points: int, replaced_points: int) -> None:
+        room = MAX_TOTAL - (self.recomputed_total - replaced_points)
+        if points > room:
+            rule = f"at most {room}, so that the recomputed total stays within 2^63-1"
+            raise InvalidGrant(field=field, value=points, rule=rule)
+
+    def _has_granted_points(self) -> bool:
+        # Grants are at least one point each, so what the buckets here do not explain is theirs.
+        return self.recomputed_total != sum(bucket.points for bucket in self.buckets.values())
 
     def collect_events(self) -> Sequence[CanMutateAggregate[UUID]]:
         """Return the pending events, each grant followed by the claim on its id.

@@ -69,6 +69,11 @@ class UserScores:
                 return event
         raise LookupError(f"no grant at version {claim.version} of user {claim.user_id!r}")
 
+    def is_recorded(self, event: UserScore.Event) -> bool:
+        """Tell whether just this event was committed; its timestamp tells it from others."""
+        version = event.originator_version
+        return event in self._app.events.get(event.originator_id, gt=version - 1, lte=version)
+
     def _load(self, user_id: str) -> UserScore | None:
         stream_id = user_stream_id(user_id)
         try:

@@ -193,7 +193,7 @@ def test_a_batch_is_applied_whole_or_not_at_all(
 ) -> None:
     """A failure after the grants are written leaves nothing of them."""
 
-    def fail(grants: object) -> Any:
+    def fail(*events: object) -> Any:
         raise RuntimeError("between grants and totals")
 
     monkeypatch.setattr("projections.mongo.user_changes", fail)

@@ -248,10 +248,10 @@ def test_no_batch_straddles_the_switch(
     scoring.grant_many([make_grant(99)])
     inside, go_on = Event(), Event()
 
-    def pause(grants: Any) -> Any:
+    def pause(*arguments: Any) -> Any:
         inside.set()
         assert go_on.wait(10)
-        return user_changes(grants)
+        return user_changes(*arguments)
 
     monkeypatch.setattr("projections.mongo.user_changes", pause)
     worker = Thread(target=ProjectionWorker(scoring, view).catch_up)
