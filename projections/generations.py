@@ -26,7 +26,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.driver_errors import translated
 from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
-from projections.switching import lift_silent_hold, roll_forward
+from projections.switching import in_transaction, lift_silent_hold, roll_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,20 +226,32 @@ class Generations:
             # Behind every number in use, so that no name is taken.
             suffixes = [number for number, _ in self._suffixed()]
             chosen = max([state.generation, state.building or 0, *suffixes]) + 1
-            with translated():
-                begun = self._read_model.control.update_one(
-                    {
-                        "_id": CONTROL_ID,
-                        "generation": state.generation,
-                        "building.generation": state.building,
-                        "switching": {"$exists": False},
-                    },
-                    {"$set": {"building": {"generation": chosen, "shape": self._read_model.shape}}},
-                )
-            if begun.matched_count:
+            if self._claim(state, chosen):
                 if state.building is not None:
                     self._discard({state.building})
                 return chosen
+
+    def _claim(self, state: GenerationState, number: int) -> bool:
+        """Put a generation down as the one that is built, if nothing has changed meanwhile."""
+        claimed = False
+
+        def claim(session: ClientSession) -> None:
+            nonlocal claimed
+            unchanged = {
+                "_id": CONTROL_ID,
+                "generation": state.generation,
+                "building.generation": state.building,
+                "switching": {"$exists": False},
+            }
+            building = {"generation": number, "shape": self._read_model.shape}
+            result = self._read_model.control.update_one(
+                unchanged, {"$set": {"building": building}}, session=session
+            )
+            claimed = result.matched_count > 0
+
+        with translated():
+            in_transaction(self._read_model, claim)
+        return claimed
 
     def kept(self) -> list[int]:
         """Return the numbers of generations that were replaced and not dropped yet."""
@@ -261,10 +273,16 @@ class Generations:
     def _discard(self, generations: set[int]) -> None:
         with translated():
             # Positions first: a worker that still builds one of them stops there.
-            for document in list(self._read_model.positions.find({}, {"_id": 1})):
-                suffix = _GENERATION_SUFFIX.search(str(document["_id"]))
-                if suffix and int(suffix[1]) in generations:
-                    self._read_model.positions.delete_one(document)
+            ids = [document["_id"] for document in self._read_model.positions.find({}, {"_id": 1})]
+            suffixes = {position: _GENERATION_SUFFIX.search(str(position)) for position in ids}
+            gone = [p for p, suffix in suffixes.items() if suffix and int(suffix[1]) in generations]
+            if gone:
+                in_transaction(
+                    self._read_model,
+                    lambda session: self._read_model.positions.delete_many(
+                        {"_id": {"$in": gone}}, session=session
+                    ),
+                )
             for number, name in self._suffixed():
                 if number in generations:
                     self._read_model.database.drop_collection(name)

@@ -20,7 +20,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.driver_errors import translated
@@ -78,7 +77,7 @@ class Switch:
         with translated():
             try:
                 # In a transaction, so that a killed worker's open one is found and aborted.
-                _in_transaction(self._live, hold)
+                in_transaction(self._live, hold)
             except DuplicateKeyError:
                 return False
         return True
@@ -93,11 +92,15 @@ class Switch:
 
     def release(self) -> None:
         """Lift the hold, if it is still there and the switch is not committed."""
+        held = {"_id": self._live_id, "hold.token": self._token, "hold.sealed": None}
         with translated():
-            self._live.positions.update_one(
-                {"_id": self._live_id, "hold.token": self._token, "hold.sealed": None},
-                {"$unset": {"hold": ""}},
-            )
+            if self._live.positions.find_one(held, {"_id": 1}) is not None:
+                in_transaction(
+                    self._live,
+                    lambda session: self._live.positions.update_one(
+                        held, {"$unset": {"hold": ""}}, session=session
+                    ),
+                )
 
     def commit(self, *, at_least: int) -> bool:
         """Commit to the switch if the hold is there and the new generation is at ``at_least``.
@@ -150,7 +153,7 @@ class Switch:
             committed = True
 
         with translated():
-            _in_transaction(self._live, commit)
+            in_transaction(self._live, commit)
         return committed
 
     def _taking_part(self) -> list[Document]:
@@ -206,14 +209,10 @@ def next_step(read_model: ReadModel) -> Callable[[], None] | None:
 
     ``None`` if there is no switch, or none any more.
     """
-    control = read_model.control.find_one_and_update(
-        {**_CONTROL, "switching": {"$exists": True}},
-        {"$currentDate": {"switching.at": True}},
-        return_document=ReturnDocument.AFTER,
-    )
-    if control is None:
+    control = read_model.control.find_one(_CONTROL) or {}
+    switching = control.get("switching")
+    if switching is None:
         return None
-    switching = control["switching"]
     names = _names(read_model)
     for collection in switching["collections"]:
         if names.get(collection["old"]) == collection["name"]:
@@ -228,16 +227,21 @@ def lift_silent_hold(read_model: ReadModel, position_id: str) -> bool:
     """Lift a hold whose rebuild has fallen silent, unless its switch is committed."""
     # By the server's clock, so that the clocks of processes need not agree.
     horizon = {"$subtract": ["$$NOW", SILENT_HOLD_SECONDS * 1000]}
-    lifted = read_model.positions.update_one(
-        {
-            "_id": position_id,
-            "hold.at": {"$exists": True},
-            "hold.sealed": None,
-            "$expr": {"$lt": ["$hold.at", horizon]},
-        },
-        {"$unset": {"hold": ""}},
+    silent: Document = {
+        "_id": position_id,
+        "hold.at": {"$exists": True},
+        "hold.sealed": None,
+        "$expr": {"$lt": ["$hold.at", horizon]},
+    }
+    if read_model.positions.find_one(silent, {"_id": 1}) is None:
+        return False
+    in_transaction(
+        read_model,
+        lambda session: read_model.positions.update_one(
+            silent, {"$unset": {"hold": ""}}, session=session
+        ),
     )
-    return lifted.matched_count > 0
+    return True
 
 
 class _Rename:
@@ -287,7 +291,7 @@ def _finish(read_model: ReadModel, switching: Document) -> None:
         )
         read_model.positions.delete_one({"_id": building_id}, session=session)
 
-    _in_transaction(read_model, finish)
+    in_transaction(read_model, finish)
 
 
 def _names(read_model: ReadModel) -> dict[Any, str]:
@@ -302,6 +306,16 @@ def _names(read_model: ReadModel) -> dict[Any, str]:
     return names
 
 
-def _in_transaction(read_model: ReadModel, work: Callable[[ClientSession], None]) -> None:
+def in_transaction(read_model: ReadModel, work: Callable[[ClientSession], object]) -> None:
+    """Do something in a transaction of its own.
+
+    Whatever writes to positions or to the control document does, because what a killed process has
+    left open on them is found and aborted by a transaction only; another write would wait for as
+    long as the server keeps it, which is a minute.
+    """
+
+    def run(session: ClientSession) -> None:
+        work(session)
+
     with closing(TransactionRunner(read_model)) as transactions:
-        transactions.run(work)
+        transactions.run(run)

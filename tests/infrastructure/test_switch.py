@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
 from typing import Any
@@ -269,24 +270,55 @@ def test_no_batch_straddles_the_switch(
     assert not switch.commit(at_least=position or 0)  # what was under way has to be built too
 
 
-def test_the_open_transaction_of_a_killed_worker_does_not_hold_up_the_hold(
+@contextmanager
+def left_open(live: ReadModel, collection: str) -> Iterator[None]:
+    """A transaction of a process that was killed a minute ago, which has written something."""
+    with live.client.start_session() as session:
+        seen_at = datetime.now(UTC) - timedelta(minutes=1)
+        live.workers.insert_one({"_id": session.session_id["id"], "seenAt": seen_at})
+        session.start_transaction()
+        written = live.database[collection].update_many({}, {"$set": {"x": 1}}, session=session)
+        assert written.modified_count
+        started = time.monotonic()
+        yield
+        assert time.monotonic() - started < 5
+    assert live.database[collection].count_documents({"x": 1}) == 0
+
+
+def test_what_a_killed_worker_left_open_does_not_hold_up_the_hold(
     scoring: Scoring, live: ReadModel
 ) -> None:
     """It is aborted as soon as its worker has been silent for some seconds."""
     switch = built(scoring, live)
-    with live.client.start_session() as session:
-        live.workers.insert_one(
-            {
-                "_id": session.session_id["id"],
-                "seenAt": datetime.now(UTC) - timedelta(minutes=1),
-            }
-        )
-        session.start_transaction()
-        live.positions.update_one({}, {"$set": {"stuck": True}}, session=session)
-        started = time.monotonic()
+    with left_open(live, "score_positions"):
         assert switch.hold()
-        assert time.monotonic() - started < 5
-    assert "stuck" not in (live.positions.find_one({"_id": "Scoring"}) or {})
+
+
+def test_what_a_killed_rebuild_left_open_does_not_hold_up_the_finish(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Nor the beginning of another one."""
+    committed(scoring, live)
+    with left_open(live, "score_control"):
+        roll_forward(live)
+    assert_second_generation_is_live(live)
+    with left_open(live, "score_control"):
+        live.generations.begin()
+    live.of_generation(3).prepare_building(scoring.name)
+    with left_open(live, "score_positions"):
+        live.generations.begin(fresh=True)
+
+
+@pytest.mark.usefixtures("short_silence")
+def test_what_a_killed_rebuild_left_open_does_not_hold_up_a_worker(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Killed while it committed to the switch, so the hold is still there to be lifted."""
+    assert built(scoring, live).hold()
+    scoring.grant_many([make_grant(99)])
+    with left_open(live, "score_positions"):
+        ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
+    assert verify_events(scoring, live).ok
 
 
 def test_a_late_worker_of_a_generation_that_went_live_stops(

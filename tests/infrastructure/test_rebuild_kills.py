@@ -1,0 +1,196 @@
+"""``kill -9`` of ``score-ledger rebuild``, at random and inside each command of the switch."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projections import Leaderboard, MongoScoreView, ProjectionWorker
+from projections.read_model import GENERATIONAL, ReadModel
+from projections.verify_events import verify_events
+from scoring import Scoring
+from support import make_grant
+
+COMMAND = str(Path(sys.executable).with_name("score-ledger"))
+
+
+class Victim:
+    """``score-ledger rebuild`` as a process of its own, on the ledger of the test."""
+
+    def __init__(self, live: ReadModel, uri: str, folder: Path) -> None:
+        self._live = live
+        self._env = {
+            **os.environ,
+            "MONGO_URI": uri,
+            "MONGO_DATABASE": live.database.name,
+            "PERSISTENCE_MODULE": "eventsourcing.sqlite",
+            "SQLITE_DBNAME": str(folder / "events.sqlite"),
+            "SCORE_LEDGER_BATCH_SIZE": "200",
+        }
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([COMMAND, "rebuild", "--json"], env=self._env, stdout=-3)
+
+    def run(self) -> None:
+        subprocess.run(
+            [COMMAND, "rebuild", "--json"], env=self._env, check=True, capture_output=True
+        )
+
+    def kill(self, process: subprocess.Popen[bytes]) -> str:
+        """Kill it and say what it was at."""
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        state = self._live.generations.state()
+        if state.switching_to is not None:
+            return "switching"
+        if self._live.positions.count_documents({"hold": {"$exists": True}}):
+            return "holding"
+        return "building" if state.building is not None else "done"
+
+
+@pytest.fixture
+def victim(read_model: ReadModel, mongo_uri: str, tmp_path: Path) -> Iterator[Victim]:
+    yield Victim(read_model, mongo_uri, tmp_path)
+    # A killed process's open transaction would hold up the dropping of the database.
+    read_model.client.admin.command("killAllSessions", [])
+
+
+@contextmanager
+def blocked(live: ReadModel, command: str, *, skip: int) -> Iterator[Any]:
+    """Make the server sit on a command, behind so many that it carries out; yield a waiter."""
+    admin = live.client.admin
+    entered = admin.command(
+        "configureFailPoint",
+        "failCommand",
+        mode={"skip": skip},
+        data={"failCommands": [command], "blockConnection": True, "blockTimeMS": 1500},
+    )["count"]
+    try:
+        yield lambda: admin.command(
+            "waitForFailPoint", "failCommand", timesEntered=entered + 1, maxTimeMS=30_000
+        )
+    finally:
+        admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+def open_transactions(live: ReadModel) -> int:
+    return int(live.client.admin.command("serverStatus")["transactions"]["currentOpen"])
+
+
+def assert_sound(scoring: Scoring, live: ReadModel) -> None:
+    """As the next reader, the next worker and the next verification find it."""
+    assert Leaderboard(live).top(5, by="ledger")
+    ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
+    outcome = verify_events(scoring, live)
+    assert outcome.differences == []
+    assert outcome.grants == live.grants.count_documents({})
+    names = set(live.database.list_collection_names())
+    assert set(GENERATIONAL) <= names
+
+
+def kill_in_each_command(
+    scoring: Scoring, live: ReadModel, victim: Victim, places: list[tuple[str, int]]
+) -> None:
+    scoring.grant_many([make_grant(number) for number in range(100)])
+    ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
+    for number, (command, skip) in enumerate(places):
+        process = victim.start()
+        with blocked(live, command, skip=skip) as wait:
+            wait()
+            victim.kill(process)
+        # The server carries out what it sat on later, perhaps in the middle of what follows.
+        scoring.grant_many([make_grant(1000 + number)])
+        assert_sound(scoring, live)
+        time.sleep(1.5)
+        assert_sound(scoring, live)
+        live.generations.drop_kept()
+    victim.run()
+    assert_sound(scoring, live)
+
+
+def kill_at_random(
+    scoring: Scoring, live: ReadModel, victim: Victim, kills: int
+) -> tuple[Counter[str], int]:
+    """Kill rebuilds, every other one when it has come to the switch; return what they were at."""
+    randomness = random.Random(2026)
+    scoring.grant_many([make_grant(number) for number in range(6000)])
+    ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
+    at: Counter[str] = Counter()
+    in_a_transaction = 0
+    while at.total() < kills:
+        before = under_way(live)
+        process = victim.start()
+        wait_for(process, lambda before=before: under_way(live) != before)  # type: ignore[misc]
+        if at.total() % 2:
+            wait_for(process, lambda: live.positions.find_one({"hold": {"$exists": True}}))
+            time.sleep(randomness.uniform(0, 0.03))
+        else:
+            time.sleep(randomness.uniform(0, 0.5))
+        at[victim.kill(process)] += 1
+        in_a_transaction += open_transactions(live) > 0
+        scoring.grant_many([make_grant(100_000 + at.total())])
+        assert_sound(scoring, live)
+        live.generations.drop_kept()
+    victim.run()
+    assert_sound(scoring, live)
+    return at, in_a_transaction
+
+
+def under_way(live: ReadModel) -> list[Any]:
+    """What changes as soon as a rebuild does anything."""
+    return [live.generations.state(), *live.positions.find({"generation": {"$exists": True}})]
+
+
+def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -> None:
+    while process.poll() is None and not happened():
+        time.sleep(0.0005)
+
+
+def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
+) -> None:
+    """Though the server carries the command out after the process is gone."""
+    places = [("renameCollection", 1), ("renameCollection", 4), ("commitTransaction", 3)]
+    kill_in_each_command(scoring, read_model, victim, places)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_rebuild_killed_in_each_command_of_the_switch_is_rolled_forward(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
+) -> None:
+    """All six renames, and the transactions of the last batch, hold, commit and finish."""
+    renames = [("renameCollection", skip) for skip in range(6)]
+    commits = [("commitTransaction", skip) for skip in range(4)]
+    kill_in_each_command(scoring, read_model, victim, renames + commits)
+
+
+def test_a_rebuild_killed_at_random_moments_is_carried_on(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
+) -> None:
+    """Nothing is lost or doubled, in what is live or in what comes of it in the end."""
+    at, _ = kill_at_random(scoring, read_model, victim, kills=4)
+    assert at["done"] < 4
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_rebuild_killed_a_hundred_times_is_carried_on(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
+) -> None:
+    """Many of the kills hit an open transaction, and some the switch."""
+    at, in_a_transaction = kill_at_random(scoring, read_model, victim, kills=100)
+    sys.stderr.write(f"killed {dict(at)}, {in_a_transaction} with a transaction open\n")
+    assert in_a_transaction >= 20
+    assert at["holding"] + at["switching"] >= 5
