@@ -4,6 +4,7 @@
 together themselves.
 """
 
+from projections.drift import Drift, UserDrift
 from projections.errors import PoisonEvent, PositionMoved, ProjectionError, ReadModelUnavailable
 from projections.history import GrantRow, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
@@ -15,6 +16,7 @@ from projections.worker import Progress, ProjectionWorker
 
 __all__ = [
     "Difference",
+    "Drift",
     "GrantRow",
     "Leaderboard",
     "LeaderboardRow",
@@ -28,6 +30,7 @@ __all__ = [
     "ReadModelUnavailable",
     "ScoreGrantsProjection",
     "ScoreLedger",
+    "UserDrift",
     "UserTotals",
     "Verification",
 ]

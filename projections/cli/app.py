@@ -9,10 +9,11 @@ import typer
 
 from projections.cli.console import err, shown
 from projections.cli.demo import demo
+from projections.cli.drifting import drift
 from projections.cli.importing import import_
 from projections.cli.projecting import project
 from projections.cli.reading import leaderboard, status, user, verify
-from projections.cli.writing import grant
+from projections.cli.writing import contribute, grant
 from projections.errors import ProjectionError
 from scoring import ScoringError
 
@@ -31,12 +32,14 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(grant)
+app.command()(contribute)
 app.command("import")(import_)
 app.command()(project)
 app.command()(leaderboard)
 app.command()(user)
 app.command()(status)
 app.command()(verify)
+app.command()(drift)
 
 
 def main() -> None:
