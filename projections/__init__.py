@@ -4,6 +4,7 @@
 together themselves.
 """
 
+from projections.drift import Drift, UserDrift
 from projections.errors import (
     PoisonEvent,
     PositionMoved,
@@ -23,6 +24,7 @@ from projections.worker import Progress, ProjectionWorker
 
 __all__ = [
     "Difference",
+    "Drift",
     "GrantRow",
     "Leaderboard",
     "LeaderboardRow",
@@ -39,6 +41,7 @@ __all__ = [
     "ScoreGrantsProjection",
     "ScoreLedger",
     "ShapeChanged",
+    "UserDrift",
     "UserTotals",
     "Verification",
     "VerificationProgress",

@@ -92,7 +92,7 @@ def parse_grant(raw: bytes) -> Grant:
     return Grant(**{**value, "granted_at": parse_moment(value["granted_at"])})
 
 
-def parse_moment(text: object) -> datetime:
+def parse_moment(text: object, *, field: str = "granted_at") -> datetime:
     """Return the datetime of an ISO 8601 string, e.g. ``2026-11-22T13:50:00Z``.
 
     Raises:
@@ -103,7 +103,7 @@ def parse_moment(text: object) -> datetime:
             return datetime.fromisoformat(text)
     except ValueError:
         pass
-    raise InvalidGrant(field="granted_at", value=text, rule=f"{RULES['granted_at']}, in ISO 8601")
+    raise InvalidGrant(field=field, value=text, rule=f"{RULES['granted_at']}, in ISO 8601")
 
 
 def parse_amount(text: str) -> int:
@@ -112,8 +112,21 @@ def parse_amount(text: str) -> int:
     Raises:
         InvalidGrant: if it is not one.
     """
+    return _parse_integer(text, "amount")
+
+
+def parse_points(text: str) -> int:
+    """Return the integer of a command-line argument, likewise.
+
+    Raises:
+        InvalidGrant: if it is not one.
+    """
+    return _parse_integer(text, "points")
+
+
+def _parse_integer(text: str, field: str) -> int:
     if re.fullmatch(r"-?[0-9]{1,30}", text, re.ASCII) is None:
-        raise InvalidGrant(field="amount", value=text, rule=RULES["amount"])
+        raise InvalidGrant(field=field, value=text, rule=RULES[field])
     return int(text)
 
 

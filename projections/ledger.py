@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+from projections.drift import Drift, UserDrift, measure_drift
 from projections.embedded import open_server
 from projections.errors import ProjectionError
 from projections.history import GrantRow, UserHistory, UserTotals
@@ -298,6 +299,20 @@ class ScoreLedger:
         if events:
             return verify_events(self._scoring, read_model, on_progress=on_progress)
         return verify_totals(read_model, on_progress=on_progress)
+
+    def drift(
+        self,
+        *,
+        on_user: Callable[[UserDrift], None] | None = None,
+        on_progress: Callable[[Drift], None] | None = None,
+    ) -> Drift:
+        """Compare the old total of every user with their balance; see ``measure_drift``."""
+        return measure_drift(
+            self._view.read_model,
+            lag_events=self.status().lag_events,
+            on_user=on_user,
+            on_progress=on_progress,
+        )
 
     def status(self) -> LedgerStatus:
         """Return where the ledger stands."""

@@ -9,12 +9,13 @@ import typer
 
 from projections.cli.console import err, shown
 from projections.cli.demo import demo
+from projections.cli.drifting import drift
 from projections.cli.importing import import_
 from projections.cli.projecting import project
 from projections.cli.reading import leaderboard, status, user
 from projections.cli.rebuilding import rebuild
 from projections.cli.verifying import verify
-from projections.cli.writing import grant
+from projections.cli.writing import contribute, grant
 from projections.errors import ProjectionError
 from scoring import ScoringError
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(grant)
+app.command()(contribute)
 app.command("import")(import_)
 app.command()(project)
 app.command()(leaderboard)
@@ -40,6 +42,7 @@ app.command()(user)
 app.command()(status)
 app.command()(verify)
 app.command()(rebuild)
+app.command()(drift)
 
 
 def main() -> None:

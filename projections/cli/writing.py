@@ -1,4 +1,4 @@
-"""``score-ledger grant``."""
+"""``score-ledger grant`` and ``score-ledger contribute``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
-from projections.jsonl import parse_amount, parse_moment
+from projections.jsonl import parse_amount, parse_moment, parse_points
 from projections.ledger import open_scoring
 from projections.settings import Settings
 from scoring import GrantStatus
@@ -55,5 +55,48 @@ def grant(
         err.print(
             "[bold red]error:[/] this grant id was recorded before with another payload; "
             "nothing changed: use a new id for a new award"
+        )
+        raise typer.Exit(1)
+
+
+def contribute(
+    user_id: Annotated[str, typer.Option(help="Who is scored.")],
+    key: Annotated[str, typer.Option(help="Whose bucket is set, e.g. telemetry:activity.")],
+    category: Annotated[str, typer.Option(help="Label, e.g. telemetry.")],
+    source: Annotated[str, typer.Option(help="Label, e.g. app.")],
+    points: Annotated[
+        str, typer.Option(help="What the bucket holds from now on: an integer from 0.")
+    ],
+    at: Annotated[
+        str | None,
+        typer.Option(help="When it was earned, ISO 8601 with offset. Default: now."),
+    ] = None,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Set the bucket of a key, the old way.
+
+    It overwrites what was there, so the recomputed total may go down; the same again changes
+    nothing. A key content:feed-post:<id> or award:badge:<id> becomes a grant the first time, and
+    answers CONFLICT (and exit code 1) if the ledger keeps other points than the bucket then has.
+
+    Example: score-ledger contribute --user-id ada --key telemetry:activity --category telemetry
+    --source app --points 12
+    """
+    moment = None if at is None else parse_moment(at, field="at")
+    with open_scoring(Settings.load(folder=folder)) as scoring:
+        receipt = scoring.contribute(user_id, key, category, source, parse_points(points), moment)
+    if json:
+        print_json(receipt)
+    else:
+        out.print(
+            f"[bold]{receipt.status}[/]  {shown(user_id)}: recomputed total "
+            f"{receipt.recomputed_before:,} → {receipt.recomputed_after:,} points  "
+            f"[dim](position {receipt.position})[/]"
+        )
+    if receipt.status is GrantStatus.CONFLICT:
+        err.print(
+            "[bold red]error:[/] this key was granted before with other points or labels: the "
+            "bucket has what you gave, the ledger keeps the grant"
         )
         raise typer.Exit(1)

@@ -1,0 +1,141 @@
+"""``score-ledger drift``: old against new, for those who decide about a flip."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from projections.cli.console import (
+    FolderOption,
+    JsonOption,
+    err,
+    out,
+    print_json,
+    progress_bar,
+    shown,
+)
+from projections.drift import CsvTable, Drift, write_page
+from projections.drift.plots import signed
+from projections.ledger import ScoreLedger
+
+_CAUSES_SHOWN = 10
+_CATEGORIES_SHOWN = 10
+_LARGEST_SHOWN = 10
+_BAR_WIDTH = 30
+
+
+def drift(
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Write a line for every user to this file."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write one page with plots to this file; it needs no network."),
+    ] = None,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare the old total of every user with the ledger, and say what explains the difference.
+
+    Ends with the sentence that says whether reads could be switched to the ledger without anybody
+    noticing. Whether they are is somebody's decision: nothing is switched here, and the exit code
+    is 0 either way. Run score-ledger project first, and run it while nothing is being projected.
+
+    Example: score-ledger drift --html drift.html --csv drift.csv
+    """
+    with ExitStack() as stack:
+        table = None
+        if csv is not None:
+            table = CsvTable(stack.enter_context(csv.open("w", encoding="utf-8", newline="")))
+        page = None if html is None else stack.enter_context(html.open("w", encoding="utf-8"))
+        ledger = stack.enter_context(ScoreLedger.open(folder=folder, worker=False))
+        bar = stack.enter_context(progress_bar("users"))
+        task = bar.add_task("comparing", total=ledger.status().users)
+        report = ledger.drift(
+            on_user=None if table is None else table.add,
+            on_progress=lambda seen: bar.update(task, completed=seen.users),
+        )
+        if page is not None:
+            write_page(report, page)
+    if json:
+        print_json(report.to_json())
+    else:
+        print_drift(report)
+    for file in filter(None, (csv, html)):
+        err.print(f"written: {shown(str(file))}")
+
+
+def print_drift(report: Drift) -> None:
+    """Print a report as tables, the verdict last."""
+    out.print(
+        f"[bold]{report.users:,}[/] users: [bold]{report.same:,}[/] the same, "
+        f"[bold]{report.lower:,}[/] lower and [bold]{report.higher:,}[/] higher in the ledger"
+    )
+    out.print(
+        f"recomputed total {report.old:,}, ledger balance {report.new:,}, "
+        f"difference [bold]{signed(report.difference)}[/]"
+    )
+    if report.different:
+        out.print(_histogram(report))
+    if report.causes:
+        out.print(_causes(report))
+        out.print(_categories(report))
+    if report.largest:
+        out.print(_largest(report))
+    out.print(f"[bold {'green' if report.safe_to_flip else 'yellow'}]{shown(report.verdict)}[/]")
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table; columns that begin with # are numbers."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name.lstrip("#"), justify="right" if name.startswith("#") else "left")
+    return table
+
+
+def _histogram(report: Drift) -> Table:
+    table = _table("How many users differ by how much", "#ledger less old", "#users", "")
+    bars = report.histogram.bars()
+    most = max(count for *_, count in bars)
+    for low, high, count in bars:
+        label = signed(low) if low == high else f"{signed(low)} to {signed(high)}"
+        width = 0 if not count else max(1, round(count / most * _BAR_WIDTH))
+        table.add_row(label, f"{count:,}", "█" * width)
+    return table
+
+
+def _causes(report: Drift) -> Table:
+    table = _table(
+        "What explains the difference",
+        *("why", "keys", "category", "#users", "#old", "#new", "#difference"),
+    )
+    for cause in report.causes[:_CAUSES_SHOWN]:
+        table.add_row(
+            *(str(cause.reason), shown(cause.keys), cause.category, f"{cause.users:,}"),
+            *(f"{cause.old:,}", f"{cause.new:,}", signed(cause.difference)),
+        )
+    if len(report.causes) > _CAUSES_SHOWN:
+        table.caption = f"{_CAUSES_SHOWN} of {len(report.causes):,}; --json and --html have more"
+    return table
+
+
+def _categories(report: Drift) -> Table:
+    table = _table("By category", "category", "#old", "#new", "#difference")
+    for name, (old, new) in list(report.categories.items())[:_CATEGORIES_SHOWN]:
+        table.add_row(name, f"{old:,}", f"{new:,}", signed(new - old))
+    return table
+
+
+def _largest(report: Drift) -> Table:
+    table = _table("The largest differences", "user", "#old", "#new", "#difference", "mostly")
+    for row in report.largest[:_LARGEST_SHOWN]:
+        table.add_row(
+            *(shown(row.user_id), f"{row.old:,}", f"{row.new:,}"),
+            *(signed(row.difference), shown(row.main_cause)),
+        )
+    return table

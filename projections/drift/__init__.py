@@ -1,0 +1,16 @@
+"""Drift: the old total against the ledger's balance, for those who decide about a flip."""
+
+from projections.drift.measuring import measure_drift
+from projections.drift.page import write_page
+from projections.drift.report import Cause, Drift, Reason, UserDrift
+from projections.drift.table import CsvTable
+
+__all__ = [
+    "Cause",
+    "CsvTable",
+    "Drift",
+    "Reason",
+    "UserDrift",
+    "measure_drift",
+    "write_page",
+]
