@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import bson
 from bson.int64 import Int64
+from bson.raw_bson import RawBSONDocument
+from eventsourcing.utils import get_topic
+from pymongo import UpdateOne
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from projections.read_model import Document
@@ -22,6 +26,37 @@ class ProjectedGrant:
     position: int
     event: UserScore.GrantRecorded
 
+    @property
+    def stream(self) -> str:
+        """The stream that the event is in, as faults and parked streams name it."""
+        return str(self.event.originator_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An event that cannot be projected.
+
+    Attributes:
+        position: Its notification id.
+        stream: Its originator id, which even an event that cannot be decoded has.
+        topic: The topic it was stored under.
+        reason: What is wrong with it, in words.
+    """
+
+    position: int
+    stream: str
+    topic: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Writes:
+    """What grants come to in the read model, encoded once, and not again when it is sent again."""
+
+    documents: list[RawBSONDocument]
+    users: list[UpdateOne]
+    buckets: list[UpdateOne]
+
 
 @dataclass(slots=True)
 class Batch:
@@ -33,12 +68,40 @@ class Batch:
         position: The tracked position once the batch is applied; events that the projection does
             not use may lie before it.
         grants: The grants in between, in order.
+        faults: The events in between that cannot be projected, in order.
+        writes: What the grants come to, where that was worked out beforehand.
     """
 
     application_name: str
     after: int | None
     position: int
     grants: list[ProjectedGrant] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    writes: Writes | None = None
+
+    def cut(self, position: int) -> tuple[Batch, Batch]:
+        """Return the batch up to a position in it, and the rest."""
+        first = Batch(
+            self.application_name,
+            self.after,
+            position,
+            [grant for grant in self.grants if grant.position <= position],
+            [fault for fault in self.faults if fault.position <= position],
+        )
+        rest = Batch(
+            self.application_name,
+            position,
+            self.position,
+            [grant for grant in self.grants if grant.position > position],
+            [fault for fault in self.faults if fault.position > position],
+        )
+        return first, rest
+
+    def with_grants_at_fault(self, reason: str) -> Batch:
+        """Return the batch with its grants as faults."""
+        faults = [*self.faults, *(at_fault(grant, reason) for grant in self.grants)]
+        faults.sort(key=lambda fault: fault.position)
+        return Batch(self.application_name, self.after, self.position, [], faults)
 
 
 @dataclass(slots=True)
@@ -79,6 +142,39 @@ class UserChange:
             "$inc": increments,
             "$max": {"lastGrantAt": self.last_grant_at, "version": Int64(self.version)},
         }
+
+
+def at_fault(grant: ProjectedGrant, reason: str) -> Fault:
+    """Return the fault of a grant that was read but cannot be projected."""
+    return Fault(grant.position, grant.stream, get_topic(type(grant.event)), reason)
+
+
+def encoded(grant: ProjectedGrant) -> RawBSONDocument:
+    """Return the ``score_grants`` document of a grant as it is sent.
+
+    Raises:
+        Exception: whatever the encoder raises for values that MongoDB cannot keep.
+    """
+    return RawBSONDocument(bson.encode(grant_document(grant)))
+
+
+def writes_of(
+    grants: Sequence[ProjectedGrant], documents: list[RawBSONDocument] | None = None
+) -> Writes:
+    """Return what these grants come to; ``documents`` are theirs, if they are encoded already."""
+    if documents is None:
+        documents = [encoded(grant) for grant in grants]
+    return Writes(
+        documents,
+        [
+            UpdateOne({"_id": user_id}, change.update(), upsert=True)
+            for user_id, change in user_changes(grants).items()
+        ],
+        [
+            UpdateOne({"_id": {"userId": user_id, "key": key}}, {"$set": bucket}, upsert=True)
+            for (user_id, key), bucket in bucket_documents(grants).items()
+        ],
+    )
 
 
 def grant_document(grant: ProjectedGrant) -> Document:

@@ -7,9 +7,15 @@
 from __future__ import annotations
 
 import logging
-from threading import Lock
+import time
+from contextlib import suppress
+from decimal import Decimal
+from threading import Condition, Event, Lock
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import pymongo
+from bson.decimal128 import Decimal128
+from bson.errors import BSONError
 from eventsourcing.persistence import (
     AggregateRecorder,
     ApplicationRecorder,
@@ -18,35 +24,48 @@ from eventsourcing.persistence import (
     ProcessRecorder,
     Tracking,
     TrackingRecorder,
+    WaitInterruptedError,
 )
-from pymongo import InsertOne, MongoClient, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo import MongoClient
+from pymongo.errors import (
+    BulkWriteError,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
 
-from projections.batches import (
-    Batch,
-    ProjectedGrant,
-    bucket_documents,
-    grant_document,
-    user_changes,
-)
+from projections.batches import Batch, ProjectedGrant, Writes, grant_document, writes_of
 from projections.driver_errors import translated
-from projections.errors import PositionMoved, ReadModelUnavailable
+from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
+from projections.liveness import whereabouts
+from projections.parking import OnError, Parking
 from projections.read_model import Document, ReadModel
-from projections.transactions import TransactionRunner
+from projections.transactions import TransactionRunner, await_server
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from eventsourcing.utils import Environment, EnvType
     from pymongo.client_session import ClientSession
+
+    from projections.retrying import Patience
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATABASE: Final = "score_ledger"
 
 _DUPLICATE_KEY: Final = 11000
+# What the server answers when it is the document or the sum that it does not take: bad values and
+# types (a sum beyond 64 bits among them), a validator, sizes. A whole transaction can be too large.
+_REFUSALS: Final = frozenset({2, 9, 14, 28, 40, 52, 56, 57, 121, 257, 10334, 17280, 17419, 17420})
+_ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeError)
 _LOOKUP_SIZE: Final = 1000
 _ATTEMPTS_AGAINST_FOREIGN_WRITERS: Final = 5
+
+_ASK_SECONDS: Final = 1.0
+_FIRST_LOOK_SECONDS: Final = 0.001
+_LONGEST_LOOK_SECONDS: Final = 0.02
 
 
 def connect(uri: str) -> MongoClient[Document]:
@@ -68,8 +87,13 @@ class MongoScoreView(TrackingRecorder):
     def __init__(self, read_model: ReadModel) -> None:
         """Use these collections; ``read_model.prepare()`` has been called."""
         self.read_model = read_model
+        self.parking = Parking(read_model)
         self._lock = Lock()
         self._transactions: TransactionRunner | None = None
+        self._expects_redelivery = False
+        # Waiters in this process need not ask the database to find that something was applied.
+        self._applied = Condition()
+        self._applied_count = 0
 
     def insert_tracking(self, tracking: Tracking) -> None:
         """Move the tracked position of an application forward.
@@ -99,37 +123,208 @@ class MongoScoreView(TrackingRecorder):
             document = self.read_model.positions.find_one({"_id": application_name})
         return None if document is None else int(document["position"])
 
+    def tracked_position(self, application_name: str, patience: Patience) -> int | None:
+        """Return the tracked position, without making a worker wait that is to stop.
+
+        Raises:
+            ReadModelUnavailable: if MongoDB does not answer within a second, among other things.
+        """
+        await_server(self.read_model.client, patience)
+        with pymongo.timeout(_ASK_SECONDS):
+            return self.max_tracking_id(application_name)
+
+    def record_failure(self, application_name: str, reason: str) -> None:
+        """Leave a note on why a worker gave up, for ``status``; best effort."""
+        with suppress(PyMongoError, ReadModelUnavailable), pymongo.timeout(_ASK_SECONDS):
+            self.read_model.workers.update_one(
+                {"_id": _failure_id(application_name)},
+                {
+                    "$set": {
+                        **whereabouts(),
+                        "position": self.max_tracking_id(application_name),
+                        "reason": reason,
+                    },
+                    "$currentDate": {"failedAt": True},
+                },
+                upsert=True,
+            )
+
+    def failure(self, application_name: str) -> str | None:
+        """Return why a worker gave up, if no worker has come further since."""
+        with translated():
+            found = self.read_model.workers.find_one({"_id": _failure_id(application_name)})
+        if found is None or found["position"] != self.max_tracking_id(application_name):
+            return None
+        return (
+            f"{found['reason']} [process {found['pid']} on {found['host']}, "
+            f"{found['failedAt']:%Y-%m-%d %H:%M:%S} UTC]"
+        )
+
     def foreign_count(self, application_name: str) -> int:
         """Return how many grants met a foreign document in their place and were not added."""
         with translated():
             document = self.read_model.positions.find_one({"_id": application_name})
         return 0 if document is None else int(document.get("foreignGrants", 0))
 
-    def apply(self, batch: Batch) -> None:
+    def wait(
+        self,
+        application_name: str,
+        notification_id: int | None,
+        timeout: float = 1.0,
+        interrupt: Event | None = None,
+    ) -> None:
+        """Block until the tracked position has reached a notification id.
+
+        It returns within a millisecond or so of a worker in this process, and within some twenty
+        of one in another process.
+
+        Args:
+            application_name: Whose position.
+            notification_id: Which one; ``None`` is reached at once.
+            timeout: Seconds.
+            interrupt: Ends the wait early when set.
+
+        Raises:
+            TimeoutError: if it is not reached by then.
+            WaitInterruptedError: if ``interrupt`` was set first.
+            ReadModelUnavailable: if MongoDB failed, and not just for a moment.
+        """
+        deadline = time.monotonic() + timeout
+        pause = _FIRST_LOOK_SECONDS
+        while True:
+            with self._applied:
+                applied_before = self._applied_count
+            try:
+                with pymongo.timeout(max(_FIRST_LOOK_SECONDS, deadline - time.monotonic())):
+                    if self.has_tracking_id(application_name, notification_id):
+                        return
+            except ReadModelUnavailable as error:
+                if not error.transient or time.monotonic() >= deadline:
+                    raise
+            if interrupt is not None and interrupt.is_set():
+                raise WaitInterruptedError
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(
+                    f"position {notification_id} of {application_name} was not projected within "
+                    f"{timeout:g} s: check with score-ledger status that a worker is running"
+                )
+            with self._applied:
+                if self._applied_count == applied_before:
+                    self._applied.wait(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_LOOK_SECONDS)
+
+    def apply(self, batch: Batch, *, on_error: OnError = "stop", stop: Event | None = None) -> None:
         """Add a batch in one transaction: grants, buckets, totals and the position, or nothing.
+
+        Args:
+            batch: What to add.
+            on_error: What becomes of the batch's faults: they park their streams in the same
+                transaction, or stop the worker.
+            stop: When set, what failed is not tried again.
 
         Raises:
             PositionMoved: if the tracked position is not ``batch.after``; nothing was changed.
+            PoisonEvent: at the first fault, if that is to stop; nothing was changed.
+            BatchRefused: if MongoDB refuses something in the batch; nothing was changed.
             ReadModelUnavailable: if MongoDB failed; the batch may be applied again.
         """
+
+        def grants(session: ClientSession) -> Sequence[ProjectedGrant]:
+            return self.parking.settle(batch, session, on_error=on_error)
+
+        def move(session: ClientSession, foreign: int) -> None:
+            self._move_position(batch, session, foreign=foreign)
+
+        self._add_once(grants, move, writes=batch.writes, stop=stop)
+
+    def add_left_behind(
+        self,
+        grants: Callable[[ClientSession], Sequence[ProjectedGrant]],
+        move: Callable[[ClientSession, int], None],
+        *,
+        stop: Event | None = None,
+    ) -> None:
+        """Add grants of a parked stream in one transaction; see ``Unparking``.
+
+        Args:
+            grants: Called in the transaction, returns what to add.
+            move: Called in the transaction with the number of foreign grants among them, moves
+                what stands for how far the stream is projected.
+            stop: When set, what failed is not tried again.
+
+        Raises:
+            BatchRefused: if MongoDB refuses one of the grants; nothing was changed.
+            ReadModelUnavailable: if MongoDB failed; it may be tried again.
+        """
+        self._add_once(grants, move, writes=None, stop=stop)
+
+    def _add_once(
+        self,
+        grants: Callable[[ClientSession], Sequence[ProjectedGrant]],
+        move: Callable[[ClientSession, int], None],
+        *,
+        writes: Writes | None,
+        stop: Event | None,
+    ) -> None:
+        """Add grants, each once whatever is there already, and move a position with them.
+
+        The writes that were worked out beforehand are those of all grants in question; they are
+        used unless some of these are left out.
+        """
+        met = False
+
+        def add_unseen(session: ClientSession) -> None:
+            move(session, 0)
+            chosen = grants(session)
+            if writes is not None and len(writes.documents) == len(chosen):
+                self._add(writes, session)
+            else:
+                self._add(writes_of(chosen), session)
+
+        def add_sparing(session: ClientSession) -> None:
+            nonlocal met
+            unseen, foreign, seen = self._unseen(grants(session), session)
+            met = foreign + seen > 0
+            move(session, foreign)
+            self._add(writes_of(unseen), session)
+
         with translated(), self._lock:
             if self._transactions is None:
                 self._transactions = TransactionRunner(self.read_model)
             try:
-                self._transactions.run(lambda session: self._apply_unseen(batch, session))
-                return
-            except BulkWriteError as error:
-                if not _is_duplicate_key(error):
+                # The fast path looks nothing up, except after a batch that was there already:
+                # in a redelivery the next one will be, too.
+                if self._expects_redelivery or not self._try_to_run(add_unseen, stop):
+                    # The duplicate key has aborted the whole transaction. Look up what is there
+                    # and leave it alone; a foreign writer may still slip something in between.
+                    for _ in range(_ATTEMPTS_AGAINST_FOREIGN_WRITERS - 1):
+                        if self._try_to_run(add_sparing, stop):
+                            break
+                    else:
+                        self._transactions.run(add_sparing, stop=stop)
+                    self._expects_redelivery = met
+            except _ENCODING_ERRORS as error:
+                raise BatchRefused(str(error)) from error
+            except OperationFailure as error:
+                reason = _refusal(error)
+                if reason is None:
                     raise
-            # The duplicate key has aborted the whole transaction. Look up what is there already
-            # and leave it alone; a foreign writer may still slip something in between.
-            for attempt in range(1, _ATTEMPTS_AGAINST_FOREIGN_WRITERS + 1):
-                try:
-                    self._transactions.run(lambda session: self._apply_sparing(batch, session))
-                    return
-                except BulkWriteError as error:
-                    if not _is_duplicate_key(error) or attempt == _ATTEMPTS_AGAINST_FOREIGN_WRITERS:
-                        raise
+                raise BatchRefused(reason) from error
+        with self._applied:
+            self._applied_count += 1
+            self._applied.notify_all()
+
+    def _try_to_run(self, work: Callable[[ClientSession], None], stop: Event | None) -> bool:
+        """Run a transaction; false if it met a duplicate key."""
+        assert self._transactions is not None  # noqa: S101 - for the type checker
+        try:
+            self._transactions.run(work, stop=stop)
+        except BulkWriteError as error:
+            if _DUPLICATE_KEY not in _write_errors(error):
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """End the session that batches were applied with; the client stays open."""
@@ -138,20 +333,19 @@ class MongoScoreView(TrackingRecorder):
                 self._transactions.close()
                 self._transactions = None
 
-    def _apply_unseen(self, batch: Batch, session: ClientSession) -> None:
-        self._move_position(batch, session, foreign=0)
-        self._add(batch.grants, session)
-
-    def _apply_sparing(self, batch: Batch, session: ClientSession) -> None:
+    def _unseen(
+        self, grants: Sequence[ProjectedGrant], session: ClientSession
+    ) -> tuple[list[ProjectedGrant], int, int]:
+        """Return the grants that are not there, and how many are foreign and redelivered."""
         unseen: list[ProjectedGrant] = []
-        foreign = 0
-        for start in range(0, len(batch.grants), _LOOKUP_SIZE):
-            window = batch.grants[start : start + _LOOKUP_SIZE]
+        foreign = redelivered = 0
+        for start in range(0, len(grants), _LOOKUP_SIZE):
+            window = grants[start : start + _LOOKUP_SIZE]
             in_place, seen = self._documents_in_place_of(window, session)
             for grant in window:
                 if grant.event.grant_id in seen:
-                    continue
-                if grant.event.grant_id in in_place or grant.position in in_place:
+                    redelivered += 1
+                elif grant.event.grant_id in in_place or grant.position in in_place:
                     foreign += 1
                     logger.warning(
                         "a foreign document is in the place of grant %r at position %d",
@@ -160,8 +354,7 @@ class MongoScoreView(TrackingRecorder):
                     )
                 else:
                     unseen.append(grant)
-        self._move_position(batch, session, foreign=foreign)
-        self._add(unseen, session)
+        return unseen, foreign, redelivered
 
     def _documents_in_place_of(
         self, grants: Sequence[ProjectedGrant], session: ClientSession
@@ -180,9 +373,11 @@ class MongoScoreView(TrackingRecorder):
             session=session,
         )
         for document in found:
-            in_place |= {document["_id"], document.get("grantId")}
-            if _is_same_grant(document, expected.get(document.get("grantId", ""))):
-                seen.add(document["grantId"])
+            grant_id = document.get("grantId")
+            if isinstance(grant_id, str) and _is_same_grant(document, expected.get(grant_id)):
+                seen.add(grant_id)
+            else:
+                in_place.update(_keys_taken_by(document))
         return in_place, seen
 
     def _move_position(self, batch: Batch, session: ClientSession, *, foreign: int) -> None:
@@ -202,32 +397,13 @@ class MongoScoreView(TrackingRecorder):
         if batch.after is not None and result.matched_count == 0:
             raise _position_moved(batch)
 
-    def _add(self, grants: Sequence[ProjectedGrant], session: ClientSession) -> None:
-        if not grants:
+    def _add(self, writes: Writes, session: ClientSession) -> None:
+        if not writes.documents:
             return
-        self.read_model.grants.bulk_write(
-            [InsertOne(grant_document(grant)) for grant in grants], session=session
-        )
-        self.read_model.users.bulk_write(
-            [
-                UpdateOne({"_id": user_id}, change.update(), upsert=True)
-                for user_id, change in user_changes(grants).items()
-            ],
-            ordered=False,
-            session=session,
-        )
-        buckets = bucket_documents(grants)
-        if buckets:
-            self.read_model.buckets.bulk_write(
-                [
-                    UpdateOne(
-                        {"_id": {"userId": user_id, "key": key}}, {"$set": bucket}, upsert=True
-                    )
-                    for (user_id, key), bucket in buckets.items()
-                ],
-                ordered=False,
-                session=session,
-            )
+        self.read_model.grants.insert_many(writes.documents, session=session)
+        self.read_model.users.bulk_write(writes.users, ordered=False, session=session)
+        if writes.buckets:
+            self.read_model.buckets.bulk_write(writes.buckets, ordered=False, session=session)
 
 
 class MongoFactory(InfrastructureFactory[MongoScoreView]):
@@ -278,14 +454,45 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
         self._client.close()
 
 
+def _failure_id(application_name: str) -> str:
+    return f"failure/{application_name}"
+
+
 def _refuse_events() -> NoReturn:
     raise NotImplementedError(
         "projections.mongo keeps the read model only: choose an event store with PERSISTENCE_MODULE"
     )
 
 
-def _is_duplicate_key(error: BulkWriteError) -> bool:
-    return any(item["code"] == _DUPLICATE_KEY for item in error.details.get("writeErrors", ()))
+def _write_errors(error: OperationFailure) -> set[int]:
+    details = error.details or {}
+    return {item["code"] for item in details.get("writeErrors", ())}
+
+
+def _refusal(error: OperationFailure) -> str | None:
+    """Return why the server refuses what is in a batch, if that is what it does."""
+    codes = _write_errors(error) or {error.code or 0}
+    if not codes <= _REFUSALS:
+        return None
+    items = (error.details or {}).get("writeErrors") or [{"errmsg": str(error)}]
+    return str(items[0]["errmsg"])
+
+
+def _keys_taken_by(document: Document) -> Iterable[Any]:
+    """Yield the id and grant ids that a document takes, as values equal to a grant's own.
+
+    A foreign document may hold anything: an array takes each of its members, and numbers of all
+    types are one to the unique index.
+    """
+    grant_ids = document.get("grantId")
+    for value in (
+        document["_id"],
+        *(grant_ids if isinstance(grant_ids, list) else [grant_ids]),
+    ):
+        if isinstance(value, Decimal128):
+            yield value.to_decimal()
+        elif isinstance(value, str | int | float | Decimal):
+            yield value
 
 
 def _is_same_grant(document: Document, expected: Document | None) -> bool:

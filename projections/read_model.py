@@ -4,7 +4,9 @@
 ``user_scores``: one document per user, sums of the former.
 ``score_buckets``: the buckets a reader of the old way would see.
 ``score_positions``: how far the event store has been projected, by application name.
-``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others.
+``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others,
+and why one has failed.
+``score_parked``: streams that are not projected from some event on.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ USERS: Final = "user_scores"
 BUCKETS: Final = "score_buckets"
 POSITIONS: Final = "score_positions"
 WORKERS: Final = "score_workers"
+PARKED: Final = "score_parked"
 
 INDEXES: Final = {
     GRANTS: [
@@ -45,7 +48,9 @@ INDEXES: Final = {
     ],
     BUCKETS: [],
     POSITIONS: [],
-    WORKERS: [],
+    # Whoever was killed while nobody was waiting is forgotten in time.
+    WORKERS: [IndexModel([("seenAt", ASCENDING)], expireAfterSeconds=3600)],
+    PARKED: [],
 }
 
 
@@ -71,6 +76,7 @@ class ReadModel:
         self.buckets: Collection[Document] = self.database[BUCKETS]
         self.positions: Collection[Document] = self.database[POSITIONS]
         self.workers: Collection[Document] = self.database[WORKERS]
+        self.parked: Collection[Document] = self.database[PARKED]
 
     def prepare(self) -> None:
         """Check that the server can do transactions, and create what is missing.
