@@ -4,12 +4,20 @@
 together themselves.
 """
 
-from projections.errors import PoisonEvent, PositionMoved, ProjectionError, ReadModelUnavailable
+from projections.errors import (
+    PoisonEvent,
+    PositionMoved,
+    ProjectionError,
+    ReadModelUnavailable,
+    StreamParked,
+)
 from projections.history import GrantRow, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
+from projections.parking import ParkedStream
 from projections.projection import ScoreGrantsProjection
+from projections.unparking import Unparked
 from projections.verify import Difference, Verification
 from projections.worker import Progress, ProjectionWorker
 
@@ -20,6 +28,7 @@ __all__ = [
     "LeaderboardRow",
     "LedgerStatus",
     "MongoScoreView",
+    "ParkedStream",
     "PoisonEvent",
     "PositionMoved",
     "Progress",
@@ -28,6 +37,8 @@ __all__ = [
     "ReadModelUnavailable",
     "ScoreGrantsProjection",
     "ScoreLedger",
+    "StreamParked",
+    "Unparked",
     "UserTotals",
     "Verification",
 ]

@@ -9,7 +9,6 @@ import bson
 from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
 from eventsourcing.utils import get_topic
-from pymongo import UpdateOne
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,11 +50,17 @@ class Fault:
 
 @dataclass(slots=True)
 class Writes:
-    """What grants come to in the read model, encoded once, and not again when it is sent again."""
+    """What grants come to in the read model, encoded once, and not again when it is sent again.
 
-    documents: list[RawBSONDocument]
-    users: list[UpdateOne]
-    buckets: list[UpdateOne]
+    Attributes:
+        grants: Documents to insert.
+        users: Update statements of MongoDB's ``update`` command, one for each user.
+        buckets: Likewise, one for each bucket.
+    """
+
+    grants: list[RawBSONDocument]
+    users: list[RawBSONDocument]
+    buckets: list[RawBSONDocument]
 
 
 @dataclass(slots=True)
@@ -166,22 +171,24 @@ def writes_of(
         documents = [encoded(grant) for grant in grants]
     return Writes(
         documents,
+        [_upsert(user_id, change.update()) for user_id, change in user_changes(grants).items()],
         [
-            UpdateOne({"_id": user_id}, change.update(), upsert=True)
-            for user_id, change in user_changes(grants).items()
-        ],
-        [
-            UpdateOne({"_id": {"userId": user_id, "key": key}}, {"$set": bucket}, upsert=True)
+            _upsert({"userId": user_id, "key": key}, {"$set": bucket})
             for (user_id, key), bucket in bucket_documents(grants).items()
         ],
     )
 
 
+def _upsert(identity: object, update: Document) -> RawBSONDocument:
+    return RawBSONDocument(bson.encode({"q": {"_id": identity}, "u": update, "upsert": True}))
+
+
 def grant_document(grant: ProjectedGrant) -> Document:
     """Return the ``score_grants`` document of a grant."""
     event = grant.event
+    position = Int64(grant.position)
     return {
-        "_id": Int64(grant.position),
+        "_id": position,
         "grantId": event.grant_id,
         "userId": event.user_id,
         "key": event.key,
@@ -191,7 +198,7 @@ def grant_document(grant: ProjectedGrant) -> Document:
         "grantedAt": event.granted_at,
         # When the event was recorded, never when it was projected: a replay changes nothing.
         "recordedAt": event.timestamp,
-        "position": Int64(grant.position),
+        "position": position,
     }
 
 

@@ -44,10 +44,12 @@ from projections.read_model import Document, ReadModel
 from projections.transactions import TransactionRunner, await_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from bson.raw_bson import RawBSONDocument
     from eventsourcing.utils import Environment, EnvType
     from pymongo.client_session import ClientSession
+    from pymongo.collection import Collection
 
     from projections.retrying import Patience
 
@@ -60,10 +62,15 @@ _DUPLICATE_KEY: Final = 11000
 # types (a sum beyond 64 bits among them), a validator, sizes. A whole transaction can be too large.
 _REFUSALS: Final = frozenset({2, 9, 14, 28, 40, 52, 56, 57, 121, 257, 10334, 17280, 17419, 17420})
 _ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeError)
+# A command is a document, so at most 16 MiB; and it has at most 100,000 statements.
+_COMMAND_BYTES: Final = 12 * 1024 * 1024
+_COMMAND_STATEMENTS: Final = 100_000
+_ARRAY_ENTRY_BYTES: Final = 8
 _LOOKUP_SIZE: Final = 1000
 _ATTEMPTS_AGAINST_FOREIGN_WRITERS: Final = 5
 
 _ASK_SECONDS: Final = 1.0
+_SHORTEST_ASK_SECONDS: Final = 0.25
 _FIRST_LOOK_SECONDS: Final = 0.001
 _LONGEST_LOOK_SECONDS: Final = 0.02
 
@@ -195,7 +202,7 @@ class MongoScoreView(TrackingRecorder):
             with self._applied:
                 applied_before = self._applied_count
             try:
-                with pymongo.timeout(max(_FIRST_LOOK_SECONDS, deadline - time.monotonic())):
+                with pymongo.timeout(max(_SHORTEST_ASK_SECONDS, deadline - time.monotonic())):
                     if self.has_tracking_id(application_name, notification_id):
                         return
             except ReadModelUnavailable as error:
@@ -277,7 +284,7 @@ class MongoScoreView(TrackingRecorder):
         def add_unseen(session: ClientSession) -> None:
             move(session, 0)
             chosen = grants(session)
-            if writes is not None and len(writes.documents) == len(chosen):
+            if writes is not None and len(writes.grants) == len(chosen):
                 self._add(writes, session)
             else:
                 self._add(writes_of(chosen), session)
@@ -397,13 +404,47 @@ class MongoScoreView(TrackingRecorder):
         if batch.after is not None and result.matched_count == 0:
             raise _position_moved(batch)
 
+    def hold_position(self, application_name: str, session: ClientSession) -> int:
+        """Return the tracked position, and keep workers from moving it until the transaction ends.
+
+        It is held by being written, so that a worker's transaction at the same time conflicts.
+        """
+        held = self.read_model.positions.find_one_and_update(
+            {"_id": application_name}, {"$inc": {"unparkings": 1}}, session=session
+        )
+        return 0 if held is None else int(held["position"])
+
+    def count_foreign(self, application_name: str, foreign: int, session: ClientSession) -> None:
+        """Count grants that met a foreign document in their place."""
+        if foreign:
+            self.read_model.positions.update_one(
+                {"_id": application_name}, {"$inc": {"foreignGrants": foreign}}, session=session
+            )
+
     def _add(self, writes: Writes, session: ClientSession) -> None:
-        if not writes.documents:
-            return
-        self.read_model.grants.insert_many(writes.documents, session=session)
-        self.read_model.users.bulk_write(writes.users, ordered=False, session=session)
-        if writes.buckets:
-            self.read_model.buckets.bulk_write(writes.buckets, ordered=False, session=session)
+        self._send("insert", self.read_model.grants, "documents", writes.grants, session)
+        self._send("update", self.read_model.users, "updates", writes.users, session)
+        self._send("update", self.read_model.buckets, "updates", writes.buckets, session)
+
+    def _send(
+        self,
+        command: str,
+        collection: Collection[Document],
+        field: str,
+        statements: list[RawBSONDocument],
+        session: ClientSession,
+    ) -> None:
+        """Send encoded statements, as few times as the size of a message allows.
+
+        Not by the driver's bulk writes: they handle every statement in Python once more, which
+        takes as long as encoding it did, and the server has nothing to do meanwhile.
+        """
+        for part in _parts(statements):
+            answer = self.read_model.database.command(
+                {command: collection.name, field: part}, session=session
+            )
+            if answer.get("writeErrors"):
+                raise BulkWriteError(answer)
 
 
 class MongoFactory(InfrastructureFactory[MongoScoreView]):
@@ -462,6 +503,19 @@ def _refuse_events() -> NoReturn:
     raise NotImplementedError(
         "projections.mongo keeps the read model only: choose an event store with PERSISTENCE_MODULE"
     )
+
+
+def _parts(statements: list[RawBSONDocument]) -> Iterator[list[RawBSONDocument]]:
+    part: list[RawBSONDocument] = []
+    size = 0
+    for statement in statements:
+        size += len(statement.raw) + _ARRAY_ENTRY_BYTES
+        if size > _COMMAND_BYTES or len(part) == _COMMAND_STATEMENTS:
+            yield part
+            part, size = [], len(statement.raw) + _ARRAY_ENTRY_BYTES
+        part.append(statement)
+    if part:
+        yield part
 
 
 def _write_errors(error: OperationFailure) -> set[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from eventsourcing.dispatch import singledispatchmethod
 from eventsourcing.persistence import IntegrityError, Mapper, Tracking
@@ -18,6 +18,8 @@ from scoring import UserScore
 
 if TYPE_CHECKING:
     from eventsourcing.persistence import Notification
+
+    from projections.pages import Row
 
 _GRANT_RECORDED: Final = get_topic(UserScore.GrantRecorded)
 _FIELDS: Final = {field.name for field in fields(UserScore.GrantRecorded)} - {
@@ -52,7 +54,7 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
         )
 
 
-def decoded(notification: Notification, mapper: Mapper[Any]) -> ProjectedGrant:
+def decoded(notification: Notification | Row, mapper: Mapper[Any]) -> ProjectedGrant:
     """Return the grant of a notification whose topic is one of the projection's.
 
     Raises:
@@ -71,7 +73,7 @@ def decoded(notification: Notification, mapper: Mapper[Any]) -> ProjectedGrant:
     return ProjectedGrant(notification.id, event)
 
 
-def _event(notification: Notification, mapper: Mapper[Any]) -> UserScore.GrantRecorded:
+def _event(notification: Notification | Row, mapper: Mapper[Any]) -> UserScore.GrantRecorded:
     if type(mapper) is Mapper and notification.topic == _GRANT_RECORDED:
         # What the library's mapper does, without what it looks up anew for every event.
         state = notification.state
@@ -84,10 +86,10 @@ def _event(notification: Notification, mapper: Mapper[Any]) -> UserScore.GrantRe
             values["originator_id"] = notification.originator_id
             values["originator_version"] = notification.originator_version
             event = object.__new__(UserScore.GrantRecorded)
-            event.__dict__.update(values)
+            object.__setattr__(event, "__dict__", values)
             return event
     # Another mapper, or an event of another version: the mapper has the last word.
-    decoded_event = mapper.to_domain_event(notification)
+    decoded_event = mapper.to_domain_event(cast("Notification", notification))
     if not isinstance(decoded_event, UserScore.GrantRecorded):
         raise TypeError(f"its topic resolves to {type(decoded_event)!r}")
     return decoded_event

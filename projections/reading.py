@@ -8,9 +8,11 @@ from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Final
 
-from projections.batches import Batch, Fault, encoded, writes_of
+from projections.batches import Batch, Fault, at_fault, encoded, writes_of
 from projections.errors import PoisonEvent
+from projections.pages import read_page
 from projections.projection import ScoreGrantsProjection, decoded
+from scoring.retrying import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import Notification
 
     from projections.batches import ProjectedGrant
+    from projections.pages import Row
     from scoring import Scoring
 
 PAGE_SIZE: Final = 1000
@@ -64,12 +67,12 @@ class BatchReader:
             # Only grants are read: claims are half of the rows, and they are moved over unseen.
             # The stretch is bounded, for a store may hold millions of other applications' events.
             stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
-            page = self._app.recorder.select_notifications(
-                start=searched,
-                limit=PAGE_SIZE,
+            page = read_page(
+                self._app.recorder,
+                after=searched,
                 stop=stretch_end,
+                limit=PAGE_SIZE,
                 topics=ScoreGrantsProjection.topics,
-                inclusive_of_start=False,
             )
             for notification in page:
                 self._add(notification, batch)
@@ -83,18 +86,27 @@ class BatchReader:
         if searched > (batch.after or 0):
             yield batch.sealed(searched)
 
-    def _add(self, notification: Notification, batch: _Growing) -> None:
+    def _add(self, notification: Notification | Row, batch: _Growing) -> None:
+        grant = projected(notification, self._app)
+        if isinstance(grant, Fault):
+            batch.faults.append(grant)
+            return
         try:
-            grant = decoded(notification, self._app.mapper)
             document = encoded(grant)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's
-            reason = error.reason if isinstance(error, PoisonEvent) else str(error)
-            stream = str(notification.originator_id)
-            batch.faults.append(Fault(notification.id, stream, notification.topic, reason))
-        else:
-            batch.grants.append(grant)
-            batch.documents.append(document)
-            batch.size_bytes += len(document.raw)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this grant's
+            batch.faults.append(at_fault(grant, str(error)))
+            return
+        batch.grants.append(grant)
+        batch.documents.append(document)
+        batch.size_bytes += len(document.raw)
+
+
+def projected(notification: Notification | Row, app: Scoring) -> ProjectedGrant | Fault:
+    """Return the grant of a notification, or what is wrong with it."""
+    try:
+        return decoded(notification, app.mapper)
+    except PoisonEvent as poison:
+        return Fault(poison.position, poison.stream, poison.topic, poison.reason)
 
 
 class _Growing:
@@ -167,3 +179,30 @@ def read_ahead(reader: BatchReader, after: int | None, until: int) -> Iterator[I
         with suppress(Empty):
             waiting.get_nowait()
         thread.join()
+
+
+def events_of_stream(
+    app: Scoring, stream: str, after: int, until: int
+) -> Iterator[ProjectedGrant | Fault]:
+    """Yield one stream's grants after one position up to another, or what is wrong with them.
+
+    Raises:
+        ScoringError: if the event store failed, and stayed so.
+    """
+    searched = after
+    while searched < until:
+        stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
+        start = searched
+        page = reading(
+            lambda after=start, stop=stretch_end: read_page(  # type: ignore[misc]
+                app.recorder,
+                after=after,
+                stop=stop,
+                limit=PAGE_SIZE,
+                topics=ScoreGrantsProjection.topics,
+            )
+        )
+        for notification in page:
+            if str(notification.originator_id) == stream:
+                yield projected(notification, app)
+        searched = page[-1].id if len(page) == PAGE_SIZE else stretch_end

@@ -12,6 +12,7 @@ from projections.cli.demo import demo
 from projections.cli.importing import import_
 from projections.cli.projecting import project
 from projections.cli.reading import leaderboard, status, user, verify
+from projections.cli.unparking import unpark
 from projections.cli.writing import grant
 from projections.errors import ProjectionError
 from scoring import ScoringError
@@ -37,6 +38,7 @@ app.command()(leaderboard)
 app.command()(user)
 app.command()(status)
 app.command()(verify)
+app.command()(unpark)
 
 
 def main() -> None:

@@ -81,10 +81,15 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in dataclasses.asdict(state).items():
-        if value is not None:
+        if value is not None and name != "parked_streams":
             text = f"{value:,}" if isinstance(value, int) else shown(str(value))
             table.add_row(f"[dim]{name.replace('_', ' ')}[/]", text)
     out.print(table)
+    for parked in state.parked_streams:
+        out.print(
+            f"[yellow]parked[/] {parked.stream} at position {parked.position:,} "
+            f"({shown(parked.topic)}): {shown(parked.reason)}"
+        )
 
 
 def verify(folder: FolderOption = None, json: JsonOption = False) -> None:
@@ -156,7 +161,12 @@ def print_user(totals: UserTotals, row: LeaderboardRow | None, grants: list[Gran
 
 def print_verification(outcome: Verification) -> None:
     """Print the outcome of verifying."""
-    if outcome.ok:
+    if outcome.parked_streams:
+        err.print(
+            f"[bold red]error:[/] {outcome.parked_streams:,} streams are parked: see score-ledger "
+            "status, mend the cause, run score-ledger unpark"
+        )
+    if not outcome.difference_count:
         out.print(
             f"[bold green]ok[/]  {outcome.users:,} users equal the sums of their "
             f"{outcome.grants:,} grants"
