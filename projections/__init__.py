@@ -12,13 +12,16 @@ from projections.errors import (
     ReadModelUnavailable,
     RebuildSuperseded,
     ShapeChanged,
+    StreamParked,
 )
 from projections.history import GrantRow, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
+from projections.parking import ParkedStream
 from projections.projection import ScoreGrantsProjection
 from projections.rebuild import RebuildOutcome
+from projections.unparking import Unparked
 from projections.verification import Difference, Verification, VerificationProgress
 from projections.worker import Progress, ProjectionWorker
 
@@ -30,6 +33,7 @@ __all__ = [
     "LeaderboardRow",
     "LedgerStatus",
     "MongoScoreView",
+    "ParkedStream",
     "PoisonEvent",
     "PositionMoved",
     "Progress",
@@ -41,6 +45,8 @@ __all__ = [
     "ScoreGrantsProjection",
     "ScoreLedger",
     "ShapeChanged",
+    "StreamParked",
+    "Unparked",
     "UserDrift",
     "UserTotals",
     "Verification",

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from heapq import merge
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+import bson
 from bson.int64 import Int64
+from bson.raw_bson import RawBSONDocument
+from eventsourcing.utils import get_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from projections.read_model import Document
     from scoring import UserScore
-
-    _Setting = tuple[int, UserScore.GrantRecorded | UserScore.BucketSet, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,11 @@ class ProjectedGrant:
     position: int
     event: UserScore.GrantRecorded
 
+    @property
+    def stream(self) -> str:
+        """The stream that the event is in, as faults and parked streams name it."""
+        return str(self.event.originator_id)
+
 
 @dataclass(frozen=True, slots=True)
 class ProjectedBucket:
@@ -33,6 +37,49 @@ class ProjectedBucket:
 
     position: int
     event: UserScore.BucketSet
+
+    @property
+    def stream(self) -> str:
+        """The stream that the event is in, as faults and parked streams name it."""
+        return str(self.event.originator_id)
+
+
+Projected = ProjectedGrant | ProjectedBucket
+"""What the projection uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An event that cannot be projected.
+
+    Attributes:
+        position: Its notification id.
+        stream: Its originator id, which even an event that cannot be decoded has.
+        topic: The topic it was stored under.
+        reason: What is wrong with it, in words.
+    """
+
+    position: int
+    stream: str
+    topic: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Writes:
+    """What events come to in the read model, encoded once, and not again when it is sent again.
+
+    Attributes:
+        event_count: Of how many events.
+        grants: Documents to insert.
+        users: Update statements of MongoDB's ``update`` command, one for each user.
+        buckets: Likewise, one for each bucket.
+    """
+
+    event_count: int
+    grants: list[RawBSONDocument]
+    users: list[RawBSONDocument]
+    buckets: list[RawBSONDocument]
 
 
 @dataclass(slots=True)
@@ -44,28 +91,41 @@ class Batch:
         after: The tracked position that the batch continues; ``None`` before the first.
         position: The tracked position once the batch is applied; events that the projection does
             not use may lie before it.
-        grants: The grants in between, in order.
-        buckets: The buckets set in between, in order.
+        events: The grants and buckets in between, in order.
+        faults: The events in between that cannot be projected, in order.
+        writes: What the events come to, where that was worked out beforehand.
     """
 
     application_name: str
     after: int | None
     position: int
-    grants: list[ProjectedGrant] = field(default_factory=list)
-    buckets: list[ProjectedBucket] = field(default_factory=list)
+    events: list[Projected] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    writes: Writes | None = None
 
-    def add(self, projected: ProjectedGrant | ProjectedBucket) -> None:
-        """Add what comes next in the order."""
-        if isinstance(projected, ProjectedGrant):
-            self.grants.append(projected)
-        else:
-            self.buckets.append(projected)
+    def cut(self, position: int) -> tuple[Batch, Batch]:
+        """Return the batch up to a position in it, and the rest."""
+        first = Batch(
+            self.application_name,
+            self.after,
+            position,
+            [event for event in self.events if event.position <= position],
+            [fault for fault in self.faults if fault.position <= position],
+        )
+        rest = Batch(
+            self.application_name,
+            position,
+            self.position,
+            [event for event in self.events if event.position > position],
+            [fault for fault in self.faults if fault.position > position],
+        )
+        return first, rest
 
-    @property
-    def last_position(self) -> int | None:
-        """The position of the last grant or bucket; ``None`` if there is neither."""
-        last = [events[-1].position for events in (self.grants, self.buckets) if events]
-        return max(last, default=None)
+    def with_events_at_fault(self, reason: str) -> Batch:
+        """Return the batch with its events as faults."""
+        faults = [*self.faults, *(at_fault(event, reason) for event in self.events)]
+        faults.sort(key=lambda fault: fault.position)
+        return Batch(self.application_name, self.after, self.position, [], faults)
 
 
 @dataclass(slots=True)
@@ -130,11 +190,51 @@ class UserChange:
         return update
 
 
+def at_fault(projected: Projected, reason: str) -> Fault:
+    """Return the fault of an event that was read but cannot be projected."""
+    topic = get_topic(type(projected.event))
+    return Fault(projected.position, projected.stream, topic, reason)
+
+
+def encoded(grant: ProjectedGrant) -> RawBSONDocument:
+    """Return the ``score_grants`` document of a grant as it is sent.
+
+    Raises:
+        Exception: whatever the encoder raises for values that MongoDB cannot keep.
+    """
+    return RawBSONDocument(bson.encode(grant_document(grant)))
+
+
+def writes_of(
+    events: Sequence[Projected], documents: list[RawBSONDocument] | None = None
+) -> Writes:
+    """Return what events come to; ``documents`` are of the grants, if they are encoded already."""
+    if documents is None:
+        documents = [encoded(event) for event in events if isinstance(event, ProjectedGrant)]
+    return Writes(
+        len(events),
+        documents,
+        [
+            _upsert(change.selector(user_id), change.update())
+            for user_id, change in user_changes(events).items()
+        ],
+        [
+            _upsert({"_id": {"userId": user_id, "key": key}}, {"$set": bucket})
+            for (user_id, key), bucket in bucket_documents(events).items()
+        ],
+    )
+
+
+def _upsert(selector: Document, update: Document) -> RawBSONDocument:
+    return RawBSONDocument(bson.encode({"q": selector, "u": update, "upsert": True}))
+
+
 def grant_document(grant: ProjectedGrant) -> Document:
     """Return the ``score_grants`` document of a grant."""
     event = grant.event
+    position = Int64(grant.position)
     return {
-        "_id": Int64(grant.position),
+        "_id": position,
         "grantId": event.grant_id,
         "userId": event.user_id,
         "key": event.key,
@@ -144,43 +244,38 @@ def grant_document(grant: ProjectedGrant) -> Document:
         "grantedAt": event.granted_at,
         # When the event was recorded, never when it was projected: a replay changes nothing.
         "recordedAt": event.timestamp,
-        "position": Int64(grant.position),
+        "position": position,
     }
 
 
-def user_changes(
-    grants: Iterable[ProjectedGrant], buckets: Iterable[ProjectedBucket] = ()
-) -> dict[str, UserChange]:
-    """Return what these grants and buckets add to each user's document, by user id."""
+def user_changes(events: Iterable[Projected]) -> dict[str, UserChange]:
+    """Return what these events add to each user's document, by user id."""
     changes: dict[str, UserChange] = {}
-    for grant in grants:
-        change = changes.get(grant.event.user_id)
+    for projected in events:
+        change = changes.get(projected.event.user_id)
         if change is None:
-            change = changes[grant.event.user_id] = UserChange()
-        change.add(grant.event)
-    for bucket in buckets:
-        changes.setdefault(bucket.event.user_id, UserChange()).set_bucket(bucket.event)
+            change = changes[projected.event.user_id] = UserChange()
+        if isinstance(projected, ProjectedGrant):
+            change.add(projected.event)
+        else:
+            change.set_bucket(projected.event)
     return changes
 
 
-def bucket_documents(
-    grants: Iterable[ProjectedGrant], buckets: Iterable[ProjectedBucket] = ()
-) -> dict[tuple[str, str], dict[str, Any]]:
+def bucket_documents(events: Iterable[Projected]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the buckets as these events leave them, by user id and key; the last one wins."""
-    granted: Iterator[_Setting] = (
-        (grant.position, grant.event, grant.event.amount)
-        for grant in grants
-        if grant.event.replaced_points is not None
-    )
-    contributed: Iterator[_Setting] = (
-        (bucket.position, bucket.event, bucket.event.points) for bucket in buckets
-    )
-    in_order = merge(granted, contributed, key=itemgetter(0))
-    return {
-        (event.user_id, event.key): {
+    documents = {}
+    for projected in events:
+        if isinstance(projected, ProjectedGrant):
+            if projected.event.replaced_points is None:
+                continue
+            points = projected.event.amount
+        else:
+            points = projected.event.points
+        event = projected.event
+        documents[event.user_id, event.key] = {
             "category": event.category,
             "source": event.source,
             "points": Int64(points),
         }
-        for _, event, points in in_order
-    }
+    return documents

@@ -8,7 +8,16 @@ class ProjectionError(Exception):
 
 
 class ReadModelUnavailable(ProjectionError):  # noqa: N818 - a state, not a mistake
-    """MongoDB cannot be reached, or cannot do what the read model needs."""
+    """MongoDB cannot be reached, or cannot do what the read model needs.
+
+    Attributes:
+        transient: Whether it may pass by itself, as an election or a dropped connection does.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        """Say what happened, and whether trying again may help."""
+        self.transient = transient
+        super().__init__(message)
 
 
 class PositionMoved(ProjectionError):  # noqa: N818 - a state, not a mistake
@@ -57,3 +66,31 @@ class ShapeChanged(ProjectionError):  # noqa: N818 - a state, not a mistake
 
 class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
     """The generation that was being built is gone: it was finished or given up elsewhere."""
+
+
+class BatchRefused(ProjectionError):  # noqa: N818 - what happened to it
+    """MongoDB refuses something in a batch for what it is, so trying again cannot help."""
+
+
+class StreamParked(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """What was asked for is in a stream that is parked, so it is not visible.
+
+    Attributes:
+        stream: The originator id of the parked stream.
+        position: The position of the event it was parked at.
+        reason: What is wrong with that event, in words.
+    """
+
+    def __init__(self, *, stream: str, position: int, reason: str) -> None:
+        """Name the stream, where it was parked and why."""
+        self.stream = stream
+        self.position = position
+        self.reason = reason
+        super().__init__(
+            f"stream {stream} is parked at position {position} ({reason}): mend the cause and run "
+            "score-ledger unpark"
+        )
+
+
+class TooManyParked(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """So many streams are parked already that the fault cannot lie in single events."""

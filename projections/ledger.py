@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from projections.drift import Drift, UserDrift, measure_drift
 from projections.embedded import open_server
-from projections.errors import ProjectionError
+from projections.errors import ProjectionError, StreamParked
 from projections.history import GrantRow, UserHistory, UserTotals
 from projections.leaderboard import Leaderboard
 from projections.mongo import MongoScoreView, connect
 from projections.read_model import ReadModel
 from projections.rebuild import Rebuild, RebuildOutcome
 from projections.settings import SQLITE_MODULE, Settings
+from projections.unparking import Unparked, Unparking
 from projections.verify import verify_totals
 from projections.verify_events import verify_events
 from projections.worker import Progress, ProjectionWorker
 from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
+from scoring.identity import user_stream_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from datetime import datetime
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from projections.parking import ParkedStream
     from projections.verification import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
 
-_PAUSE_AFTER_ERROR_SECONDS = 1.0
+_FIRST_PAUSE_AFTER_ERROR_SECONDS = 1.0
+_LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
+_PARKED_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +53,17 @@ class LedgerStatus:
         read_model: Host, port and database of the read model.
         tracked_position: Position up to which it stands for the event store.
         lag_events: Events between the two, claims included.
+        lag_seconds: How long ago the oldest of them was recorded; 0 if there is none, ``None`` if
+            it does not say.
         users: Users in the read model.
         grants: Grants in the read model.
         foreign_grants: Grants that met a foreign document in their place and were not added.
         generation: Which generation of the read model is live; each rebuild makes the next.
         building: The generation that a rebuild is making, or left when it was interrupted.
         kept_generations: Generations that were replaced and not dropped yet.
-        worker_error: Why the background worker of this ledger last failed, if it has.
+        parked_count: Streams with an event that cannot be projected, left behind from there on.
+        parked_streams: The first of them.
+        worker_error: Why a worker last gave up, if no worker has come further since.
     """
 
     event_store: str
@@ -62,12 +72,15 @@ class LedgerStatus:
     read_model: str
     tracked_position: int
     lag_events: int
+    lag_seconds: float | None
     users: int
     grants: int
     foreign_grants: int
     generation: int
     building: int | None
     kept_generations: list[int]
+    parked_count: int
+    parked_streams: list[ParkedStream]
     worker_error: str | None
 
 
@@ -109,7 +122,6 @@ class ScoreLedger:
         self._owned = owned
         self._stop = Event()
         self._thread: Thread | None = None
-        self._worker_error: str | None = None
         self._history = UserHistory(view.read_model)
         self.leaderboard = Leaderboard(view.read_model)
 
@@ -226,8 +238,46 @@ class ScoreLedger:
 
         Raises:
             TimeoutError: if it is not visible by then.
+            StreamParked: if it is not going to be visible, because the user's stream is parked.
+            ReadModelUnavailable: if MongoDB failed, and not just for a moment.
         """
         self._view.wait(self._scoring.name, receipt.position, timeout=timeout)
+        # Asked afterwards: a stream is parked in the transaction that moves the position.
+        parked = self._view.parking.find(self._stream_of(receipt))
+        if parked is not None and parked.position <= receipt.position:
+            raise StreamParked(stream=parked.stream, position=parked.position, reason=parked.reason)
+
+    def unpark(
+        self,
+        streams: Collection[str] | None = None,
+        *,
+        stop: Event | None = None,
+        on_grants: Callable[[int], None] | None = None,
+    ) -> Unparked:
+        """Project what was left behind of parked streams, after the cause was mended.
+
+        In order and exactly once, whoever else is projecting. A stream whose event still cannot be
+        projected stays parked.
+
+        Args:
+            streams: Their originator ids; default, all parked streams.
+            stop: When set, stop after the next transaction.
+            on_grants: Told how many grants each transaction has projected.
+
+        Raises:
+            ProjectionError: if one of these streams is not parked.
+            ReadModelUnavailable: if MongoDB failed; what was projected until then stays.
+            ScoringError: if the event store failed.
+        """
+        parked = self._view.parking.streams()
+        if streams is not None:
+            unknown = set(streams) - {stream.stream for stream in parked}
+            if unknown:
+                raise ProjectionError(
+                    f"stream {min(unknown)} is not parked: score-ledger status lists those that are"
+                )
+            parked = [stream for stream in parked if stream.stream in streams]
+        return Unparking(self._scoring, self._view, stop=stop, on_grants=on_grants).run(parked)
 
     def catch_up(
         self,
@@ -297,8 +347,11 @@ class ScoreLedger:
         """
         read_model = self._view.read_model
         if events:
-            return verify_events(self._scoring, read_model, on_progress=on_progress)
-        return verify_totals(read_model, on_progress=on_progress)
+            outcome = verify_events(self._scoring, read_model, on_progress=on_progress)
+        else:
+            outcome = verify_totals(read_model, on_progress=on_progress)
+        outcome.parked_streams = self._view.parking.count()
+        return outcome
 
     def drift(
         self,
@@ -332,13 +385,16 @@ class ScoreLedger:
             read_model=self._view.read_model.place(),
             tracked_position=tracked,
             lag_events=max(0, newest - tracked),
+            lag_seconds=self._lag_seconds(tracked) if newest > tracked else 0.0,
             users=users,
             grants=grants,
             foreign_grants=self._view.foreign_count(self._scoring.name),
             generation=generations.generation,
             building=generations.building,
             kept_generations=self._view.read_model.generations.kept(),
-            worker_error=self._worker_error,
+            parked_count=self._view.parking.count(),
+            parked_streams=self._view.parking.streams(limit=_PARKED_SHOWN),
+            worker_error=self._view.failure(self._scoring.name) if newest > tracked else None,
         )
 
     def close(self) -> None:
@@ -361,6 +417,22 @@ class ScoreLedger:
         """Close the ledger."""
         self.close()
 
+    def _lag_seconds(self, tracked: int) -> float | None:
+        oldest = self._scoring.recorder.select_notifications(
+            start=tracked, limit=1, inclusive_of_start=False
+        )
+        try:
+            event: Any = self._scoring.mapper.to_domain_event(oldest[0])
+            return max(0.0, float((datetime.now(UTC) - event.timestamp).total_seconds()))
+        except Exception:  # noqa: BLE001 - it may be another application's, or be poison
+            return None
+
+    def _stream_of(self, receipt: GrantReceipt | ContributionReceipt) -> str:
+        if receipt.user_id is not None:
+            return str(user_stream_id(receipt.user_id))
+        found = self._scoring.recorder.select_notifications(start=receipt.position, limit=1)
+        return str(found[0].originator_id) if found else ""
+
     def _worker(
         self,
         on_progress: Callable[[Progress], None] | None = None,
@@ -371,6 +443,8 @@ class ScoreLedger:
             self._scoring,
             view or self._view,
             batch_size=self._settings.batch_size,
+            batch_bytes=self._settings.batch_bytes,
+            on_error=self._settings.on_error,
             on_progress=on_progress,
         )
 
@@ -379,10 +453,14 @@ class ScoreLedger:
         self._thread.start()
 
     def _work(self) -> None:
+        pause = _FIRST_PAUSE_AFTER_ERROR_SECONDS
         while not self._stop.is_set():
+            started = time.monotonic()
             try:
                 self._worker().follow(self._stop)
-            except Exception as error:
-                self._worker_error = str(error)
+            except Exception:
                 logger.exception("the projection stopped; trying again")
-                self._stop.wait(_PAUSE_AFTER_ERROR_SECONDS)
+                if time.monotonic() - started > _LONGEST_PAUSE_AFTER_ERROR_SECONDS:
+                    pause = _FIRST_PAUSE_AFTER_ERROR_SECONDS
+                self._stop.wait(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_AFTER_ERROR_SECONDS)

@@ -7,9 +7,15 @@
 from __future__ import annotations
 
 import logging
-from threading import Lock
+import time
+from contextlib import suppress
+from decimal import Decimal
+from threading import Condition, Event, Lock
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import pymongo
+from bson.decimal128 import Decimal128
+from bson.errors import BSONError
 from eventsourcing.persistence import (
     AggregateRecorder,
     ApplicationRecorder,
@@ -18,37 +24,64 @@ from eventsourcing.persistence import (
     ProcessRecorder,
     Tracking,
     TrackingRecorder,
+    WaitInterruptedError,
 )
-from pymongo import InsertOne, MongoClient, UpdateOne
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo import MongoClient
+from pymongo.errors import (
+    BulkWriteError,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
 
 from projections.batches import (
     Batch,
+    Projected,
     ProjectedBucket,
     ProjectedGrant,
-    bucket_documents,
+    Writes,
     grant_document,
-    user_changes,
+    writes_of,
 )
 from projections.driver_errors import translated
-from projections.errors import PositionMoved, ReadModelUnavailable
+from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
+from projections.liveness import whereabouts
+from projections.parking import OnError, Parking
 from projections.read_model import Document, ReadModel
 from projections.switching import NOT_HELD
-from projections.transactions import TransactionRunner
+from projections.transactions import TransactionRunner, await_server
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from bson.raw_bson import RawBSONDocument
     from eventsourcing.utils import Environment, EnvType
     from pymongo.client_session import ClientSession
+    from pymongo.collection import Collection
+
+    from projections.retrying import Patience
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATABASE: Final = "score_ledger"
 
 _DUPLICATE_KEY: Final = 11000
+# What the server answers when it is the document or the sum that it does not take: bad values and
+# types (a sum beyond 64 bits among them), a validator, sizes. A whole transaction can be too large.
+_REFUSALS: Final = frozenset({2, 9, 14, 28, 40, 52, 56, 57, 121, 257, 10334, 17280, 17419, 17420})
+_ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeError)
+# A command is a document, so at most 16 MiB; and it has at most 100,000 statements.
+_COMMAND_BYTES: Final = 12 * 1024 * 1024
+_COMMAND_STATEMENTS: Final = 100_000
+_ARRAY_ENTRY_BYTES: Final = 8
 _LOOKUP_SIZE: Final = 1000
 _ATTEMPTS_AGAINST_FOREIGN_WRITERS: Final = 5
+
+_ASK_SECONDS: Final = 1.0
+_SHORTEST_ASK_SECONDS: Final = 0.25
+_FIRST_LOOK_SECONDS: Final = 0.001
+_LONGEST_LOOK_SECONDS: Final = 0.02
 
 
 def connect(uri: str) -> MongoClient[Document]:
@@ -70,8 +103,13 @@ class MongoScoreView(TrackingRecorder):
     def __init__(self, read_model: ReadModel) -> None:
         """Use these collections; ``read_model.prepare()`` has been called."""
         self.read_model = read_model
+        self.parking = Parking(read_model)
         self._lock = Lock()
         self._transactions: TransactionRunner | None = None
+        self._expects_redelivery = False
+        # Waiters in this process need not ask the database to find that something was applied.
+        self._applied = Condition()
+        self._applied_count = 0
 
     def insert_tracking(self, tracking: Tracking) -> None:
         """Move the tracked position of an application forward.
@@ -109,6 +147,43 @@ class MongoScoreView(TrackingRecorder):
         position = None if document is None else document.get("position")
         return None if position is None else int(position)
 
+    def tracked_position(self, application_name: str, patience: Patience) -> int | None:
+        """Return the tracked position, without making a worker wait that is to stop.
+
+        Raises:
+            ReadModelUnavailable: if MongoDB does not answer within a second, among other things.
+        """
+        await_server(self.read_model.client, patience)
+        with pymongo.timeout(_ASK_SECONDS):
+            return self.max_tracking_id(application_name)
+
+    def record_failure(self, application_name: str, reason: str) -> None:
+        """Leave a note on why a worker gave up, for ``status``; best effort."""
+        with suppress(PyMongoError, ReadModelUnavailable), pymongo.timeout(_ASK_SECONDS):
+            self.read_model.workers.update_one(
+                {"_id": _failure_id(application_name)},
+                {
+                    "$set": {
+                        **whereabouts(),
+                        "position": self.max_tracking_id(application_name),
+                        "reason": reason,
+                    },
+                    "$currentDate": {"failedAt": True},
+                },
+                upsert=True,
+            )
+
+    def failure(self, application_name: str) -> str | None:
+        """Return why a worker gave up, if no worker has come further since."""
+        with translated():
+            found = self.read_model.workers.find_one({"_id": _failure_id(application_name)})
+        if found is None or found["position"] != self.max_tracking_id(application_name):
+            return None
+        return (
+            f"{found['reason']} [process {found['pid']} on {found['host']}, "
+            f"{found['failedAt']:%Y-%m-%d %H:%M:%S} UTC]"
+        )
+
     def foreign_count(self, application_name: str) -> int:
         """Return how many grants met a foreign document in their place and were not added."""
         with translated():
@@ -117,41 +192,172 @@ class MongoScoreView(TrackingRecorder):
             )
         return 0 if document is None else int(document.get("foreignGrants", 0))
 
-    def apply(self, batch: Batch) -> None:
+    def wait(
+        self,
+        application_name: str,
+        notification_id: int | None,
+        timeout: float = 1.0,
+        interrupt: Event | None = None,
+    ) -> None:
+        """Block until the tracked position has reached a notification id.
+
+        It returns within a millisecond or so of a worker in this process, and within some twenty
+        of one in another process.
+
+        Args:
+            application_name: Whose position.
+            notification_id: Which one; ``None`` is reached at once.
+            timeout: Seconds.
+            interrupt: Ends the wait early when set.
+
+        Raises:
+            TimeoutError: if it is not reached by then.
+            WaitInterruptedError: if ``interrupt`` was set first.
+            ReadModelUnavailable: if MongoDB failed, and not just for a moment.
+        """
+        deadline = time.monotonic() + timeout
+        pause = _FIRST_LOOK_SECONDS
+        while True:
+            with self._applied:
+                applied_before = self._applied_count
+            try:
+                with pymongo.timeout(max(_SHORTEST_ASK_SECONDS, deadline - time.monotonic())):
+                    if self.has_tracking_id(application_name, notification_id):
+                        return
+            except ReadModelUnavailable as error:
+                if not error.transient or time.monotonic() >= deadline:
+                    raise
+            if interrupt is not None and interrupt.is_set():
+                raise WaitInterruptedError
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(
+                    f"position {notification_id} of {application_name} was not projected within "
+                    f"{timeout:g} s: check with score-ledger status that a worker is running"
+                )
+            with self._applied:
+                if self._applied_count == applied_before:
+                    self._applied.wait(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_LOOK_SECONDS)
+
+    def apply(self, batch: Batch, *, on_error: OnError = "stop", stop: Event | None = None) -> None:
         """Add a batch in one transaction: grants, buckets, totals and the position, or nothing.
+
+        Args:
+            batch: What to add.
+            on_error: What becomes of the batch's faults: they park their streams in the same
+                transaction, or stop the worker.
+            stop: When set, what failed is not tried again.
 
         Raises:
             PositionMoved: if the tracked position is not ``batch.after``; nothing was changed.
+            PoisonEvent: at the first fault, if that is to stop; nothing was changed.
+            BatchRefused: if MongoDB refuses something in the batch; nothing was changed.
             ShapeChanged: if the live documents have another shape by now.
             RebuildSuperseded: if the view's generation is not being built any more.
             ReadModelUnavailable: if MongoDB failed; the batch may be applied again.
         """
+
+        def events(session: ClientSession) -> Sequence[Projected]:
+            return self.parking.settle(batch, session, on_error=on_error)
+
+        def move(session: ClientSession, foreign: int) -> None:
+            self._move_position(batch, session, foreign=foreign)
+
         try:
-            self._apply(batch)
+            self._add_once(events, move, writes=batch.writes, stop=stop)
         except PositionMoved:
             # Perhaps a switch holds it: then there is nothing to be read anew before it is over.
             self.read_model.generations.await_release(batch.application_name)
             raise
 
-    def _apply(self, batch: Batch) -> None:
+    def add_left_behind(
+        self,
+        events: Callable[[ClientSession], Sequence[Projected]],
+        move: Callable[[ClientSession, int], None],
+        *,
+        stop: Event | None = None,
+    ) -> None:
+        """Add events of a parked stream in one transaction; see ``Unparking``.
+
+        Args:
+            events: Called in the transaction, returns what to add.
+            move: Called in the transaction with the number of foreign grants among them, moves
+                what stands for how far the stream is projected.
+            stop: When set, what failed is not tried again.
+
+        Raises:
+            BatchRefused: if MongoDB refuses one of them; nothing was changed.
+            ReadModelUnavailable: if MongoDB failed; it may be tried again.
+        """
+        self._add_once(events, move, writes=None, stop=stop)
+
+    def _add_once(
+        self,
+        events: Callable[[ClientSession], Sequence[Projected]],
+        move: Callable[[ClientSession, int], None],
+        *,
+        writes: Writes | None,
+        stop: Event | None,
+    ) -> None:
+        """Add events, each once whatever is there already, and move a position with them.
+
+        The writes that were worked out beforehand are those of all events in question; they are
+        used unless some of these are left out.
+        """
+        met = False
+
+        def add_unseen(session: ClientSession) -> None:
+            move(session, 0)
+            chosen = events(session)
+            if writes is not None and writes.event_count == len(chosen):
+                self._add(writes, session)
+            else:
+                self._add(writes_of(chosen), session)
+
+        def add_sparing(session: ClientSession) -> None:
+            nonlocal met
+            unseen, foreign, seen = self._unseen(events(session), session)
+            met = foreign + seen > 0
+            move(session, foreign)
+            self._add(writes_of(unseen), session)
+
         with translated(), self._lock:
             if self._transactions is None:
                 self._transactions = TransactionRunner(self.read_model)
             try:
-                self._transactions.run(lambda session: self._apply_unseen(batch, session))
-                return
-            except BulkWriteError as error:
-                if not _is_duplicate_key(error):
+                # The fast path looks nothing up, except after a batch that was there already:
+                # in a redelivery the next one will be, too.
+                if self._expects_redelivery or not self._try_to_run(add_unseen, stop):
+                    # The duplicate key has aborted the whole transaction. Look up what is there
+                    # and leave it alone; a foreign writer may still slip something in between.
+                    for _ in range(_ATTEMPTS_AGAINST_FOREIGN_WRITERS - 1):
+                        if self._try_to_run(add_sparing, stop):
+                            break
+                    else:
+                        self._transactions.run(add_sparing, stop=stop)
+                    self._expects_redelivery = met
+            except _ENCODING_ERRORS as error:
+                raise BatchRefused(str(error)) from error
+            except OperationFailure as error:
+                reason = _refusal(error)
+                if reason is None:
                     raise
-            # The duplicate key has aborted the whole transaction. Look up what is there already
-            # and leave it alone; a foreign writer may still slip something in between.
-            for attempt in range(1, _ATTEMPTS_AGAINST_FOREIGN_WRITERS + 1):
-                try:
-                    self._transactions.run(lambda session: self._apply_sparing(batch, session))
-                    return
-                except BulkWriteError as error:
-                    if not _is_duplicate_key(error) or attempt == _ATTEMPTS_AGAINST_FOREIGN_WRITERS:
-                        raise
+                raise BatchRefused(reason) from error
+        with self._applied:
+            self._applied_count += 1
+            self._applied.notify_all()
+
+    def _try_to_run(self, work: Callable[[ClientSession], None], stop: Event | None) -> bool:
+        """Run a transaction; false if it met a duplicate key."""
+        assert self._transactions is not None  # noqa: S101 - for the type checker
+        try:
+            self._transactions.run(work, stop=stop)
+        except BulkWriteError as error:
+            if _DUPLICATE_KEY not in _write_errors(error):
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """End the session that batches were applied with; the client stays open."""
@@ -160,20 +366,22 @@ class MongoScoreView(TrackingRecorder):
                 self._transactions.close()
                 self._transactions = None
 
-    def _apply_unseen(self, batch: Batch, session: ClientSession) -> None:
-        self._move_position(batch, session, foreign=0)
-        self._add(batch.grants, batch.buckets, session)
-
-    def _apply_sparing(self, batch: Batch, session: ClientSession) -> None:
-        unseen: list[ProjectedGrant] = []
+    def _unseen(
+        self, events: Sequence[Projected], session: ClientSession
+    ) -> tuple[list[Projected], int, int]:
+        """Return the events that are not there, and how many are foreign and redelivered."""
+        grants = [event for event in events if isinstance(event, ProjectedGrant)]
+        buckets = [event for event in events if isinstance(event, ProjectedBucket)]
+        unseen: list[Projected] = self._unseen_buckets(buckets, session)
         foreign = 0
-        for start in range(0, len(batch.grants), _LOOKUP_SIZE):
-            window = batch.grants[start : start + _LOOKUP_SIZE]
+        redelivered = len(buckets) - len(unseen)
+        for start in range(0, len(grants), _LOOKUP_SIZE):
+            window = grants[start : start + _LOOKUP_SIZE]
             in_place, seen = self._documents_in_place_of(window, session)
             for grant in window:
                 if grant.event.grant_id in seen:
-                    continue
-                if grant.event.grant_id in in_place or grant.position in in_place:
+                    redelivered += 1
+                elif grant.event.grant_id in in_place or grant.position in in_place:
                     foreign += 1
                     logger.warning(
                         "a foreign document is in the place of grant %r at position %d",
@@ -182,12 +390,12 @@ class MongoScoreView(TrackingRecorder):
                     )
                 else:
                     unseen.append(grant)
-        self._move_position(batch, session, foreign=foreign)
-        self._add(unseen, self._unseen_buckets(batch.buckets, session), session)
+        unseen.sort(key=lambda event: event.position)
+        return unseen, foreign, redelivered
 
     def _unseen_buckets(
         self, buckets: Sequence[ProjectedBucket], session: ClientSession
-    ) -> list[ProjectedBucket]:
+    ) -> list[Projected]:
         """Return those that come after the versions to which their users were projected."""
         versions: dict[str, int] = {}
         user_ids = sorted({bucket.event.user_id for bucket in buckets})
@@ -220,9 +428,11 @@ class MongoScoreView(TrackingRecorder):
             session=session,
         )
         for document in found:
-            in_place |= {document["_id"], document.get("grantId")}
-            if _is_same_grant(document, expected.get(document.get("grantId", ""))):
-                seen.add(document["grantId"])
+            grant_id = document.get("grantId")
+            if isinstance(grant_id, str) and _is_same_grant(document, expected.get(grant_id)):
+                seen.add(grant_id)
+            else:
+                in_place.update(_keys_taken_by(document))
         return in_place, seen
 
     def _move_position(self, batch: Batch, session: ClientSession, *, foreign: int) -> None:
@@ -247,38 +457,57 @@ class MongoScoreView(TrackingRecorder):
         if result.matched_count == 0 and result.upserted_id is None:
             raise _position_moved(batch)
 
-    def _add(
+    def hold_position(self, application_name: str, session: ClientSession) -> int:
+        """Return the tracked position, and keep workers from moving it until the transaction ends.
+
+        It is held by being written, so that a worker's transaction at the same time conflicts, and
+        so does a switch to another generation.
+
+        Raises:
+            PositionMoved: if a switch holds it.
+        """
+        held = self.read_model.positions.find_one_and_update(
+            {"_id": self.read_model.position_id(application_name), **self.read_model.writable},
+            {"$inc": {"unparkings": 1}},
+            session=session,
+        )
+        if held is None:
+            raise PositionMoved(f"the position of {application_name} is held by a switch")
+        return int(held["position"])
+
+    def count_foreign(self, application_name: str, foreign: int, session: ClientSession) -> None:
+        """Count grants that met a foreign document in their place."""
+        if foreign:
+            self.read_model.positions.update_one(
+                {"_id": self.read_model.position_id(application_name)},
+                {"$inc": {"foreignGrants": foreign}},
+                session=session,
+            )
+
+    def _add(self, writes: Writes, session: ClientSession) -> None:
+        self._send("insert", self.read_model.grants, "documents", writes.grants, session)
+        self._send("update", self.read_model.users, "updates", writes.users, session)
+        self._send("update", self.read_model.buckets, "updates", writes.buckets, session)
+
+    def _send(
         self,
-        grants: Sequence[ProjectedGrant],
-        buckets: Sequence[ProjectedBucket],
+        command: str,
+        collection: Collection[Document],
+        field: str,
+        statements: list[RawBSONDocument],
         session: ClientSession,
     ) -> None:
-        if grants:
-            self.read_model.grants.bulk_write(
-                [InsertOne(grant_document(grant)) for grant in grants], session=session
+        """Send encoded statements, as few times as the size of a message allows.
+
+        Not by the driver's bulk writes: they handle every statement in Python once more, which
+        takes as long as encoding it did, and the server has nothing to do meanwhile.
+        """
+        for part in _parts(statements):
+            answer = self.read_model.database.command(
+                {command: collection.name, field: part}, session=session
             )
-        changes = user_changes(grants, buckets)
-        if changes:
-            self.read_model.users.bulk_write(
-                [
-                    UpdateOne(change.selector(user_id), change.update(), upsert=True)
-                    for user_id, change in changes.items()
-                ],
-                ordered=False,
-                session=session,
-            )
-        documents = bucket_documents(grants, buckets)
-        if documents:
-            self.read_model.buckets.bulk_write(
-                [
-                    UpdateOne(
-                        {"_id": {"userId": user_id, "key": key}}, {"$set": bucket}, upsert=True
-                    )
-                    for (user_id, key), bucket in documents.items()
-                ],
-                ordered=False,
-                session=session,
-            )
+            if answer.get("writeErrors"):
+                raise BulkWriteError(answer)
 
 
 class MongoFactory(InfrastructureFactory[MongoScoreView]):
@@ -306,14 +535,9 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
     def tracking_recorder(
         self, tracking_recorder_class: type[MongoScoreView] | None = None
     ) -> MongoScoreView:
-        """Construct the view, creating its collections and indexes.
-
-        Raises:
-            ShapeChanged: if its documents were made by a release that made others.
-        """
+        """Construct the view, creating its collections and indexes."""
         read_model = ReadModel(self._client, self._database)
         read_model.prepare()
-        read_model.generations.check_shape()
         return (tracking_recorder_class or MongoScoreView)(read_model)
 
     def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:
@@ -334,14 +558,58 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
         self._client.close()
 
 
+def _failure_id(application_name: str) -> str:
+    return f"failure/{application_name}"
+
+
 def _refuse_events() -> NoReturn:
     raise NotImplementedError(
         "projections.mongo keeps the read model only: choose an event store with PERSISTENCE_MODULE"
     )
 
 
-def _is_duplicate_key(error: BulkWriteError) -> bool:
-    return any(item["code"] == _DUPLICATE_KEY for item in error.details.get("writeErrors", ()))
+def _parts(statements: list[RawBSONDocument]) -> Iterator[list[RawBSONDocument]]:
+    part: list[RawBSONDocument] = []
+    size = 0
+    for statement in statements:
+        size += len(statement.raw) + _ARRAY_ENTRY_BYTES
+        if size > _COMMAND_BYTES or len(part) == _COMMAND_STATEMENTS:
+            yield part
+            part, size = [], len(statement.raw) + _ARRAY_ENTRY_BYTES
+        part.append(statement)
+    if part:
+        yield part
+
+
+def _write_errors(error: OperationFailure) -> set[int]:
+    details = error.details or {}
+    return {item["code"] for item in details.get("writeErrors", ())}
+
+
+def _refusal(error: OperationFailure) -> str | None:
+    """Return why the server refuses what is in a batch, if that is what it does."""
+    codes = _write_errors(error) or {error.code or 0}
+    if not codes <= _REFUSALS:
+        return None
+    items = (error.details or {}).get("writeErrors") or [{"errmsg": str(error)}]
+    return str(items[0]["errmsg"])
+
+
+def _keys_taken_by(document: Document) -> Iterable[Any]:
+    """Yield the id and grant ids that a document takes, as values equal to a grant's own.
+
+    A foreign document may hold anything: an array takes each of its members, and numbers of all
+    types are one to the unique index.
+    """
+    grant_ids = document.get("grantId")
+    for value in (
+        document["_id"],
+        *(grant_ids if isinstance(grant_ids, list) else [grant_ids]),
+    ):
+        if isinstance(value, Decimal128):
+            yield value.to_decimal()
+        elif isinstance(value, str | int | float | Decimal):
+            yield value
 
 
 def _is_same_grant(document: Document, expected: Document | None) -> bool:

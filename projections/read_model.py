@@ -4,11 +4,14 @@
 ``user_scores``: one document per user, sums of the former.
 ``score_buckets``: the buckets a reader of the old way would see.
 ``score_positions``: how far the event store has been projected, by application name.
-``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others.
+``score_parked``: streams that are not projected from some event on.
+``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others,
+and why one has failed.
 ``score_control``: which generation of the documents is live; see ``generations``.
 
-The first three names are always the live read model. A generation that is being built beside it, or
-that was replaced, has the same names with a suffix: ``score_grants__g2``.
+The first three names, and that of parked streams, are always the live read model. A generation that
+is being built beside it, or that was replaced, has the same names with a suffix:
+``score_grants__g2``.
 """
 
 from __future__ import annotations
@@ -42,12 +45,13 @@ BUCKETS: Final = "score_buckets"
 POSITIONS: Final = "score_positions"
 WORKERS: Final = "score_workers"
 CONTROL: Final = "score_control"
+PARKED: Final = "score_parked"
 
-GENERATIONAL: Final = (GRANTS, USERS, BUCKETS)
+GENERATIONAL: Final = (GRANTS, USERS, BUCKETS, PARKED)
 """What a rebuild makes anew, and a switch renames."""
 
 SHAPE: Final = 1
-"""Version of what the projection writes into these three. A release that writes other fields, or
+"""Version of what the projection writes into these. A release that writes other fields, or
 other values into the same ones, raises it: whoever then opens documents of the old shape is advised
 to rebuild them."""
 
@@ -62,7 +66,9 @@ INDEXES: Final = {
     ],
     BUCKETS: [],
     POSITIONS: [],
-    WORKERS: [],
+    # Whoever was killed while nobody was waiting is forgotten in time.
+    WORKERS: [IndexModel([("seenAt", ASCENDING)], expireAfterSeconds=3600)],
+    PARKED: [],
     CONTROL: [],
 }
 
@@ -94,6 +100,7 @@ class ReadModel:
         self.buckets: Collection[Document] = self.database[self.name_of(BUCKETS)]
         self.positions: Collection[Document] = self.database[POSITIONS]
         self.workers: Collection[Document] = self.database[WORKERS]
+        self.parked: Collection[Document] = self.database[self.name_of(PARKED)]
         self.control: Collection[Document] = self.database[CONTROL]
         self.generations = Generations(self)
 

@@ -12,7 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from projections.errors import ProjectionError
 from projections.mongo import DEFAULT_DATABASE
-from projections.worker import DEFAULT_BATCH_SIZE
+from projections.parking import OnError
+from projections.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
 from scoring import Scoring
 
 if TYPE_CHECKING:
@@ -40,6 +41,12 @@ class Settings(BaseSettings):
     """Path of the ``mongod`` to run in the folder (``SCORE_LEDGER_MONGOD``)."""
     batch_size: PositiveInt = DEFAULT_BATCH_SIZE
     """Grants in one transaction of the projection (``SCORE_LEDGER_BATCH_SIZE``)."""
+
+    batch_bytes: PositiveInt = DEFAULT_BATCH_BYTES
+    """Bytes of documents that are enough for a transaction, too (``SCORE_LEDGER_BATCH_BYTES``)."""
+    on_error: OnError = "stop"
+    """Whether an event that cannot be projected stops the worker, or parks its stream
+    (``SCORE_LEDGER_ON_ERROR``)."""
 
     @classmethod
     def load(cls, *, folder: Path | None = None) -> Settings:

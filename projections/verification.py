@@ -45,6 +45,7 @@ class Verification:
         buckets: Buckets compared.
         differences: The first differences, in full.
         difference_count: All differences.
+        parked_streams: Streams that are parked, so that what is in them is left out.
     """
 
     users: int = 0
@@ -52,11 +53,12 @@ class Verification:
     buckets: int = 0
     differences: list[Difference] = field(default_factory=list)
     difference_count: int = 0
+    parked_streams: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs."""
-        return self.difference_count == 0
+        """Whether nothing differs and nothing is parked."""
+        return self.difference_count == 0 and self.parked_streams == 0
 
     def report(self, difference: Difference) -> None:
         """Count a difference and keep it if it is among the first."""

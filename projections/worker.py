@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import logging
+import random
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Final
 
-from projections.batches import Batch
-from projections.errors import PoisonEvent, PositionMoved
-from projections.projection import ScoreGrantsProjection, decoded
+from projections.errors import (
+    BatchRefused,
+    PoisonEvent,
+    PositionMoved,
+    ProjectionError,
+    ReadModelUnavailable,
+)
+from projections.reading import PAGE_SIZE, BatchLimits, BatchReader, read_ahead
+from projections.retrying import Patience
+from projections.wakeups import WakeUps
+from scoring.errors import ScoringError
+from scoring.retrying import STORE_ERRORS, is_hopeless
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from threading import Event
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
+    from projections.batches import Batch
     from projections.mongo import MongoScoreView
+    from projections.parking import OnError
     from scoring import Scoring
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCH_SIZE: Final = 5000
+DEFAULT_BATCH_SIZE: Final = 20_000
 """Grants in one transaction: large enough to be fast, small enough to stop within a second."""
 
-_SHORTEST_PAUSE_SECONDS: Final = 0.01
-_LONGEST_PAUSE_SECONDS: Final = 0.5
+DEFAULT_BATCH_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of documents in one transaction: three times what so many ordinary grants take."""
+
+_SHORTEST_PAUSE_SECONDS: Final = 0.001
+_LONGEST_PAUSE_LOOKING_SECONDS: Final = 0.05
+_LONGEST_PAUSE_LISTENING_SECONDS: Final = 0.5
 _PAUSE_AFTER_LOSING_SECONDS: Final = 1.0
 
 
@@ -34,7 +52,7 @@ class Progress:
     Attributes:
         position: The tracked position; 0 before the first batch.
         newest: The newest position of the event store when it was last asked.
-        grants: How many grants this worker has projected.
+        grants: How many grants, and buckets of the old way, this worker has projected.
     """
 
     position: int
@@ -46,7 +64,7 @@ class ProjectionWorker:
     """Projects an application's grants, one transaction per batch.
 
     Several workers may run at once: each batch compares and sets the tracked position in its
-    transaction, so one of them wins and the others read the position anew.
+    transaction, so one of them wins; the others stand by and take over when it stops.
     """
 
     def __init__(
@@ -55,12 +73,24 @@ class ProjectionWorker:
         view: MongoScoreView,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        batch_bytes: int = DEFAULT_BATCH_BYTES,
+        on_error: OnError = "stop",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """Project ``app`` into ``view``, ``batch_size`` grants to a transaction."""
+        """Project ``app`` into ``view``.
+
+        Args:
+            app: Whose grants.
+            view: Where they go.
+            batch_size: Most grants in a transaction.
+            batch_bytes: So many bytes of documents are enough for a transaction, too.
+            on_error: An event that cannot be projected stops the worker, or parks its stream.
+            on_progress: Called after every batch and every look at an idle store.
+        """
         self._app = app
         self._view = view
-        self._batch_size = batch_size
+        self._reader = BatchReader(app, BatchLimits(grants=batch_size, size_bytes=batch_bytes))
+        self._on_error: OnError = on_error
         self._on_progress = on_progress
         self._grants = 0
 
@@ -72,75 +102,142 @@ class ProjectionWorker:
 
         Raises:
             PoisonEvent: at an event that cannot be projected; everything before it is.
-            ReadModelUnavailable: if MongoDB failed.
+            ReadModelUnavailable: if MongoDB failed, and stayed so.
+            ScoringError: if the event store failed, and stayed so.
         """
-        until = self._app.recorder.max_notification_id() or 0
-        while True:
-            position = self._view.max_tracking_id(self._app.name)
-            if (position or 0) >= until or (stop is not None and stop.is_set()):
-                self._report(position or 0, max(until, position or 0))
-                return position or 0
-            try:
-                self._run_from(position, until, stop)
-            except PositionMoved as moved:
-                logger.info("%s", moved)
+        return self._run(stop or Event(), wake_ups=None)
 
     def follow(self, stop: Event) -> None:
         """Project what is recorded, as it is recorded, until ``stop`` is set.
 
         Raises:
             PoisonEvent: at an event that cannot be projected; everything before it is.
-            ReadModelUnavailable: if MongoDB failed.
+            ReadModelUnavailable: if MongoDB failed, and stayed so.
+            ScoringError: if the event store failed, and stayed so.
         """
+        with WakeUps(self._app) as wake_ups:
+            self._run(stop, wake_ups=wake_ups)
+
+    def _run(self, stop: Event, *, wake_ups: WakeUps | None) -> int:
+        """Project until ``stop`` is set or, without wake-ups, all that is recorded by now."""
+        until: int | None = None
+        position: int | None = None
+        position_is_known = has_lost = False
         pause = _SHORTEST_PAUSE_SECONDS
-        position = self._view.max_tracking_id(self._app.name)
-        while not stop.is_set():
-            newest = self._app.recorder.max_notification_id() or 0
-            if newest > (position or 0):
+        patience = Patience(stop)
+        with self._failure_on_record():
+            while not stop.is_set():
                 try:
-                    position = self._run_from(position, newest, stop)
-                    pause = _SHORTEST_PAUSE_SECONDS
+                    if until is None or wake_ups is not None:
+                        until = self._app.recorder.max_notification_id() or 0
+                    if has_lost:
+                        self._stand_by(until, stop, patience)
+                        has_lost = False
+                    if not position_is_known:
+                        position = self._view.tracked_position(self._app.name, patience)
+                        position_is_known = True
+                    if (position or 0) < until:
+                        position = self._advance(position, until, stop, patience)
+                        pause = _SHORTEST_PAUSE_SECONDS
+                        continue
+                    patience.restored()
+                    self._report(position or 0, max(until, position or 0))
+                    if wake_ups is None:
+                        break
+                    pause = _idle(wake_ups, pause)
                 except PositionMoved as moved:
                     logger.info("%s", moved)
-                    stop.wait(_PAUSE_AFTER_LOSING_SECONDS)
-                    position = self._view.max_tracking_id(self._app.name)
-            else:
-                self._report(position or 0, newest)
-                stop.wait(pause)
-                pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+                    has_lost = True
+                    position_is_known = False
+                except (ReadModelUnavailable, *STORE_ERRORS) as error:
+                    position_is_known = False
+                    if not stop.is_set():
+                        _bear_with(error, patience)
+        return position or 0
 
-    def _run_from(self, position: int | None, until: int, stop: Event | None) -> int | None:
+    def _advance(
+        self, position: int | None, until: int, stop: Event, patience: Patience
+    ) -> int | None:
         """Apply batches from just after ``position`` up to ``until``, which is recorded."""
-        while (position or 0) < until and not (stop is not None and stop.is_set()):
-            batch = self._read(position, until)
-            self._view.apply(batch)
-            position = batch.position
-            self._grants += len(batch.grants)
-            self._report(position, until)
+        with self._batches(position, until) as batches:
+            for batch in batches:
+                if stop.is_set():
+                    break
+                self._apply(batch, stop)
+                position = batch.position
+                self._grants += len(batch.events)
+                patience.restored()
+                self._report(position, until)
         return position
 
-    def _read(self, after: int | None, until: int) -> Batch:
-        # Only what is projected is read: claims are many, and they are moved over unseen.
-        notifications = self._app.recorder.select_notifications(
-            start=after,
-            limit=self._batch_size,
-            stop=until,
-            topics=ScoreGrantsProjection.topics,
-            inclusive_of_start=False,
-        )
-        full = len(notifications) == self._batch_size
-        batch = Batch(self._app.name, after, notifications[-1].id if full else until)
-        for notification in notifications:
-            try:
-                batch.add(decoded(notification, self._app.mapper))
-            except PoisonEvent:
-                # What lies before the poison is applied first; the next read starts with it.
-                if batch.last_position is None:
-                    raise
-                batch.position = batch.last_position
-                break
-        return batch
+    def _batches(self, position: int | None, until: int) -> AbstractContextManager[Iterator[Batch]]:
+        # A thread pays where there is much to read; a few new grants are faster without.
+        if until - (position or 0) > PAGE_SIZE:
+            return read_ahead(self._reader, position, until)
+        return nullcontext(self._reader.batches(position, until))
+
+    def _apply(self, batch: Batch, stop: Event) -> None:
+        """Apply a batch; if something in it cannot be, then what lies before that, and so on."""
+        try:
+            self._view.apply(batch, on_error=self._on_error, stop=stop)
+        except PoisonEvent as poison:
+            before, _ = batch.cut(poison.position - 1)
+            if before.position > (batch.after or 0):
+                self._apply(before, stop)
+            raise
+        except BatchRefused as refused:
+            if len(batch.events) > 1:
+                # Halved until the culprit stands alone; the order is kept.
+                middle = batch.events[len(batch.events) // 2 - 1].position
+                for half in batch.cut(middle):
+                    self._apply(half, stop)
+            elif batch.events:
+                self._apply(batch.with_events_at_fault(str(refused)), stop)
+            else:
+                raise
+
+    def _stand_by(self, until: int, stop: Event, patience: Patience) -> None:
+        """Wait while another worker moves the position; return when it has stopped doing so.
+
+        Competing with it would cost both: the loser has read a batch for nothing, and its
+        transaction holds up the winner's.
+        """
+        last = -1
+        while not stop.wait(_PAUSE_AFTER_LOSING_SECONDS * random.uniform(0.5, 1)):  # noqa: S311
+            position = self._view.tracked_position(self._app.name, patience) or 0
+            if position in {last, until} or position > until:
+                return
+            last = position
+
+    @contextmanager
+    def _failure_on_record(self) -> Iterator[None]:
+        try:
+            yield
+        except (ProjectionError, ScoringError) as error:
+            self._view.record_failure(self._app.name, str(error))
+            raise
 
     def _report(self, position: int, newest: int) -> None:
         if self._on_progress is not None:
             self._on_progress(Progress(position, newest, self._grants))
+
+
+def _idle(wake_ups: WakeUps, pause: float) -> float:
+    """Wait for something to be recorded, and return how long to wait the next time."""
+    if wake_ups.wait(pause):
+        return _SHORTEST_PAUSE_SECONDS
+    longest = (
+        _LONGEST_PAUSE_LISTENING_SECONDS if wake_ups.hears_all else _LONGEST_PAUSE_LOOKING_SECONDS
+    )
+    return min(pause * 1.5, longest)
+
+
+def _bear_with(error: Exception, patience: Patience) -> None:
+    """Wait before trying again, or raise what cannot pass or has not passed for too long."""
+    if isinstance(error, ReadModelUnavailable):
+        if not error.transient or patience.is_exhausted:
+            raise error
+    elif is_hopeless(error) or patience.is_exhausted:
+        raise ScoringError(f"the event store cannot be read: {error}") from error
+    logger.info("trying again: %s", error)
+    patience.pause()

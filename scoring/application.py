@@ -28,6 +28,7 @@ from scoring.user_scores import UserScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from threading import Event
 
     from eventsourcing.domain import DomainEventProtocol, MutableOrImmutableAggregate
     from eventsourcing.persistence import ApplicationRecorder, EventStore, Recording
@@ -100,6 +101,7 @@ class Scoring(Application[UUID]):
         cache_size = int(self.env.get(self.AGGREGATE_CACHE_MAXSIZE) or _DEFAULT_CACHE_SIZE)
         self._clock = clock or _now
         self._locks = StripedLocks()
+        self._listeners: set[Event] = set()
         self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
 
     def construct_env(self, name: str, env: EnvType | None = None) -> Environment:
@@ -359,6 +361,19 @@ class Scoring(Application[UUID]):
             with suppress(Exception):  # a broken log handler must not fail the call either
                 logger.exception("the events are recorded, but a step after the commit failed")
         return recordings
+
+    def listen(self, recorded: Event) -> None:
+        """Set an event whenever this object has recorded something, so that nobody need look."""
+        self._listeners.add(recorded)
+
+    def unlisten(self, recorded: Event) -> None:
+        """Stop setting an event."""
+        self._listeners.discard(recorded)
+
+    def _notify(self, recordings: list[Recording[UUID]]) -> None:
+        super()._notify(recordings)
+        for recorded in self._listeners.copy():
+            recorded.set()
 
     def _take_snapshots(self, processing_event: ProcessingEvent[UUID]) -> None:
         # From the aggregates in hand, which hold just what was committed: the library would read

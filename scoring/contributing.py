@@ -39,7 +39,9 @@ class _Attempt:
     after: int
 
     def receipt(self, position: int) -> ContributionReceipt:
-        return ContributionReceipt(self.status, position, self.before, self.after)
+        return ContributionReceipt(
+            self.status, position, self.before, self.after, self.event.user_id
+        )
 
 
 class ContributionRecorder(CommandRecorder[ContributionReceipt]):
@@ -87,7 +89,7 @@ class ContributionRecorder(CommandRecorder[ContributionReceipt]):
             self._scores.give_back(score)
             position = self._app.recorder.max_notification_id() or 0
             self._log_conflict(status)
-            return ContributionReceipt(status, position, before, before)
+            return ContributionReceipt(status, position, before, before, user_id)
         event = score.pending_events[-1]
         assert isinstance(event, UserScore.GrantRecorded | UserScore.BucketSet)  # noqa: S101
         attempt = _Attempt(event, status, before, score.recomputed_total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -32,12 +32,14 @@ class GrantReceipt:
         total_before: The user's running balance in points before the grant; for ``DUPLICATE``
             and ``CONFLICT`` the current one.
         total_after: The user's running balance in points after it; likewise.
+        user_id: Who was named, normalised: whose events make the answer visible.
     """
 
     status: GrantStatus
     position: int
     total_before: int
     total_after: int
+    user_id: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,14 @@ class ContributionReceipt:
             visible: that of the event if one was recorded, else the newest there is.
         recomputed_before: The user's recomputed total in points before the contribution.
         recomputed_after: The user's recomputed total in points after it; may be less.
+        user_id: Who was named, normalised: whose events make the answer visible.
     """
 
     status: GrantStatus
     position: int
     recomputed_before: int
     recomputed_after: int
+    user_id: str | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

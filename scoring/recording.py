@@ -266,7 +266,13 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
                 answered[grant.grant_id] = grant
                 before, after = plan.balances[grant.grant_id]
                 receipts.append(
-                    GrantReceipt(GrantStatus.RECORDED, positions[grant.grant_id], before, after)
+                    GrantReceipt(
+                        GrantStatus.RECORDED,
+                        positions[grant.grant_id],
+                        before,
+                        after,
+                        grant.user_id,
+                    )
                 )
                 continue
             total = plan.totals.get(grant.user_id, 0)
@@ -276,7 +282,7 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
                 _log_conflict(grant, original)
             # The original's position is not kept anywhere, but it is before ours or the newest.
             position = positions.get(grant.grant_id, last)
-            receipts.append(GrantReceipt(status, position, total, total))
+            receipts.append(GrantReceipt(status, position, total, total, grant.user_id))
         return receipts
 
 

@@ -14,6 +14,7 @@ from projections.cli.importing import import_
 from projections.cli.projecting import project
 from projections.cli.reading import leaderboard, status, user
 from projections.cli.rebuilding import rebuild
+from projections.cli.unparking import unpark
 from projections.cli.verifying import verify
 from projections.cli.writing import contribute, grant
 from projections.errors import ProjectionError
@@ -43,6 +44,7 @@ app.command()(status)
 app.command()(verify)
 app.command()(rebuild)
 app.command()(drift)
+app.command()(unpark)
 
 
 def main() -> None:

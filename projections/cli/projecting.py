@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -17,13 +18,29 @@ from projections.cli.console import (
     stop_on_signals,
 )
 from projections.ledger import ScoreLedger
+from projections.settings import Settings
 from projections.worker import Progress
+
+
+class OnErrorOption(StrEnum):
+    """What an event that cannot be projected does."""
+
+    STOP = "stop"
+    PARK = "park"
 
 
 def project(
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on with what is recorded, until interrupted.")
     ] = False,
+    on_error: Annotated[
+        OnErrorOption | None,
+        typer.Option(
+            help="What an event that cannot be projected does: stop, or park its stream and go on "
+            "with the others. Default: $SCORE_LEDGER_ON_ERROR or stop.",
+            show_default=False,
+        ),
+    ] = None,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -35,9 +52,12 @@ def project(
     """
     started = time.monotonic()
     last = Progress(0, 0, 0)
+    settings = Settings.load(folder=folder)
+    if on_error is not None:
+        settings = settings.model_copy(update={"on_error": on_error.value})
     with (
         stop_on_signals() as stop,
-        ScoreLedger.open(folder=folder, worker=False) as ledger,
+        ScoreLedger.open(settings=settings, worker=False) as ledger,
         progress_bar("grants") as bar,
     ):
         status = ledger.status()
@@ -60,6 +80,7 @@ def project(
         else:
             ledger.catch_up(stop=stop, on_progress=on_progress)
         interrupted = stop.is_set() and not follow
+        parked = ledger.status().parked_count
     seconds = time.monotonic() - started
     if json:
         print_json(
@@ -68,12 +89,18 @@ def project(
                 "grants": last.grants,
                 "seconds": round(seconds, 3),
                 "interrupted": interrupted,
+                "parked_streams": parked,
             }
         )
     else:
         out.print(
             f"projected [bold]{last.grants:,}[/] grants up to position {last.position:,} "
             f"[dim]({seconds:.1f} s)[/]"
+        )
+    if parked:
+        err.print(
+            f"[yellow]note:[/] {parked:,} streams are parked: see score-ledger status, mend the "
+            "cause, run score-ledger unpark"
         )
     if interrupted:
         err.print("interrupted: run it again to finish")

@@ -79,10 +79,15 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in dataclasses.asdict(state).items():
-        if value is not None and value != []:
+        if value is not None and value != [] and name != "parked_streams":
             text = f"{value:,}" if isinstance(value, int) else shown(str(value).strip("[]"))
             table.add_row(f"[dim]{name.replace('_', ' ')}[/]", text)
     out.print(table)
+    for parked in state.parked_streams:
+        out.print(
+            f"[yellow]parked[/] {parked.stream} at position {parked.position:,} "
+            f"({shown(parked.topic)}): {shown(parked.reason)}"
+        )
 
 
 def print_leaderboard(rows: list[LeaderboardRow], by: str) -> None:

@@ -87,7 +87,12 @@ def _verified(ledger: ScoreLedger, *, events: bool) -> Verification:
 
 def print_verification(outcome: Verification) -> None:
     """Print the outcome of verifying."""
-    if outcome.ok:
+    if outcome.parked_streams:
+        err.print(
+            f"[bold red]error:[/] {outcome.parked_streams:,} streams are parked: see score-ledger "
+            "status, mend the cause, run score-ledger unpark"
+        )
+    if not outcome.difference_count:
         out.print(
             f"[bold green]ok[/]  {outcome.grants:,} grants of {outcome.users:,} users, and nothing "
             "that should not be there"

@@ -138,12 +138,12 @@ def test_totals_and_buckets_are_those_of_the_old_code(history: list[Call]) -> No
         for notification in scoring.recorder.select_notifications(
             1, 10**6, topics=ScoreGrantsProjection.topics
         ):
-            batch.add(decoded(notification, scoring.mapper))
+            batch.events.append(decoded(notification, scoring.mapper))
         assert visible_buckets(site.old) == {
             place: OldBucket(int(bucket["points"]), bucket["category"], bucket["source"])
-            for place, bucket in bucket_documents(batch.grants, batch.buckets).items()
+            for place, bucket in bucket_documents(batch.events).items()
         }
-        changes = user_changes(batch.grants, batch.buckets)
+        changes = user_changes(batch.events)
         for user in USERS:
             score = scoring.score_of(user)
             assert score.recomputed_total == site.old.total(user)

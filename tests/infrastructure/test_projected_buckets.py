@@ -55,7 +55,7 @@ def whole_batch(scoring: Scoring, after: int | None = None) -> Batch:
     for notification in scoring.recorder.select_notifications(
         1, 10_000, topics=ScoreGrantsProjection.topics
     ):
-        batch.add(decoded(notification, scoring.mapper))
+        batch.events.append(decoded(notification, scoring.mapper))
     return batch
 
 

@@ -1,0 +1,54 @@
+"""``score-ledger unpark``: project what was left behind, after the cause was mended."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from projections.cli.console import (
+    FolderOption,
+    JsonOption,
+    out,
+    print_json,
+    progress_bar,
+    shown,
+    stop_on_signals,
+)
+from projections.ledger import ScoreLedger
+
+
+def unpark(
+    streams: Annotated[
+        list[str] | None,
+        typer.Argument(help="Ids of parked streams, as score-ledger status lists them; or all."),
+    ] = None,
+    folder: FolderOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Project what was left behind of parked streams, after the cause was mended.
+
+    Each grant counts once, whoever else is projecting. A stream whose event still cannot be
+    projected stays parked, and the exit code is 1 then. Ctrl-C stops it between two transactions.
+    """
+    with (
+        stop_on_signals() as stop,
+        ScoreLedger.open(folder=folder, worker=False) as ledger,
+        progress_bar("grants") as bar,
+    ):
+        task = bar.add_task("unparking", total=None)
+        outcome = ledger.unpark(
+            streams or None, stop=stop, on_grants=lambda grants: bar.advance(task, grants)
+        )
+    if json:
+        print_json(dataclasses.asdict(outcome))
+    else:
+        out.print(f"unparked {outcome.streams:,} streams with {outcome.grants:,} grants")
+        for parked in outcome.still_parked:
+            out.print(
+                f"[red]still parked[/] {parked.stream} at position {parked.position:,}: "
+                f"{shown(parked.reason)}"
+            )
+    if outcome.still_parked:
+        raise typer.Exit(1)

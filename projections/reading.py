@@ -1,0 +1,209 @@
+"""Reading the event store in batches, and reading ahead of whoever writes them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Final
+
+from projections.batches import Batch, Fault, ProjectedGrant, at_fault, encoded, writes_of
+from projections.errors import PoisonEvent
+from projections.pages import read_page
+from projections.projection import ScoreGrantsProjection, decoded
+from scoring.retrying import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bson.raw_bson import RawBSONDocument
+    from eventsourcing.persistence import Notification
+
+    from projections.batches import Projected
+    from projections.pages import Row
+    from scoring import Scoring
+
+PAGE_SIZE: Final = 1000
+"""Events asked of the store at once: few enough for reading to be given up quickly."""
+
+_POSITIONS_SEARCHED_AT_ONCE: Final = 100_000
+_POSITIONS_IN_A_BATCH: Final = 1_000_000
+_HANDOVER_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How large a batch may grow; it ends with the grant that reaches one of these.
+
+    Attributes:
+        grants: Grants, buckets, and events that cannot be projected.
+        size_bytes: Bytes of encoded grant documents.
+    """
+
+    grants: int
+    size_bytes: int
+
+
+class BatchReader:
+    """Reads, decodes and encodes one application's grants."""
+
+    def __init__(self, app: Scoring, limits: BatchLimits) -> None:
+        """Read from ``app``'s store."""
+        self._app = app
+        self._limits = limits
+
+    def batches(
+        self, after: int | None, until: int, *, given_up: Event | None = None
+    ) -> Iterator[Batch]:
+        """Yield what lies after one position up to another, which is recorded.
+
+        An event that cannot be decoded becomes a fault of its batch. Reading ends early once
+        ``given_up`` is set.
+        """
+        batch = _Growing(self._app.name, after)
+        searched = after or 0
+        while searched < until and not (given_up is not None and given_up.is_set()):
+            # Only what is projected is read: claims are many, and they are moved over unseen.
+            # The stretch is bounded, for a store may hold millions of other applications' events.
+            stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
+            page = read_page(
+                self._app.recorder,
+                after=searched,
+                stop=stretch_end,
+                limit=PAGE_SIZE,
+                topics=ScoreGrantsProjection.topics,
+            )
+            for notification in page:
+                self._add(notification, batch)
+                if batch.has_reached(self._limits):
+                    yield batch.sealed(notification.id)
+                    batch = _Growing(self._app.name, notification.id)
+            searched = page[-1].id if len(page) == PAGE_SIZE else stretch_end
+            if searched - (batch.after or 0) >= _POSITIONS_IN_A_BATCH:
+                yield batch.sealed(searched)
+                batch = _Growing(self._app.name, searched)
+        if searched > (batch.after or 0):
+            yield batch.sealed(searched)
+
+    def _add(self, notification: Notification | Row, batch: _Growing) -> None:
+        event = projected(notification, self._app)
+        if isinstance(event, Fault):
+            batch.faults.append(event)
+            return
+        if isinstance(event, ProjectedGrant):
+            try:
+                document = encoded(event)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this grant's
+                batch.faults.append(at_fault(event, str(error)))
+                return
+            batch.documents.append(document)
+            batch.size_bytes += len(document.raw)
+        batch.events.append(event)
+
+
+def projected(notification: Notification | Row, app: Scoring) -> Projected | Fault:
+    """Return the grant or bucket of a notification, or what is wrong with it."""
+    try:
+        return decoded(notification, app.mapper)
+    except PoisonEvent as poison:
+        return Fault(poison.position, poison.stream, poison.topic, poison.reason)
+
+
+class _Growing:
+    """A batch that is being read."""
+
+    def __init__(self, application_name: str, after: int | None) -> None:
+        self.application_name = application_name
+        self.after = after
+        self.events: list[Projected] = []
+        self.faults: list[Fault] = []
+        self.documents: list[RawBSONDocument] = []
+        self.size_bytes = 0
+
+    def has_reached(self, limits: BatchLimits) -> bool:
+        return (
+            len(self.events) + len(self.faults) >= limits.grants
+            or self.size_bytes >= limits.size_bytes
+        )
+
+    def sealed(self, position: int) -> Batch:
+        return Batch(
+            self.application_name,
+            self.after,
+            position,
+            self.events,
+            self.faults,
+            writes_of(self.events, self.documents),
+        )
+
+
+@contextmanager
+def read_ahead(reader: BatchReader, after: int | None, until: int) -> Iterator[Iterator[Batch]]:
+    """Read in a thread of its own, one batch ahead of the one that is being written.
+
+    While MongoDB works on a batch the next one is read, decoded and encoded. Three batches at most
+    are in memory: one being written, one waiting and one being made. What is left when the block
+    ends is thrown away.
+    """
+    waiting: Queue[Batch | BaseException | None] = Queue(maxsize=1)
+    given_up = Event()
+
+    def hand_over(item: Batch | BaseException | None) -> None:
+        while not given_up.is_set():
+            try:
+                waiting.put(item, timeout=_HANDOVER_SECONDS)
+                return
+            except Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for batch in reader.batches(after, until, given_up=given_up):
+                hand_over(batch)
+            hand_over(None)
+        except BaseException as error:  # noqa: BLE001 - raised again where batches are written
+            hand_over(error)
+
+    def consume() -> Iterator[Batch]:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = Thread(target=produce, name="score-ledger-reader", daemon=True)
+    thread.start()
+    try:
+        yield consume()
+    finally:
+        given_up.set()
+        with suppress(Empty):
+            waiting.get_nowait()
+        thread.join()
+
+
+def events_of_stream(
+    app: Scoring, stream: str, after: int, until: int
+) -> Iterator[Projected | Fault]:
+    """Yield one stream's events after one position up to another, or what is wrong with them.
+
+    Raises:
+        ScoringError: if the event store failed, and stayed so.
+    """
+    searched = after
+    while searched < until:
+        stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
+        start = searched
+        page = reading(
+            lambda after=start, stop=stretch_end: read_page(  # type: ignore[misc]
+                app.recorder,
+                after=after,
+                stop=stop,
+                limit=PAGE_SIZE,
+                topics=ScoreGrantsProjection.topics,
+            )
+        )
+        for notification in page:
+            if str(notification.originator_id) == stream:
+                yield projected(notification, app)
+        searched = page[-1].id if len(page) == PAGE_SIZE else stretch_end

@@ -1,0 +1,48 @@
+"""One bound and one pace for what is tried again on the read side."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from threading import Event
+
+RETRY_SECONDS: Final = 60.0
+"""How long a failure that may pass is put up with before it is raised."""
+
+_FIRST_PAUSE_SECONDS: Final = 0.005
+_LONGEST_PAUSE_SECONDS: Final = 0.5
+
+
+class Patience:
+    """Counts the failures in a row, waits longer after each, and says when it has been enough."""
+
+    def __init__(self, stop: Event) -> None:
+        """Begin now; every pause ends when ``stop`` is set."""
+        self._stop = stop
+        self._attempts = 0
+        self._since = time.monotonic()
+
+    def restored(self) -> None:
+        """Something went well: begin anew."""
+        self._attempts = 0
+        self._since = time.monotonic()
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether to raise what failed: because of the time it took, or of ``stop``."""
+        return self._stop.is_set() or self.seconds > RETRY_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        """How long nothing has gone well."""
+        return time.monotonic() - self._since
+
+    def pause(self) -> None:
+        """Wait, longer each time and never in step with others."""
+        self._attempts += 1
+        longest = _FIRST_PAUSE_SECONDS * 2 ** min(self._attempts, 10)
+        longest = min(_LONGEST_PAUSE_SECONDS, longest)
+        self._stop.wait(random.uniform(longest / 2, longest))  # noqa: S311 - jitter, not a secret

@@ -1,0 +1,79 @@
+"""Comparing the read model with the event store, event by event, and damaging the latter."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from eventsourcing.utils import get_topic
+
+from projections.batches import ProjectedGrant, grant_document
+from projections.projection import decoded
+from projections.read_model import ReadModel
+from projections.verify import verify_totals
+from scoring import Scoring, UserScore
+
+GRANT_RECORDED = get_topic(UserScore.GrantRecorded)
+
+
+def assert_equal_to_the_events(scoring: Scoring, read_model: ReadModel) -> int:
+    """Every grant is there once with its payload, nothing else is, and all sums are right.
+
+    Returns how many grants there are.
+    """
+    stored = iter(read_model.grants.find().sort("_id", 1))
+    count = 0
+    for notification in grants_of(scoring):
+        projected = decoded(notification, scoring.mapper)
+        assert isinstance(projected, ProjectedGrant)
+        expected = grant_document(projected)
+        del expected["recordedAt"]  # kept in milliseconds
+        found = next(stored, {})
+        assert {name: found.get(name) for name in expected} == expected
+        count += 1
+    assert next(stored, None) is None, "there are grants that were never recorded"
+    assert verify_totals(read_model).ok
+    for document in read_model.users.find():
+        score = scoring.score_of(document["_id"])
+        assert document["version"] == score.version
+        assert document["recomputedTotal"] == score.recomputed_total
+        assert document["totalScore"] == score.total_score
+        assert document["grantCount"] == score.grant_count
+    return count
+
+
+def grants_of(scoring: Scoring) -> Iterator:  # type: ignore[type-arg]
+    position = 0
+    while page := scoring.recorder.select_notifications(
+        start=position, limit=5000, topics=[GRANT_RECORDED], inclusive_of_start=False
+    ):
+        yield from page
+        position = page[-1].id
+
+
+@contextmanager
+def damaged(file: Path, *positions: int) -> Iterator[None]:
+    """The events at these positions cannot be decoded inside the block."""
+    with closing(sqlite3.connect(file)) as database:
+        states = {
+            position: database.execute(
+                "SELECT state FROM stored_events WHERE rowid = ?", (position,)
+            ).fetchone()[0]
+            for position in positions
+        }
+        _write(database, dict.fromkeys(positions, b"{"))
+    try:
+        yield
+    finally:
+        with closing(sqlite3.connect(file)) as database:
+            _write(database, states)
+
+
+def _write(database: sqlite3.Connection, states: dict[int, bytes]) -> None:
+    with database:
+        for position, state in states.items():
+            database.execute(
+                "UPDATE stored_events SET state = ? WHERE rowid = ?", (state, position)
+            )

@@ -1,0 +1,289 @@
+"""Events that cannot be projected: they stop the worker, or park their stream."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+from event_store import assert_equal_to_the_events, damaged, grants_of
+
+from projections import (
+    MongoScoreView,
+    PoisonEvent,
+    ProjectionError,
+    ProjectionWorker,
+    ScoreLedger,
+    StreamParked,
+)
+from projections.errors import TooManyParked
+from projections.parking import ParkedStream
+from projections.read_model import ReadModel
+from projections.settings import Settings
+from projections.unparking import Unparking
+from scoring import GrantReceipt, GrantStatus, Scoring
+from scoring.identity import user_stream_id
+from support import make_grant, sqlite_env
+
+EVENTS = "events.sqlite"
+
+
+def stream_of(user_id: str) -> str:
+    return str(user_stream_id(user_id))
+
+
+def grant(scoring: Scoring, number: int, user_id: str, **changes: object) -> GrantReceipt:
+    return scoring.grant(**make_grant(number, user_id=user_id, **changes).model_dump())
+
+
+def parking(scoring: Scoring, view: MongoScoreView, *, batch_size: int = 100) -> ProjectionWorker:
+    return ProjectionWorker(scoring, view, batch_size=batch_size, on_error="park")
+
+
+def counted(read_model: ReadModel) -> dict[str, int]:
+    return {user["_id"]: user["grantCount"] for user in read_model.users.find()}
+
+
+@pytest.fixture
+def ledger(mongo_uri: str, read_model: ReadModel, tmp_path: Path) -> Iterator[ScoreLedger]:
+    """A ledger on the same event store and read model, without a worker of its own."""
+    settings = Settings(
+        folder=tmp_path, MONGO_URI=mongo_uri, MONGO_DATABASE=read_model.database.name
+    )
+    with ScoreLedger.open(
+        settings=settings, worker=False, event_store=sqlite_env(tmp_path / EVENTS)
+    ) as ledger:
+        yield ledger
+
+
+def test_an_event_that_mongo_refuses_stops_the_worker_as_one_that_cannot_be_decoded(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """The culprit is found in its batch, and everything before it is projected."""
+    receipts = [grant(scoring, number, f"user-{number % 5}") for number in range(60)]
+    read_model.database.command(
+        "collMod", "score_grants", validator={"grantId": {"$ne": "grant-41"}}
+    )
+    with pytest.raises(PoisonEvent, match="failed validation") as poison:
+        ProjectionWorker(scoring, view).catch_up()
+    assert poison.value.position == receipts[41].position
+    assert poison.value.stream == stream_of("user-1")
+    assert poison.value.topic == "scoring:UserScore.GrantRecorded"
+    assert read_model.grants.count_documents({}) == 41
+    assert view.max_tracking_id("Scoring") == receipts[41].position - 1
+
+
+def test_a_sum_that_mongo_refuses_is_traced_to_its_grant(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Here a user's document was damaged by hand; the other users' grants go on."""
+    for number in range(20):
+        grant(scoring, number, ("ada", "bob")[number % 2])
+    read_model.users.insert_one({"_id": "bob", "totalScore": "a lot"})
+    parking(scoring, view).catch_up()
+    parked = view.parking.streams()
+    assert [stream.stream for stream in parked] == [stream_of("bob")]
+    assert "non-numeric" in parked[0].reason
+    assert read_model.users.find_one({"_id": "ada"}, {"grantCount": 1}) == {
+        "_id": "ada",
+        "grantCount": 10,
+    }
+    assert read_model.grants.count_documents({"userId": "bob"}) == 0
+
+
+def test_a_poison_event_parks_its_stream_and_the_others_go_on(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """The stream's order is kept: nothing of it is projected from that event on."""
+    receipts = [grant(scoring, number, ("ada", "bob", "cyd")[number % 3]) for number in range(30)]
+    poison = receipts[10].position  # bob's fourth
+    with damaged(tmp_path / EVENTS, poison):
+        parking(scoring, view, batch_size=4).catch_up()
+        assert counted(read_model) == {"ada": 10, "bob": 3, "cyd": 10}
+        assert view.max_tracking_id("Scoring") == scoring.recorder.max_notification_id()
+        parked = view.parking.streams()
+        assert [(stream.stream, stream.position) for stream in parked] == [
+            (stream_of("bob"), poison)
+        ]
+        assert parked[0].topic == "scoring:UserScore.GrantRecorded"
+        # A worker that would stop at poison goes on, too: this one is dealt with already.
+        grant(scoring, 31, "bob")
+        grant(scoring, 32, "ada")
+        ProjectionWorker(scoring, view).catch_up()
+    assert counted(read_model) == {"ada": 11, "bob": 3, "cyd": 10}
+
+
+def test_everybody_can_see_that_a_stream_is_parked(
+    scoring: Scoring, view: MongoScoreView, ledger: ScoreLedger, tmp_path: Path
+) -> None:
+    """``wait`` raises for its receipts and for no others, status lists it, verify is not ok."""
+    before = grant(scoring, 1, "bob")
+    poison = grant(scoring, 2, "bob")
+    after = grant(scoring, 3, "bob")
+    others = grant(scoring, 4, "ada")
+    duplicate = grant(scoring, 3, "bob")
+    conflict = grant(scoring, 3, "ada")
+    assert (duplicate.status, conflict.status) == (GrantStatus.DUPLICATE, GrantStatus.CONFLICT)
+    with damaged(tmp_path / EVENTS, poison.position):
+        parking(scoring, view).catch_up()
+        for receipt in (poison, after, duplicate):
+            with pytest.raises(StreamParked) as error:
+                ledger.wait(receipt)
+            assert error.value.stream == stream_of("bob")
+            assert error.value.position == poison.position
+        for receipt in (before, others, conflict):
+            ledger.wait(receipt)
+        # Receipts of older releases do not say whose they are.
+        with pytest.raises(StreamParked):
+            ledger.wait(GrantReceipt(GrantStatus.RECORDED, after.position, 0, 0))
+        ledger.wait(GrantReceipt(GrantStatus.RECORDED, others.position, 0, 0))
+        status = ledger.status()
+        assert status.parked_count == 1
+        assert [parked.position for parked in status.parked_streams] == [poison.position]
+        outcome = ledger.verify()
+        assert (outcome.ok, outcome.parked_streams) == (False, 1)
+    assert ledger.unpark().streams == 1
+    for receipt in (poison, after, duplicate):
+        ledger.wait(receipt)
+    assert ledger.verify().ok
+    assert_equal_to_the_events(scoring, view.read_model)
+
+
+def test_unparking_projects_what_was_left_behind_once_and_in_order(
+    scoring: Scoring,
+    view: MongoScoreView,
+    ledger: ScoreLedger,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In several transactions here, so that a long stream takes no more memory."""
+    monkeypatch.setattr("projections.unparking._CHUNK", 7)
+    receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(100)]
+    with damaged(tmp_path / EVENTS, receipts[21].position):
+        parking(scoring, view).catch_up()
+        still = ledger.unpark()
+        assert (still.streams, still.grants, len(still.still_parked)) == (0, 0, 1)
+    outcome = ledger.unpark()
+    assert (outcome.streams, outcome.grants, outcome.still_parked) == (1, 40, [])
+    assert view.parking.count() == 0
+    assert assert_equal_to_the_events(scoring, view.read_model) == 100
+    assert ledger.unpark().streams == 0
+
+
+def test_a_stream_that_is_poisoned_twice_is_unparked_up_to_the_second_event(
+    scoring: Scoring, view: MongoScoreView, ledger: ScoreLedger, tmp_path: Path
+) -> None:
+    """It is then parked at that one."""
+    receipts = [grant(scoring, number, "bob") for number in range(12)]
+    with damaged(tmp_path / EVENTS, receipts[9].position):
+        with damaged(tmp_path / EVENTS, receipts[4].position):
+            parking(scoring, view).catch_up()
+        outcome = ledger.unpark()
+        assert [parked.position for parked in outcome.still_parked] == [receipts[9].position]
+        assert counted(view.read_model) == {"bob": 9}
+    ledger.unpark()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 12
+
+
+def test_a_stream_that_mongo_still_refuses_stays_parked_at_the_grant_it_refuses(
+    scoring: Scoring, view: MongoScoreView, ledger: ScoreLedger, tmp_path: Path
+) -> None:
+    """What lies before that grant is projected by unparking."""
+    receipts = [grant(scoring, number, "bob") for number in range(12)]
+    with damaged(tmp_path / EVENTS, receipts[2].position):
+        parking(scoring, view).catch_up()
+    database = view.read_model.database
+    database.command("collMod", "score_grants", validator={"grantId": {"$ne": "grant-8"}})
+    outcome = ledger.unpark([stream_of("bob")])
+    assert [parked.position for parked in outcome.still_parked] == [receipts[8].position]
+    assert counted(view.read_model) == {"bob": 8}
+    database.command("collMod", "score_grants", validator={})
+    assert ledger.unpark().streams == 1
+    assert assert_equal_to_the_events(scoring, view.read_model) == 12
+
+
+def test_unparking_beside_busy_workers_loses_and_doubles_nothing(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
+) -> None:
+    """A worker passes the stream's events at the very moment it is taken off the list."""
+    receipts = [grant(scoring, number, f"user-{number % 3}") for number in range(30)]
+    streams = [stream_of(f"user-{number}") for number in range(3)]
+    stop = Event()
+    follower = Thread(target=parking(scoring, view, batch_size=5).follow, args=(stop,))
+    number = 30
+    with damaged(tmp_path / EVENTS, *(receipt.position for receipt in receipts[:3])):
+        parking(scoring, view).catch_up()
+    assert view.parking.count() == 3
+    follower.start()
+    writer = Thread(
+        target=lambda: [grant(scoring, n, f"user-{n % 3}") for n in range(number, number + 600)]
+    )
+    writer.start()
+    try:
+        with closing(MongoScoreView(view.read_model)) as own:
+            for stream in streams:
+                found = own.parking.find(stream)
+                assert found is not None
+                assert Unparking(scoring, own).run([found]).streams == 1
+        writer.join()
+        view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=20)
+    finally:
+        stop.set()
+        follower.join()
+        writer.join()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 630
+
+
+def test_parking_ends_where_single_events_cannot_be_the_cause(
+    scoring: Scoring,
+    view: MongoScoreView,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So the list stays short, and a fault of everything does not look like progress."""
+    monkeypatch.setattr("projections.parking.MAX_PARKED", 3)
+    receipts = [grant(scoring, number, f"user-{number}") for number in range(6)]
+    with (
+        damaged(tmp_path / EVENTS, *(receipt.position for receipt in receipts)),
+        pytest.raises(TooManyParked, match="unpark"),
+    ):
+        parking(scoring, view, batch_size=1).catch_up()
+    assert view.parking.count() == 3
+
+
+def test_only_parked_streams_can_be_unparked(ledger: ScoreLedger) -> None:
+    """A mistyped id is an error, not a success with nothing done."""
+    with pytest.raises(ProjectionError, match="is not parked"):
+        ledger.unpark(["nobody"])
+
+
+def test_an_event_is_poison_where_its_values_cannot_be_summed(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path
+) -> None:
+    """Well-formed JSON with an amount that is a string, say."""
+    receipt = grant(scoring, 1, "bob", amount=5)
+    state = next(grants_of(scoring)).state
+    altered = state.replace(b'"amount":5', b'"amount":"5"')
+    assert altered != state
+    with closing(sqlite3.connect(tmp_path / EVENTS)) as database, database:
+        database.execute(
+            "UPDATE stored_events SET state = ? WHERE rowid = ?", (altered, receipt.position)
+        )
+    with pytest.raises(PoisonEvent, match="amount is '5'"):
+        ProjectionWorker(scoring, view).catch_up()
+
+
+def test_a_parked_stream_says_when_and_why(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path
+) -> None:
+    """For whoever finds it in the morning."""
+    receipt = grant(scoring, 1, "bob")
+    with damaged(tmp_path / EVENTS, receipt.position):
+        parking(scoring, view).catch_up()
+    (parked,) = view.parking.streams()
+    assert isinstance(parked, ParkedStream)
+    assert parked.parked_at is not None
+    assert parked.reason
