@@ -203,11 +203,15 @@ def test_a_failure_leaves_neither_bucket_nor_total(
     """One transaction for buckets, totals and position."""
     scoring.contribute("ada", "a", "x", "s", 3)
 
-    def fail(*events: object) -> Any:
-        raise RuntimeError("between totals and buckets")
+    send = MongoScoreView._send
+
+    def fail(view: Any, command: str, collection: Any, *rest: Any) -> None:
+        if collection.name == "score_buckets":
+            raise RuntimeError("between totals and buckets")
+        send(view, command, collection, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr("projections.mongo.bucket_documents", fail)
+        patched.setattr(MongoScoreView, "_send", fail)
         with pytest.raises(RuntimeError, match="between"):
             ProjectionWorker(scoring, view).catch_up()
     assert everything(read_model) == [[], [], []]

@@ -19,7 +19,7 @@ from projections import (
     ProjectionWorker,
     RebuildSuperseded,
 )
-from projections.batches import Batch, user_changes
+from projections.batches import Batch
 from projections.errors import ReadModelUnavailable
 from projections.history import UserHistory
 from projections.mongo import connect
@@ -249,12 +249,14 @@ def test_no_batch_straddles_the_switch(
     scoring.grant_many([make_grant(99)])
     inside, go_on = Event(), Event()
 
-    def pause(*arguments: Any) -> Any:
+    add = MongoScoreView._add
+
+    def pause(*arguments: Any) -> None:
         inside.set()
         assert go_on.wait(10)
-        return user_changes(*arguments)
+        add(*arguments)
 
-    monkeypatch.setattr("projections.mongo.user_changes", pause)
+    monkeypatch.setattr(MongoScoreView, "_add", pause)
     worker = Thread(target=ProjectionWorker(scoring, view).catch_up)
     worker.start()
     assert inside.wait(10)
