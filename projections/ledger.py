@@ -51,6 +51,7 @@ class LedgerStatus:
         foreign_grants: Grants that met a foreign document in their place and were not added.
         generation: Which generation of the read model is live; each rebuild makes the next.
         building: The generation that a rebuild is making, or left when it was interrupted.
+        building_position: How far that one has come.
         kept_generations: Generations that were replaced and not dropped yet.
         worker_error: Why the background worker of this ledger last failed, if it has.
     """
@@ -66,6 +67,7 @@ class LedgerStatus:
     foreign_grants: int
     generation: int
     building: int | None
+    building_position: int | None
     kept_generations: list[int]
     worker_error: str | None
 
@@ -298,9 +300,16 @@ class ScoreLedger:
             foreign_grants=self._view.foreign_count(self._scoring.name),
             generation=generations.generation,
             building=generations.building,
+            building_position=self._building_position(generations.building),
             kept_generations=self._view.read_model.generations.kept(),
             worker_error=self._worker_error,
         )
+
+    def _building_position(self, building: int | None) -> int | None:
+        if building is None:
+            return None
+        view = MongoScoreView(self._view.read_model.of_generation(building))
+        return view.max_tracking_id(self._scoring.name) or 0
 
     def close(self) -> None:
         """Stop the worker at a batch boundary and close what was opened; may be called again."""

@@ -10,7 +10,7 @@ from eventsourcing.projection import Projection
 from eventsourcing.utils import get_topic
 
 from projections.batches import Batch, ProjectedGrant
-from projections.errors import PoisonEvent
+from projections.errors import PoisonEvent, PositionMoved
 from projections.mongo import MongoScoreView
 from scoring import UserScore
 
@@ -31,17 +31,22 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
 
     @process_event.register
     def _(self, domain_event: UserScore.GrantRecorded, tracking: Tracking) -> None:
-        after = self.view.max_tracking_id(tracking.application_name)
-        if after is not None and after >= tracking.notification_id:
-            raise IntegrityError(f"position {tracking.notification_id} is tracked already")
-        self.view.apply(
-            Batch(
+        while True:
+            after = self.view.max_tracking_id(tracking.application_name)
+            if after is not None and after >= tracking.notification_id:
+                raise IntegrityError(f"position {tracking.notification_id} is tracked already")
+            batch = Batch(
                 application_name=tracking.application_name,
                 after=after,
                 position=tracking.notification_id,
                 grants=[ProjectedGrant(tracking.notification_id, domain_event)],
             )
-        )
+            try:
+                self.view.apply(batch)
+                return
+            except PositionMoved:
+                # By another worker, which the next look shows, or a switch has held it.
+                continue
 
 
 def decoded(notification: Notification, mapper: Mapper[Any]) -> ProjectedGrant:
