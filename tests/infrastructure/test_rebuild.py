@@ -131,8 +131,9 @@ def test_live_readers_and_workers_go_on_during_a_rebuild(
     worker.start()
     granter.start()
     try:
-        for generation in range(2, 6):
-            assert rebuild(scoring, live).generation == generation
+        while len(visible) < 5 or live.generations.state().generation < 5:
+            assert rebuild(scoring, live).live
+            assert granter.is_alive()
     finally:
         enough.set()
         granter.join()
@@ -140,7 +141,6 @@ def test_live_readers_and_workers_go_on_during_a_rebuild(
         worker.join()
     assert errors == []
     assert visible == sorted(visible)
-    assert len(visible) > 2
     assert verify_events(scoring, live).differences == []
 
 
@@ -155,13 +155,12 @@ def test_verifying_during_switches_finds_nothing(scoring: Scoring, live: ReadMod
     thread = Thread(target=rebuild_often)
     thread.start()
     try:
-        for _ in range(10):
+        while live.generations.state().generation < 8:
             assert verify_events(scoring, live).differences == []
             assert verify_totals(live).differences == []
     finally:
         over.set()
         thread.join()
-    assert live.generations.state().generation > 3
 
 
 def test_the_librarys_runner_goes_on_through_a_hold(
