@@ -7,7 +7,6 @@ otherwise be made, and found right, here too.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import itemgetter
@@ -108,30 +107,25 @@ class Expectation:
 
     def users(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each user with the fields of their document, sorted by user id."""
-        with closing(self._database.cursor()) as users, closing(self._database.cursor()) as labels:
-            groups = groupby(
-                labels.execute("SELECT * FROM labels ORDER BY user_id"), key=itemgetter(0)
-            )
-            group = next(groups, None)
-            for user_id, total, grants, last, version, recomputed in users.execute(_USERS):
-                fields = {
-                    "totalScore": total,
-                    "grantCount": grants,
-                    "recomputedTotal": recomputed,
-                    "lastGrantAt": None if last is None else _EPOCH + last * _MILLISECOND,
-                    "version": version,
-                }
-                if group is not None and group[0] == user_id:
-                    fields |= {field: points for _, field, points in group[1]}
-                    group = next(groups, None)
-                yield user_id, fields
+        labels = self._database.execute("SELECT * FROM labels ORDER BY user_id")
+        groups = groupby(labels, key=itemgetter(0))
+        group = next(groups, None)
+        rows = self._database.execute(_USERS)
+        for user_id, total, grants, last, version, recomputed in rows:
+            fields = {
+                "totalScore": total,
+                "grantCount": grants,
+                "recomputedTotal": recomputed,
+                "lastGrantAt": None if last is None else _EPOCH + last * _MILLISECOND,
+                "version": version,
+            }
+            if group is not None and group[0] == user_id:
+                fields |= {field: points for _, field, points in group[1]}
+                group = next(groups, None)
+            yield user_id, fields
 
     def buckets(self) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
         """Yield each bucket's user id and key with its fields, sorted."""
-        with closing(self._database.cursor()) as rows:
-            rows.execute("SELECT * FROM buckets ORDER BY user_id, key")
-            for user_id, key, category, source, points in rows:
-                yield (
-                    (user_id, key),
-                    {"category": category, "source": source, "points": points},
-                )
+        rows = self._database.execute("SELECT * FROM buckets ORDER BY user_id, key")
+        for user_id, key, category, source, points in rows:
+            yield (user_id, key), {"category": category, "source": source, "points": points}

@@ -60,6 +60,7 @@ class LedgerStatus:
         foreign_grants: Grants that met a foreign document in their place and were not added.
         generation: Which generation of the read model is live; each rebuild makes the next.
         building: The generation that a rebuild is making, or left when it was interrupted.
+        building_position: How far that one has come.
         kept_generations: Generations that were replaced and not dropped yet.
         parked_count: Streams with an event that cannot be projected, left behind from there on.
         parked_streams: The first of them.
@@ -78,6 +79,7 @@ class LedgerStatus:
     foreign_grants: int
     generation: int
     building: int | None
+    building_position: int | None
     kept_generations: list[int]
     parked_count: int
     parked_streams: list[ParkedStream]
@@ -391,11 +393,18 @@ class ScoreLedger:
             foreign_grants=self._view.foreign_count(self._scoring.name),
             generation=generations.generation,
             building=generations.building,
+            building_position=self._building_position(generations.building),
             kept_generations=self._view.read_model.generations.kept(),
             parked_count=self._view.parking.count(),
             parked_streams=self._view.parking.streams(limit=_PARKED_SHOWN),
             worker_error=self._view.failure(self._scoring.name) if newest > tracked else None,
         )
+
+    def _building_position(self, building: int | None) -> int | None:
+        if building is None:
+            return None
+        view = MongoScoreView(self._view.read_model.of_generation(building))
+        return view.max_tracking_id(self._scoring.name) or 0
 
     def close(self) -> None:
         """Stop the worker at a batch boundary and close what was opened; may be called again."""

@@ -535,9 +535,14 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
     def tracking_recorder(
         self, tracking_recorder_class: type[MongoScoreView] | None = None
     ) -> MongoScoreView:
-        """Construct the view, creating its collections and indexes."""
+        """Construct the view, creating its collections and indexes.
+
+        Raises:
+            ShapeChanged: if its documents were made by a release that made others.
+        """
         read_model = ReadModel(self._client, self._database)
         read_model.prepare()
+        read_model.generations.check_shape()
         return (tracking_recorder_class or MongoScoreView)(read_model)
 
     def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:

@@ -12,7 +12,7 @@ from eventsourcing.projection import Projection
 from eventsourcing.utils import get_topic
 
 from projections.batches import Batch, Projected, ProjectedBucket, ProjectedGrant
-from projections.errors import PoisonEvent
+from projections.errors import PoisonEvent, PositionMoved
 from projections.mongo import MongoScoreView
 from scoring import UserScore
 
@@ -48,17 +48,22 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
         self._apply(ProjectedBucket(tracking.notification_id, domain_event), tracking)
 
     def _apply(self, projected: Projected, tracking: Tracking) -> None:
-        after = self.view.max_tracking_id(tracking.application_name)
-        if after is not None and after >= tracking.notification_id:
-            raise IntegrityError(f"position {tracking.notification_id} is tracked already")
-        self.view.apply(
-            Batch(
+        while True:
+            after = self.view.max_tracking_id(tracking.application_name)
+            if after is not None and after >= tracking.notification_id:
+                raise IntegrityError(f"position {tracking.notification_id} is tracked already")
+            batch = Batch(
                 application_name=tracking.application_name,
                 after=after,
                 position=tracking.notification_id,
                 events=[projected],
             )
-        )
+            try:
+                self.view.apply(batch)
+                return
+            except PositionMoved:
+                # By another worker, which the next look shows, or a switch has held it.
+                continue
 
 
 def decoded(notification: Notification | Row, mapper: Mapper[Any]) -> Projected:

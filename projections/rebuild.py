@@ -101,6 +101,7 @@ class Rebuild:
 
     def _begin(self, *, fresh: bool) -> ReadModel:
         building = self._live.of_generation(self._live.generations.begin(fresh=fresh))
+        Switch(self._live, building, self._app.name).check_server()
         # One that was interrupted early has claimed its number only.
         building.prepare_building(self._app.name)
         position = MongoScoreView(building).max_tracking_id(self._app.name) or 0

@@ -20,10 +20,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from bson.binary import Binary
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.driver_errors import translated
-from projections.errors import ProjectionError
+from projections.errors import ProjectionError, ReadModelUnavailable
 from projections.transactions import TransactionRunner
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ SILENT_HOLD_SECONDS: Final = 5.0
 
 _CONTROL: Final[Document] = {"_id": "read-model"}
 _RENAME_MILLISECONDS: Final = 10_000
+_UUID_MISMATCH: Final = 361
 _DONE_BY_ANOTHER: Final = frozenset(
     {
         26,  # NamespaceNotFound: it has another name by now
-        361,  # CollectionUUIDMismatch: likewise, and its old name was given to another
+        _UUID_MISMATCH,  # likewise, and its old name was given to another
         50,  # MaxTimeMSExpired: somebody reads it in a transaction; asked again by the next step
     }
 )
@@ -61,6 +63,23 @@ class Switch:
         self._live_id = live.position_id(application_name)
         self._building_id = building.position_id(application_name)
         self._token = uuid4().hex
+
+    def check_server(self) -> None:
+        """Check that the server can guard a rename by a UUID, before there is work to lose.
+
+        Raises:
+            ReadModelUnavailable: if it cannot.
+        """
+        nothing = self._live.database[f"{self._building.name_of(self._live.generational[0])}_none"]
+        try:
+            nothing.rename(f"{nothing.name}_at_all", collectionUUID=Binary.from_uuid(uuid4()))
+        except OperationFailure as error:
+            if error.code == _UUID_MISMATCH:
+                return
+        raise ReadModelUnavailable(
+            "the MongoDB server is older than 6.0, whose renames can name the collection that they "
+            "mean: a rebuild needs that, so that its switch survives being killed; upgrade it"
+        )
 
     def hold(self) -> bool:
         """Hold the live position, unless somebody else does; return whether it is held."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 import leaderboards
+import reading_side
 import write_side
 from measuring import Report
 
@@ -23,6 +24,7 @@ PARTS = {
     "grant-many": write_side.batched_grants,
     "writer-memory": write_side.memory,
     "leaderboard": leaderboards.leaderboard,
+    "guarded-read": reading_side.guarded_reads,
 }
 
 

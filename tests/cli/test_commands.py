@@ -194,6 +194,7 @@ def test_help_teaches(cli: CommandLine) -> None:
         "user",
         "status",
         "verify",
+        "rebuild",
     ]:
         done = cli(command, "--help")
         assert done.returncode == 0

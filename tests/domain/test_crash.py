@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from receipts_check import check_receipts, read_ledger
 
+from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, GrantStatus, Scoring
 from support import make_grant, sqlite_env
 

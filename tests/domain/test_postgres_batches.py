@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from postgres_server import PostgresServer
 
+from postgres_server import PostgresServer
 from scoring import GrantStatus, Scoring
 from support import make_grant
 

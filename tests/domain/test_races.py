@@ -14,9 +14,9 @@ from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 
 import pytest
+
 from postgres_server import PostgresServer
 from receipts_check import check_receipts, read_ledger
-
 from scoring import Grant, GrantReceipt, Scoring
 from support import make_grant, sqlite_env
 

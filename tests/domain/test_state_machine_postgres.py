@@ -8,8 +8,8 @@ from typing import ClassVar
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
-from postgres_server import PostgresServer
 
+from postgres_server import PostgresServer
 from scoring import Scoring
 from scoring.testing import ScoringMachine
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from threading import Timer
 
 import pytest
-from postgres_proxy import lossy_proxy
-from postgres_server import PostgresServer, new_server
 from psycopg import sql
-from receipts_check import check_receipts, read_ledger
 
 import scoring.retrying
+from postgres_proxy import lossy_proxy
+from postgres_server import PostgresServer, new_server
+from receipts_check import check_receipts, read_ledger
 from scoring import BatchFailed, GrantStatus, Scoring, ScoringError, UserScore
 from support import make_grant, sqlite_env
 

@@ -170,8 +170,8 @@ def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(
 def test_a_rebuild_killed_in_each_command_of_the_switch_is_rolled_forward(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
 ) -> None:
-    """All six renames, and the transactions of the last batch, hold, commit and finish."""
-    renames = [("renameCollection", skip) for skip in range(6)]
+    """All renames, and the transactions of the last batch, hold, commit and finish."""
+    renames = [("renameCollection", skip) for skip in range(2 * len(GENERATIONAL))]
     commits = [("commitTransaction", skip) for skip in range(4)]
     kill_in_each_command(scoring, read_model, victim, renames + commits)
 

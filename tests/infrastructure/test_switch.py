@@ -30,8 +30,8 @@ from projections.verify_events import verify_events
 from scoring import Grant, Scoring
 from support import make_grant, worker_maker
 
-STEPS = 7
-"""Six renames, and the transaction that makes the new generation the live one."""
+STEPS = 2 * len(GENERATIONAL) + 1
+"""The renames, and the transaction that makes the new generation the live one."""
 
 NEW = 1_000_000
 """What the planted generation has for totals and amounts, so that it can be told apart."""
@@ -249,12 +249,12 @@ def test_no_batch_straddles_the_switch(
     scoring.grant_many([make_grant(99)])
     inside, go_on = Event(), Event()
 
-    add = MongoScoreView._add
+    add: Any = MongoScoreView._add
 
-    def pause(*arguments: Any) -> None:
+    def pause(*args: Any) -> None:
         inside.set()
         assert go_on.wait(10)
-        add(*arguments)
+        add(*args)
 
     monkeypatch.setattr(MongoScoreView, "_add", pause)
     worker = Thread(target=ProjectionWorker(scoring, view).catch_up)
@@ -341,7 +341,7 @@ def test_what_is_made_under_a_live_name_during_the_switch_does_not_stop_it(
 ) -> None:
     """Somebody's late insert makes a collection where there is none for a moment."""
     committed(scoring, live)
-    walk(live, 3)
+    walk(live, len(GENERATIONAL))
     live.database.users_of_nobody.insert_one({})
     live.users.insert_one({"_id": "stranger"})
     roll_forward(live)

@@ -1,0 +1,78 @@
+"""Reading from one generation only: what the guard costs beside the bare queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+from pymongo.client_session import ClientSession
+
+from measuring import Report, in_turns
+from projections import Leaderboard, MongoScoreView, ProjectionWorker
+from projections.embedded import open_server
+from projections.generations import Generations
+from projections.history import UserHistory
+from projections.mongo import connect
+from projections.read_model import ReadModel
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+T = TypeVar("T")
+Read = Callable[[Leaderboard, UserHistory], object]
+
+GRANTS = 20_000
+USERS = 2_000
+READS = 500
+ROUNDS = 5
+
+
+class Unguarded(Generations):
+    """Reads without asking which generation is live."""
+
+    def consistently(self, read: Callable[[ClientSession], T], *, any_shape: bool = False) -> T:
+        del any_shape
+        return read(None)  # type: ignore[arg-type] # the driver takes its own session then
+
+
+def guarded_reads(folder: Path, report: Report) -> None:
+    """Leaderboards and pages of history, against the same without looking around."""
+    with (
+        open_server(folder / "mongo") as server,
+        connect(server.uri) as client,
+        Scoring(sqlite_env(folder / "events.sqlite")) as app,
+    ):
+        model = ReadModel(client, "reads")
+        model.prepare()
+        app.grant_many(
+            make_grant(number, user_id=f"user-{number % USERS}") for number in range(GRANTS)
+        )
+        with closing(MongoScoreView(model)) as view:
+            ProjectionWorker(app, view).catch_up()
+        board, history = Leaderboard(model), UserHistory(model)
+        bare_board, bare_history = Leaderboard(model), UserHistory(model)
+        for reader in (bare_board, bare_history):
+            reader._generations = Unguarded(model)
+        for what, read in (
+            ("top 10", lambda board, _: board.top(10, by="ledger")),
+            ("top 1000", lambda board, _: board.top(1000, by="ledger")),
+            ("page of history", lambda _, history: history.grants("user-7")),
+        ):
+
+            def guarded(read: Read = read) -> None:
+                for _ in range(READS):
+                    read(board, history)
+
+            def bare(read: Read = read) -> None:
+                for _ in range(READS):
+                    read(bare_board, bare_history)
+
+            ours, theirs = in_turns(guarded, bare, rounds=ROUNDS)
+            report.add(
+                f"read of one generation: {what}",
+                measured=f"{min(ours) / READS * 1000:.2f} ms",
+                reference=f"unguarded {min(theirs) / READS * 1000:.2f} ms",
+                ratios=[a / b for a, b in zip(ours, theirs, strict=True)],
+                wanted="one look-up by _id more",
+            )
