@@ -19,7 +19,7 @@ from projections.cli.console import (
     shown,
 )
 from projections.drift import CsvTable, Drift, write_page
-from projections.drift.plots import signed
+from projections.drift.plots import range_label, signed
 from projections.ledger import ScoreLedger
 
 _CAUSES_SHOWN = 10
@@ -103,9 +103,8 @@ def _histogram(report: Drift) -> Table:
     bars = report.histogram.bars()
     most = max(count for *_, count in bars)
     for low, high, count in bars:
-        label = signed(low) if low == high else f"{signed(low)} to {signed(high)}"
         width = 0 if not count else max(1, round(count / most * _BAR_WIDTH))
-        table.add_row(label, f"{count:,}", "█" * width)
+        table.add_row(range_label(low, high), f"{count:,}", "█" * width)
     return table
 
 

@@ -35,6 +35,9 @@ _DAYS_SHOWN_SINGLY: Final = 400
 _MONTHS_SHOWN_SINGLY: Final = 400
 _KEPT_SEGMENTS: Final = 2
 
+# The driver holds one answer of the server at a time, which might be 16 MB.
+_BATCH_SIZE: Final = 2000
+
 # Key, old points, new points, category of the bucket, points by category of the grants.
 _Causes = dict[tuple[Reason, str, str], Cause]
 _Key = tuple[str, int, int, str | None, dict[str, int]]
@@ -136,9 +139,9 @@ def _users(read_model: ReadModel) -> Iterator[UserDrift]:
     """Yield everybody who has a document, buckets or grants, sorted by user id."""
     documents = (
         (document["_id"], (int(document["recomputedTotal"]), int(document["totalScore"])))
-        for document in read_model.users.find({}, {"recomputedTotal": 1, "totalScore": 1}).sort(
-            "_id", 1
-        )
+        for document in read_model.users.find(
+            {}, {"recomputedTotal": 1, "totalScore": 1}, batch_size=_BATCH_SIZE
+        ).sort("_id", 1)
     )
     keys = groupby(_keys(read_model), key=itemgetter(0))
     for user_id, totals, some in _merged(documents, keys):
@@ -197,7 +200,7 @@ def _keys(read_model: ReadModel) -> Iterator[tuple[str, _Key]]:
     """Yield every key of every user with its points both ways, sorted by user and key."""
     buckets = (
         ((document["_id"]["userId"], document["_id"]["key"]), document)
-        for document in read_model.buckets.find().sort("_id", 1)
+        for document in read_model.buckets.find(batch_size=_BATCH_SIZE).sort("_id", 1)
     )
     cells = read_model.grants.aggregate(
         [
@@ -210,6 +213,7 @@ def _keys(read_model: ReadModel) -> Iterator[tuple[str, _Key]]:
             {"$sort": {"_id": 1}},
         ],
         allowDiskUse=True,
+        batchSize=_BATCH_SIZE,
     )
     grants = groupby(cells, key=lambda cell: (cell["_id"]["u"], cell["_id"]["k"]))
     for (user_id, key), bucket, some in _merged(buckets, grants):

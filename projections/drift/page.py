@@ -51,7 +51,7 @@ svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft);
 .grid { stroke: var(--rule); } .same-line { stroke: var(--soft); stroke-dasharray: 4 4; }
 .old-line { stroke: var(--lower); stroke-width: 1.5; stroke-dasharray: 6 4; }
 .total { fill: none; stroke: var(--higher); stroke-width: 2.5; }
-circle { fill-opacity: .55; stroke: var(--paper); stroke-width: .75; }
+circle { fill-opacity: .65; stroke: var(--paper); stroke-width: .75; }
 .same { fill: var(--same); } .lower { fill: var(--lower); } .higher { fill: var(--higher); }
 .key span { display: inline-block; width: .8em; height: .8em; border-radius: 50%;
   margin: 0 .35em 0 1em; } .key span:first-child { margin-left: 0; }

@@ -20,6 +20,7 @@ _Y_TICKS: Final = 4
 _X_TICKS: Final = 4
 _KILO: Final = 1000
 _WHOLE: Final = 100
+_MILLION: Final = 10**6
 
 
 def scatter(drift: Drift) -> str:
@@ -58,7 +59,7 @@ def scatter(drift: Drift) -> str:
         kind = "same" if old == new else "higher" if new > old else "lower"
         who = "1 user" if count == 1 else f"{count:,} users"
         about = "" if count == 1 else "about "
-        radius = 2.5 + math.log2(count)
+        radius = 3.5 + math.log2(count)
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
             f"<title>{who}: old {about}{old:,.0f}, new {about}{new:,.0f}</title></circle>"
@@ -80,7 +81,7 @@ def histogram(drift: Drift) -> str:
         y = 10 + index * _ROW
         width = count / most * (width_of_all - left - right)
         kind = "same" if low == 0 else "higher" if low > 0 else "lower"
-        label = signed(low) if low == high else f"{signed(low)} to {signed(high)}"
+        label = range_label(low, high)
         width = max(2.0, width) if count else 0.0
         parts += [
             _text(left - 10, y + 14, label, "end"),
@@ -115,9 +116,9 @@ def timeline(drift: Drift) -> str:
             _line("grid", left, y(value), left + width, y(value)),
             _text(left - 8, y(value) + 4, short(value), "end"),
         ]
-    for tick in range(_X_TICKS + 1):
-        at = first + (last - first) * tick / _X_TICKS
-        anchor = "start" if tick == 0 else "end" if tick == _X_TICKS else "middle"
+    dates = [first + (last - first) * tick / _X_TICKS for tick in range(_X_TICKS + 1)]
+    for at in {_date(at, unit): at for at in reversed(dates)}.values():
+        anchor = "start" if at == first else "end" if at == last else "middle"
         parts.append(_text(x(at), _TIMELINE_HEIGHT - 14, _date(at, unit), anchor))
     parts += [
         f'<path class="total" d="M {left} {y(0):.1f} {steps} H {left + width}"/>',
@@ -163,6 +164,16 @@ def _date(at: datetime, unit: str) -> str:
 
 def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def range_label(low: int, high: int) -> str:
+    """Return a range of differences for people, e.g. ``+20 to +49``."""
+    if max(-low, high) >= _MILLION:
+        # Long numbers would leave no room for the bars; the upper end is one more, and round.
+        near, far = sorted((abs(low), abs(high)))
+        sign = "\N{MINUS SIGN}" if high < 0 else "+"
+        return f"{sign}{short(near)} to {sign}{short(far + 1)}"
+    return signed(low) if low == high else f"{signed(low)} to {signed(high)}"
 
 
 def _bar(kind: str, x: float, y: float, width: float, title: str) -> str:

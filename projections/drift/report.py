@@ -199,15 +199,15 @@ class Drift:
         if self.different:
             main = f"; most of it is {described(self.causes[0])}" if self.causes else ""
             return (
-                f"A flip is not safe: {self.different:,} of {self.users:,} users would see another "
+                f"A flip is not safe: {self.different:,} of {_users(self.users)} would see another "
                 f"score, {self.lower:,} of them a lower one{main}."
             )
         if self.unexplained:
             return (
-                f"A flip is not safe: {self.unexplained:,} of {self.users:,} users have a total "
+                f"A flip is not safe: {self.unexplained:,} of {_users(self.users)} have a total "
                 "that is not the sum of its parts, so run score-ledger verify and measure again."
             )
-        return f"A flip is safe: all {self.users:,} users would see the score that they see today."
+        return f"A flip is safe: of {_users(self.users)}, nobody would see another score."
 
     def to_json(self) -> dict[str, object]:
         """Return everything as JSON-compatible values; sizes do not grow with users."""
@@ -265,6 +265,10 @@ class Drift:
                 ],
             },
         }
+
+
+def _users(count: int) -> str:
+    return "1 user" if count == 1 else f"{count:,} users"
 
 
 def described(cause: Cause) -> str:
