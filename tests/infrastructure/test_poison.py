@@ -9,8 +9,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from event_store import assert_equal_to_the_events, damaged, grants_of
 
+from event_store import assert_equal_to_the_events, damaged, grants_of
 from projections import (
     MongoScoreView,
     PoisonEvent,

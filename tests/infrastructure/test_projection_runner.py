@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 
 import pytest
-from event_store import assert_equal_to_the_events
 from eventsourcing.projection import ProjectionRunner
-from postgres_server import PostgresServer
 
+from event_store import assert_equal_to_the_events
+from postgres_server import PostgresServer
 from projections import (
     MongoScoreView,
     ProjectionWorker,
