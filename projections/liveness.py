@@ -124,4 +124,9 @@ def _is_dead(worker: Document) -> bool:
         return False
     if (worker.get("host"), worker.get("processes")) != (here["host"], here["processes"]):
         return False
-    return not Path(f"/proc/{worker['pid']}").exists()
+    try:
+        # The state is the first field after the name, which stands in brackets.
+        state = Path(f"/proc/{worker['pid']}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return True
+    return state in {b"Z", b"X"}  # killed, and only its parent has not asked for it yet

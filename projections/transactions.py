@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 _WRITE_CONFLICT: Final = 112
 _PROBE_SECONDS: Final = 0.5
-_COMMIT_SECONDS: Final = 5.0
+_FIRST_COMMIT_SECONDS: Final = 1.0
+_LONGEST_COMMIT_SECONDS: Final = 30.0
 
 
 class TransactionRunner:
@@ -80,11 +81,12 @@ class TransactionRunner:
                 logger.info("transaction aborted, trying again: %s", error)
                 if _is_conflict(error):
                     self._liveness.abort_the_dead()
+                patience.pause()
+                if not await_server(self._client, patience):
+                    raise
             except BaseException:
                 self._abort()
                 raise
-            patience.pause()
-            await_server(self._client, patience)
 
     def close(self) -> None:
         """End the session and take it off the list of workers."""
@@ -92,35 +94,48 @@ class TransactionRunner:
         self._session.end_session()
 
     def _commit(self, patience: Patience) -> None:
+        # Committing again is safe: the server knows the transaction by its number. So the first
+        # attempts are short, for a server that is gone must not keep a worker from stopping.
+        seconds = _FIRST_COMMIT_SECONDS
         while True:
             try:
-                # Committing again is safe: the server knows the transaction by its number. So an
-                # attempt is short, for a server that is gone must not keep a worker from stopping.
-                with pymongo.timeout(_COMMIT_SECONDS):
+                with pymongo.timeout(seconds):
                     self._session.commit_transaction()
                 return
             except PyMongoError as error:
                 unknown = error.has_error_label("UnknownTransactionCommitResult") or error.timeout
-                if not unknown or patience.is_exhausted:
+                if not unknown:
                     raise
-            patience.pause()
-            await_server(self._client, patience)
+                patience.pause()
+                if patience.is_exhausted or not await_server(self._client, patience):
+                    self._abandon()
+                    raise
+            seconds = min(seconds * 2, _LONGEST_COMMIT_SECONDS)
 
     def _abort(self) -> None:
         if self._session.in_transaction:
             with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
                 self._session.abort_transaction()
 
+    def _abandon(self) -> None:
+        # The driver does not abort what it has tried to commit; if it was not committed it would
+        # stay open, with all its locks, for a minute.
+        with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
+            self._client.admin.command("killSessions", [self._session.session_id])
 
-def await_server(client: pymongo.MongoClient[dict[str, object]], patience: Patience) -> None:
-    """Wait until there is a server to write to, or patience is exhausted.
+
+def await_server(client: pymongo.MongoClient[dict[str, object]], patience: Patience) -> bool:
+    """Wait until there is a server to write to; false if patience is exhausted before.
 
     An operation that finds no server waits for one by itself, but for many seconds and whatever
     happens in the meantime.
     """
-    while not client.topology_description.has_writable_server() and not patience.is_exhausted:
+    while not client.topology_description.has_writable_server():
+        if patience.is_exhausted:
+            return False
         with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
             client.admin.command("ping")
+    return True
 
 
 def _is_conflict(error: PyMongoError) -> bool:

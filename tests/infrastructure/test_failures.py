@@ -1,0 +1,288 @@
+"""Errors that pass by themselves, forced at every statement of a transaction and outside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from bson.decimal128 import Decimal128
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from event_store import assert_equal_to_the_events
+from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
+from projections.embedded import open_server
+from projections.mongo import connect
+from projections.read_model import ReadModel
+from projections.settings import Settings
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+# What a server answers during an election, after a conflict, or when it shuts down.
+NOT_PRIMARY, WRITE_CONFLICT, TIME_LIMIT, NO_SUCH_TRANSACTION = 10107, 112, 262, 251
+LOST_ANSWER = {"writeConcernError": {"code": 64, "errmsg": "the answer got lost"}}
+TRANSIENT = {"errorLabels": ["TransientTransactionError"]}
+FAILURES = [
+    ("insert", {"errorCode": WRITE_CONFLICT, **TRANSIENT}),
+    ("insert", {"closeConnection": True}),
+    ("insert", {"errorCode": NOT_PRIMARY, **TRANSIENT}),
+    ("update", {"errorCode": WRITE_CONFLICT, **TRANSIENT}),
+    ("update", {"closeConnection": True}),
+    ("find", {"closeConnection": True}),
+    ("find", {"errorCode": TIME_LIMIT}),
+    ("commitTransaction", {"errorCode": NO_SUCH_TRANSACTION, **TRANSIENT}),
+    ("commitTransaction", {"errorCode": NOT_PRIMARY}),
+    ("commitTransaction", {"closeConnection": True}),
+    # Here the transaction is committed, and only the answer says otherwise.
+    ("commitTransaction", LOST_ANSWER),
+]
+
+
+@contextmanager
+def failing(
+    client: MongoClient[Any], command: str, mode: object = "alwaysOn", **data: Any
+) -> Iterator[None]:
+    """The server fails a command in this way inside the block."""
+    data = {"failCommands": [command], "appName": "score-ledger", **data}
+    with connect_as_operator(client) as operator:
+        operator.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
+        try:
+            yield
+        finally:
+            operator.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+def connect_as_operator(client: MongoClient[Any]) -> MongoClient[Any]:
+    host, port = client.address or ("", 0)
+    return MongoClient(host, port, directConnection=True, appname="operator")
+
+
+@contextmanager
+def following(worker: ProjectionWorker) -> Iterator[Event]:
+    stop = Event()
+    errors: list[BaseException] = []
+
+    def follow() -> None:
+        try:
+            worker.follow(stop)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    thread = Thread(target=follow)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def grant_some(scoring: Scoring, first: int, number: int) -> None:
+    scoring.grant_many([make_grant(n) for n in range(first, first + number)])
+
+
+@pytest.mark.parametrize(
+    ("command", "failure"), FAILURES, ids=lambda value: value if isinstance(value, str) else None
+)
+def test_a_failure_that_passes_is_survived_and_counts_nothing_twice(
+    scoring: Scoring, view: MongoScoreView, command: str, failure: dict[str, Any]
+) -> None:
+    """It comes three times in a row, in the middle of catching up."""
+    grant_some(scoring, 0, 300)
+    worker = ProjectionWorker(scoring, view, batch_size=50)
+    with failing(view.read_model.client, command, mode={"times": 3}, **failure):
+        assert worker.catch_up() == scoring.recorder.max_notification_id()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 300
+
+
+def test_failures_at_random_are_survived_together_with_duplicates_from_outside(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """A third of all inserts and commits fail, while two workers redeliver everything."""
+    grant_some(scoring, 0, 200)
+    ProjectionWorker(scoring, view).catch_up()
+    grant_some(scoring, 200, 200)
+    # As after a partial restore: the grants are there and the position is lost.
+    view.read_model.positions.delete_many({})
+    failure = {
+        "errorCode": WRITE_CONFLICT,
+        **TRANSIENT,
+        "failCommands": ["insert", "commitTransaction"],
+    }
+    with (
+        closing(MongoScoreView(view.read_model)) as second,
+        failing(view.read_model.client, "", mode={"activationProbability": 0.33}, **failure),
+    ):
+        threads = [
+            Thread(target=ProjectionWorker(scoring, some, batch_size=20).catch_up)
+            for some in (view, second)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert view.foreign_count("Scoring") == 0
+    assert assert_equal_to_the_events(scoring, view.read_model) == 400
+
+
+def test_foreign_documents_of_every_kind_are_counted_and_left_alone(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """Whatever a unique index takes for the same: members of arrays, numbers of other types."""
+    receipts = [scoring.grant(**make_grant(n, user_id="ada").model_dump()) for n in range(6)]
+    foreign: list[dict[str, Any]] = [
+        {"_id": {"any": "thing"}, "grantId": "grant-0"},
+        {"_id": "x", "grantId": ["grant-1", "another"]},
+        {"_id": float(receipts[2].position), "grantId": "theirs-2"},
+        {"_id": Decimal128(str(receipts[3].position)), "grantId": {"theirs": 3}},
+    ]
+    view.read_model.grants.insert_many(foreign)
+    ProjectionWorker(scoring, view).catch_up()
+    assert view.foreign_count("Scoring") == 4
+    assert view.read_model.users.find_one({"_id": "ada"}, {"grantCount": 1}) == {
+        "_id": "ada",
+        "grantCount": 2,
+    }
+
+
+def test_a_failure_that_stays_is_raised_and_told_by_status(
+    scoring: Scoring,
+    view: MongoScoreView,
+    mongo_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until some worker has come further."""
+    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.3)
+    grant_some(scoring, 0, 10)
+    worker = ProjectionWorker(scoring, view)
+    settings = Settings(
+        folder=tmp_path, MONGO_URI=mongo_uri, MONGO_DATABASE=view.read_model.database.name
+    )
+    with ScoreLedger.open(
+        settings=settings, worker=False, event_store=sqlite_env(tmp_path / "events.sqlite")
+    ) as ledger:
+        assert ledger.status().worker_error is None
+        with (
+            failing(view.read_model.client, "insert", errorCode=WRITE_CONFLICT, **TRANSIENT),
+            pytest.raises(ReadModelUnavailable),
+        ):
+            worker.catch_up()
+        status = ledger.status()
+        assert "failpoint" in (status.worker_error or "")
+        assert str(os.getpid()) in (status.worker_error or "")
+        assert status.lag_events == 27
+        assert 0 <= (status.lag_seconds or 0) < 60
+        worker.catch_up()
+        status = ledger.status()
+        assert (status.worker_error, status.lag_events, status.lag_seconds) == (None, 0, 0.0)
+
+
+def test_a_refusal_that_is_nobodys_fault_parks_nothing(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """Missing rights would otherwise park every stream there is."""
+    grant_some(scoring, 0, 10)
+    worker = ProjectionWorker(scoring, view, on_error="park")
+    with (
+        failing(view.read_model.client, "insert", errorCode=13),
+        pytest.raises(ReadModelUnavailable, match="refused access"),
+    ):
+        worker.catch_up()
+    assert view.parking.count() == 0
+    worker.catch_up()
+    assert_equal_to_the_events(scoring, view.read_model)
+
+
+@pytest.mark.parametrize("command", ["insert", "commitTransaction", "find"])
+def test_a_stop_is_heeded_within_a_second_even_while_retrying(
+    scoring: Scoring, view: MongoScoreView, command: str
+) -> None:
+    """The batch is not applied, and the next worker applies it."""
+    grant_some(scoring, 0, 10)
+    failure = {"closeConnection": True}
+    with failing(view.read_model.client, command, **failure):
+        with following(ProjectionWorker(scoring, view)) as stop:
+            time.sleep(0.5)
+            asked = time.monotonic()
+            stop.set()
+        assert time.monotonic() - asked < 1.5
+    ProjectionWorker(scoring, view).catch_up()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 10
+
+
+def test_a_stop_is_heeded_within_a_second_while_the_server_is_gone(
+    scoring: Scoring, tmp_path: Path
+) -> None:
+    """Server selection waits for ten, so it is not what a worker waits in."""
+    with server_of_its_own(tmp_path) as (pid, view):
+        with following(ProjectionWorker(scoring, view)) as stop:
+            grant_some(scoring, 0, 100)
+            view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=10)
+            os.kill(pid(), signal.SIGKILL)
+            grant_some(scoring, 100, 100)
+            time.sleep(0.1)
+            asked = time.monotonic()
+            stop.set()
+        assert time.monotonic() - asked < 1.5
+
+
+@contextmanager
+def server_of_its_own(folder: Path) -> Iterator[tuple[Callable[[], int], MongoScoreView]]:
+    """A mongod of its own, which is started again when it dies; yields how to find its pid."""
+    with (
+        open_server(
+            folder / "own", extra_args=["--setParameter", "enableTestCommands=1"]
+        ) as server,
+        connect(server.uri) as client,
+        closing(MongoScoreView(ReadModel(client, "own"))) as view,
+    ):
+        view.read_model.prepare()
+        pid = client.admin.command("serverStatus")["pid"]
+
+        def current() -> int:
+            return int(client.admin.command("serverStatus")["pid"])
+
+        assert current() == pid
+        yield current, view
+
+
+def test_mongod_killed_and_restarted_under_load_loses_and_doubles_nothing(
+    scoring: Scoring, tmp_path: Path
+) -> None:
+    """Twice, while grants are recorded and followed; the worker never gives up."""
+    with server_of_its_own(tmp_path) as (pid, view):
+        grant_some(scoring, 0, 5_000)
+        with following(ProjectionWorker(scoring, view, batch_size=200)):
+            for round_ in range(2):
+                grant_some(scoring, 5_000 + 1000 * round_, 1000)
+                time.sleep(0.2)
+                os.kill(pid(), signal.SIGKILL)
+                grant_some(scoring, 10_000 + 1000 * round_, 1000)
+            view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=60)
+        assert assert_equal_to_the_events(scoring, view.read_model) == 9_000
+
+
+def test_a_primary_that_steps_down_under_load_loses_and_doubles_nothing(
+    scoring: Scoring, tmp_path: Path
+) -> None:
+    """Two elections, while grants are recorded and followed."""
+    with server_of_its_own(tmp_path) as (_, view):
+        grant_some(scoring, 0, 5_000)
+        with following(ProjectionWorker(scoring, view, batch_size=200)):
+            for round_ in range(2):
+                grant_some(scoring, 5_000 + 1000 * round_, 1000)
+                time.sleep(0.2)
+                with suppress(PyMongoError):
+                    view.read_model.client.admin.command("replSetStepDown", 1, force=True)
+            view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=60)
+        assert assert_equal_to_the_events(scoring, view.read_model) == 7_000

@@ -1,0 +1,262 @@
+"""Following: how soon grants are visible, who projects them, and what idling costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from statistics import median
+from threading import Event, Thread
+
+import psycopg
+import pytest
+
+from command_line import COMMAND
+from event_store import assert_equal_to_the_events
+from postgres_server import PostgresServer
+from projections import MongoScoreView, ProjectionWorker, ScoreLedger
+from projections.mongo import connect
+from projections.read_model import ReadModel
+from projections.settings import Settings
+from projections.wakeups import WakeUps
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+
+@contextmanager
+def background(worker: ProjectionWorker) -> Iterator[None]:
+    stop = Event()
+    thread = Thread(target=worker.follow, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def follower(folder: Path, view: MongoScoreView, uri: str) -> Iterator[subprocess.Popen[bytes]]:
+    """``score-ledger project --follow`` as a process of its own."""
+    env = {
+        **os.environ,
+        **sqlite_env(folder / "events.sqlite"),
+        "MONGO_URI": uri,
+        "MONGO_DATABASE": view.read_model.database.name,
+        "SCORE_LEDGER_BATCH_SIZE": "50",
+    }
+    with subprocess.Popen(
+        [sys.executable, COMMAND, "project", "--follow"],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def seconds_until_visible(scoring: Scoring, view: MongoScoreView, number: int) -> float:
+    receipt = scoring.grant(**make_grant(number).model_dump())
+    started = time.perf_counter()
+    view.wait("Scoring", receipt.position, timeout=20)
+    return time.perf_counter() - started
+
+
+def test_a_grant_is_visible_within_milliseconds_to_its_own_process(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """The worker is woken by the recording, and the waiter by the worker."""
+    with background(ProjectionWorker(scoring, view)):
+        seconds_until_visible(scoring, view, 0)
+        waits = []
+        for number in range(1, 21):
+            time.sleep(0.1)  # long enough for a worker that looks now and then to look seldom
+            waits.append(seconds_until_visible(scoring, view, number))
+    assert median(waits) < 0.05
+
+
+def test_a_grant_is_visible_within_milliseconds_across_processes(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
+) -> None:
+    """SQLite tells nobody, so the worker looks twenty times a second at least."""
+    with follower(tmp_path, view, mongo_uri):
+        seconds_until_visible(scoring, view, 0)
+        waits = []
+        for number in range(1, 21):
+            time.sleep(0.1)
+            waits.append(seconds_until_visible(scoring, view, number))
+    assert median(waits) < 0.1
+
+
+def test_a_worker_is_told_by_postgres_what_other_processes_record(
+    postgres: PostgresServer, view: MongoScoreView
+) -> None:
+    """So it need not look often; it listens again when the connection is lost."""
+    env = postgres.new_env(POSTGRES_POOL_SIZE="5")
+    with Scoring(env) as mine, Scoring(env) as theirs, WakeUps(mine) as wake_ups:
+        await_listening(wake_ups)
+        assert not wake_ups.wait(0.1)
+        theirs.grant(**make_grant(1).model_dump())
+        assert wake_ups.wait(5)
+        with psycopg.connect(postgres.uri, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+            )
+        deadline = time.monotonic() + 5
+        while wake_ups.hears_all and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not wake_ups.hears_all
+        await_listening(wake_ups)
+        theirs.grant(**make_grant(2).model_dump())
+        assert wake_ups.wait(5)
+        with background(ProjectionWorker(mine, view)):
+            for number in range(3, 13):
+                seconds_until_visible(theirs, view, number)
+        assert assert_equal_to_the_events(mine, view.read_model) == 12
+
+
+def await_listening(wake_ups: WakeUps) -> None:
+    deadline = time.monotonic() + 10
+    while not wake_ups.hears_all:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    wake_ups.wait(0.1)
+
+
+def test_an_idle_worker_costs_next_to_nothing(scoring: Scoring, view: MongoScoreView) -> None:
+    """It looks at the event store now and then, and leaves MongoDB alone."""
+    seconds = 2.0
+    with background(ProjectionWorker(scoring, view)):
+        seconds_until_visible(scoring, view, 1)
+        time.sleep(0.5)
+        commands = commands_sent(view)
+        used = time.process_time()
+        time.sleep(seconds)
+        used = time.process_time() - used
+        assert commands_sent(view) == commands
+    assert used / seconds < 0.05
+
+
+def commands_sent(view: MongoScoreView) -> int:
+    top = view.read_model.client.admin.command("top")["totals"]
+    name = view.read_model.database.name
+    return sum(
+        counts["commands"]["count"] + counts["queries"]["count"] + counts["update"]["count"]
+        for collection, counts in top.items()
+        if collection.startswith(f"{name}.")
+    )
+
+
+def test_of_two_followers_one_takes_over_when_the_other_is_killed(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
+) -> None:
+    """Within seconds, though a killed worker leaves a transaction open for a minute."""
+    numbers = iter(range(100_000))
+
+    def record(amount: int) -> int:
+        scoring.grant_many([make_grant(next(numbers)) for _ in range(amount)])
+        return scoring.recorder.max_notification_id() or 0
+
+    with (
+        follower(tmp_path, view, mongo_uri) as first,
+        follower(tmp_path, view, mongo_uri) as second,
+    ):
+        view.wait("Scoring", record(100), timeout=20)
+        for victim in (first, second):
+            record(3000)
+            time.sleep(0.2)
+            victim.send_signal(signal.SIGKILL)
+            if victim is first:
+                killed = time.monotonic()
+                view.wait("Scoring", record(100), timeout=20)
+                assert time.monotonic() - killed < 12
+    ProjectionWorker(scoring, view).catch_up()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 6200
+
+
+def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """Rather than a minute later; a slow one of the living is left alone."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    ProjectionWorker(scoring, view).catch_up()
+    hold = (
+        "import sys, time\n"
+        "from projections.mongo import MongoScoreView, connect\n"
+        "from projections.batches import Batch\n"
+        "from projections.read_model import ReadModel\n"
+        "view = MongoScoreView(ReadModel(connect(sys.argv[1]), sys.argv[2]))\n"
+        "def hang(*_):\n"
+        "    print('open', flush=True)\n"
+        "    time.sleep(60)\n"
+        "view._add = hang\n"
+        "view.apply(Batch('Scoring', int(sys.argv[3]), int(sys.argv[3]) + 1))\n"
+    )
+    position = view.max_tracking_id("Scoring")
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, mongo_uri, view.read_model.database.name, str(position)],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        scoring.grant(**make_grant(11).model_dump())
+        catching_up = Thread(target=ProjectionWorker(scoring, view).catch_up)
+        catching_up.start()
+        time.sleep(7)  # longer than a worker may be silent: this one is alive, and says so
+        assert view.max_tracking_id("Scoring") == position
+        process.kill()
+        killed = time.monotonic()
+        catching_up.join()
+        assert time.monotonic() - killed < 3
+    assert view.max_tracking_id("Scoring") == scoring.recorder.max_notification_id()
+
+
+def test_a_ledger_in_use_projects_in_the_background(
+    mongo_uri: str, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """Opened, granted, waited for, read."""
+    settings = Settings(
+        folder=tmp_path, MONGO_URI=mongo_uri, MONGO_DATABASE=read_model.database.name
+    )
+    event_store = sqlite_env(tmp_path / "events.sqlite")
+    with ScoreLedger.open(settings=settings, event_store=event_store) as ledger:
+        for number in range(10):
+            ledger.wait(ledger.grant(**make_grant(number, user_id="ada").model_dump()))
+            assert len(ledger.history("ada")) == number + 1
+        closing_began = time.monotonic()
+    assert time.monotonic() - closing_began < 1.5
+
+
+def test_waiting_ends_when_it_was_to_end(view: MongoScoreView) -> None:
+    """With a sentence that says what to look at."""
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="score-ledger status"):
+        view.wait("Scoring", 1, timeout=0.3)
+    assert 0.25 < time.monotonic() - started < 2
+
+
+def test_waiting_goes_on_through_a_lost_connection(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """It is the worker's business that counts, not the waiter's connection."""
+    receipt = scoring.grant(**make_grant(1).model_dump())
+    with (
+        connect(mongo_uri) as client,
+        closing(MongoScoreView(ReadModel(client, view.read_model.database.name))) as waiting,
+    ):
+        thread = Thread(
+            target=waiting.wait, args=("Scoring", receipt.position), kwargs={"timeout": 20}
+        )
+        thread.start()
+        time.sleep(0.1)
+        view.read_model.client.admin.command("replSetStepDown", 1, force=True)
+        ProjectionWorker(scoring, view).catch_up()
+        thread.join(10)
+        assert not thread.is_alive()
