@@ -4,12 +4,19 @@
 together themselves.
 """
 
-from projections.errors import PoisonEvent, PositionMoved, ProjectionError, ReadModelUnavailable
+from projections.errors import (
+    LedgerNotOpen,
+    PoisonEvent,
+    PositionMoved,
+    ProjectionError,
+    ReadModelUnavailable,
+)
 from projections.history import GrantRow, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
 from projections.projection import ScoreGrantsProjection
+from projections.settings import Settings
 from projections.verify import Difference, Verification
 from projections.worker import Progress, ProjectionWorker
 
@@ -18,6 +25,7 @@ __all__ = [
     "GrantRow",
     "Leaderboard",
     "LeaderboardRow",
+    "LedgerNotOpen",
     "LedgerStatus",
     "MongoScoreView",
     "PoisonEvent",
@@ -28,6 +36,7 @@ __all__ = [
     "ReadModelUnavailable",
     "ScoreGrantsProjection",
     "ScoreLedger",
+    "Settings",
     "UserTotals",
     "Verification",
 ]

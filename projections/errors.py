@@ -11,6 +11,10 @@ class ReadModelUnavailable(ProjectionError):  # noqa: N818 - a state, not a mist
     """MongoDB cannot be reached, or cannot do what the read model needs."""
 
 
+class LedgerNotOpen(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """The ledger was closed, or belongs to the process that forked this one."""
+
+
 class PositionMoved(ProjectionError):  # noqa: N818 - a state, not a mistake
     """Another worker moved the tracked position first, so this batch was not applied."""
 

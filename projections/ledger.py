@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
+
+from eventsourcing.utils import Environment
+from pymongo import MongoClient
+from pymongo.database import Database
 
 from projections.embedded import open_server
 from projections.errors import ProjectionError
+from projections.handover import Gone, keep_for_ever, watch_for_forks
 from projections.history import GrantRow, UserHistory, UserTotals
 from projections.leaderboard import Leaderboard
 from projections.mongo import MongoScoreView, connect
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
     from typing import Self
+
+    from projections.read_model import Document
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +78,7 @@ def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
     """
-    env = dict(settings.event_store() if event_store is None else event_store)
+    env = settings.event_store() if event_store is None else _own_variables(event_store)
     try:
         if env.get("SQLITE_DBNAME") == str(settings.events_file):
             settings.folder.mkdir(parents=True, exist_ok=True)
@@ -81,11 +89,67 @@ def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = 
         ) from error
 
 
+def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
+    # The environment of another application may carry that application's prefix.
+    env = dict(event_store)
+    if isinstance(event_store, Environment) and event_store.name:
+        prefix = f"{event_store.name.upper()}_"
+        env |= {k.removeprefix(prefix): v for k, v in env.items() if k.startswith(prefix)}
+    return env
+
+
+def open_read_model(
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    mongo: MongoClient[Any] | Database[Any] | str | None = None,
+    mongo_database: str | None = None,
+) -> ReadModel:
+    """Open the read model alone; what is opened for it is closed by ``stack``, a client given not.
+
+    Args:
+        settings: Where MongoDB is, unless ``mongo`` says so.
+        stack: Takes what has to be closed.
+        mongo: A client, a database or a URI.
+        mongo_database: Name of the database, unless ``mongo`` is one; default, the settings'.
+
+    Raises:
+        ProjectionError: if it cannot be opened, in one sentence.
+    """
+    if isinstance(mongo, Database):
+        if mongo_database not in {None, mongo.name}:
+            raise ProjectionError(
+                f"two databases were given, {mongo.name!r} and {mongo_database!r}: give one"
+            )
+        mongo_database = mongo.name
+        mongo = mongo.client
+    if isinstance(mongo, MongoClient):
+        client = cast("MongoClient[Document]", mongo)
+    elif mongo is None or isinstance(mongo, str):
+        uri = mongo or settings.mongo_uri
+        if uri is None:
+            server = open_server(settings.folder / "mongo", mongod=settings.mongod)
+            uri = stack.enter_context(server).uri
+        client = stack.enter_context(connect(uri))
+    else:
+        raise ProjectionError(
+            f"mongo must be a MongoClient, a Database of one, or a URI, not a "
+            f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
+            "asyncio.to_thread"
+        )
+    read_model = ReadModel(client, mongo_database or settings.mongo_database)
+    read_model.prepare()
+    return read_model
+
+
 class ScoreLedger:
     """The whole ledger in one object: commands, reads, and a worker that projects.
 
-    Made by ``ScoreLedger.open()``; a context manager. It closes what it opened, and may be used
-    from several threads.
+    Made by ``ScoreLedger.open()``; a context manager. It closes what it opened and nothing else.
+
+    Threads may share one. A process that was forked may not use its parent's: every call raises
+    ``LedgerNotOpen`` there, and a new ledger can be opened; closing the inherited one does nothing.
+    Its calls block, so from asyncio call ``await asyncio.to_thread(ledger.grant, ...)``.
     """
 
     def __init__(
@@ -96,11 +160,13 @@ class ScoreLedger:
         self._view = view
         self._settings = settings
         self._owned = owned
+        self._pid = os.getpid()
         self._stop = Event()
         self._thread: Thread | None = None
         self._worker_error: str | None = None
         self._history = UserHistory(view.read_model)
         self.leaderboard = Leaderboard(view.read_model)
+        watch_for_forks(self)
 
     @classmethod
     def open(
@@ -110,31 +176,39 @@ class ScoreLedger:
         worker: bool = True,
         settings: Settings | None = None,
         event_store: Mapping[str, str] | None = None,
+        scoring: Scoring | None = None,
+        mongo: MongoClient[Any] | Database[Any] | str | None = None,
+        mongo_database: str | None = None,
     ) -> Self:
         """Open the ledger that the arguments and the environment describe.
 
         With nothing set, events go to ``.score-ledger/events.sqlite``, and a ``mongod`` of its
-        own runs for the folder as long as somebody uses it.
+        own runs for the folder as long as somebody uses it. An argument beats the environment.
 
         Args:
             folder: The embedded folder; default ``SCORE_LEDGER_FOLDER`` or ``.score-ledger``.
             worker: Project in the background; otherwise call ``catch_up()``.
             settings: Beat the environment altogether; ``folder`` is not looked at then.
-            event_store: The library's variables for the event store; beat the environment.
+            event_store: The library's variables for the event store, perhaps the ``env`` of an
+                application of yours, whose prefixed variables count too.
+            scoring: A ``Scoring`` application of yours, perhaps of a subclass; it stays open.
+            mongo: A ``MongoClient`` or ``Database`` of yours, which stays open, or a URI.
+            mongo_database: Name of the database, unless ``mongo`` is a ``Database``.
 
         Raises:
             ProjectionError: if a part cannot be opened; what was opened is closed again.
         """
+        if scoring is not None and event_store is not None:
+            raise ProjectionError(
+                "scoring and event_store were given, which both say where events are: give one"
+            )
         settings = settings or Settings.load(folder=folder)
         with ExitStack() as stack:
-            scoring = stack.enter_context(open_scoring(settings, event_store=event_store))
-            uri = settings.mongo_uri
-            if uri is None:
-                server = open_server(settings.folder / "mongo", mongod=settings.mongod)
-                uri = stack.enter_context(server).uri
-            client = stack.enter_context(connect(uri))
-            read_model = ReadModel(client, settings.mongo_database)
-            read_model.prepare()
+            if scoring is None:
+                scoring = stack.enter_context(open_scoring(settings, event_store=event_store))
+            read_model = open_read_model(
+                settings, stack, mongo=mongo, mongo_database=mongo_database
+            )
             ledger = cls(
                 scoring=scoring,
                 view=stack.enter_context(closing(MongoScoreView(read_model))),
@@ -229,11 +303,33 @@ class ScoreLedger:
         )
 
     def close(self) -> None:
-        """Stop the worker at a batch boundary and close what was opened; may be called again."""
+        """Stop the worker at a batch boundary and close what was opened; may be called again.
+
+        In a forked child it does nothing to a ledger that was inherited.
+        """
+        if self._pid != os.getpid():
+            return
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
         self._owned.close()
+        self._retire("the ledger is closed: open a new one with ScoreLedger.open()")
+
+    def leave_to_parent(self) -> None:
+        """Become unusable in a child that was forked; called there before anything else runs."""
+        keep_for_ever(self._owned)
+        self._retire(
+            f"the ledger was opened by process {self._pid}, which forked this one: open a new one "
+            "with ScoreLedger.open()"
+        )
+
+    def _retire(self, sentence: str) -> None:
+        """Have every use from now on raise ``LedgerNotOpen``."""
+        gone: Any = Gone(sentence)
+        # The leaderboard may be in somebody's hands already, so it is emptied, not replaced.
+        for part in (self.leaderboard, self._history):
+            vars(part).update(dict.fromkeys(vars(part), gone))
+        self._scoring = self._view = gone
 
     def __enter__(self) -> Self:
         """Return the ledger itself."""
