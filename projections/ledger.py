@@ -16,10 +16,10 @@ from pymongo.database import Database
 from projections.embedded import open_server
 from projections.errors import ProjectionError
 from projections.handover import Gone, keep_for_ever, watch_for_forks
-from projections.history import GrantRow, UserHistory, UserTotals
-from projections.leaderboard import Leaderboard
+from projections.metrics import observe
 from projections.mongo import MongoScoreView, connect
 from projections.read_model import ReadModel
+from projections.repositories import TracedScoreView, registered
 from projections.settings import SQLITE_MODULE, Settings
 from projections.verify import Verification, verify_totals
 from projections.worker import Progress, ProjectionWorker
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from projections.history import GrantRow, UserTotals
     from projections.read_model import Document
 
 logger = logging.getLogger(__name__)
@@ -164,9 +165,10 @@ class ScoreLedger:
         self._stop = Event()
         self._thread: Thread | None = None
         self._worker_error: str | None = None
-        self._history = UserHistory(view.read_model)
-        self.leaderboard = Leaderboard(view.read_model)
+        self._repositories = registered(scoring, view.read_model)
+        self.leaderboard = self._repositories.leaderboard
         watch_for_forks(self)
+        observe(self, namespace=view.read_model.database.name)
 
     @classmethod
     def open(
@@ -211,7 +213,7 @@ class ScoreLedger:
             )
             ledger = cls(
                 scoring=scoring,
-                view=stack.enter_context(closing(MongoScoreView(read_model))),
+                view=stack.enter_context(closing(TracedScoreView(read_model))),
                 settings=settings,
                 owned=stack.pop_all(),
             )
@@ -230,25 +232,27 @@ class ScoreLedger:
         granted_at: datetime,
     ) -> GrantReceipt:
         """Award points once; see ``Scoring.grant``."""
-        return self._scoring.grant(user_id, grant_id, key, category, source, amount, granted_at)
+        return self._repositories.user_scores.grant(
+            user_id, grant_id, key, category, source, amount, granted_at
+        )
 
     def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
         """Award many grants; see ``Scoring.grant_many``."""
-        return self._scoring.grant_many(grants)
+        return self._repositories.user_scores.grant_many(grants)
 
     def score_of(self, user_id: str) -> Score:
         """Return a user's state straight from the event store; see ``Scoring.score_of``."""
-        return self._scoring.score_of(user_id)
+        return self._repositories.user_scores.score_of(user_id)
 
     def totals(self, user_id: str) -> UserTotals | None:
         """Return a user's projected totals; see ``UserHistory.totals``."""
-        return self._history.totals(user_id)
+        return self._repositories.score_grants.totals(user_id)
 
     def history(
         self, user_id: str, *, after: int | None = None, limit: int = 100
     ) -> list[GrantRow]:
         """Return a page of a user's projected grants, newest first; see ``UserHistory.grants``."""
-        return self._history.grants(user_id, after=after, limit=limit)
+        return self._repositories.score_grants.grants(user_id, after=after, limit=limit)
 
     def wait(self, receipt: GrantReceipt, *, timeout: float = 5.0) -> None:
         """Block until the answer of a receipt is visible to readers.
@@ -326,9 +330,9 @@ class ScoreLedger:
     def _retire(self, sentence: str) -> None:
         """Have every use from now on raise ``LedgerNotOpen``."""
         gone: Any = Gone(sentence)
-        # The leaderboard may be in somebody's hands already, so it is emptied, not replaced.
-        for part in (self.leaderboard, self._history):
-            vars(part).update(dict.fromkeys(vars(part), gone))
+        # The leaderboard may be in somebody's hands already, so they are emptied, not replaced.
+        for repository in self._repositories:
+            vars(repository).update(dict.fromkeys(vars(repository), gone))
         self._scoring = self._view = gone
 
     def __enter__(self) -> Self:

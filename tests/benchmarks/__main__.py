@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import embedding_costs
 import write_side
 from measuring import Report
 
@@ -21,6 +22,7 @@ PARTS = {
     "grant": write_side.single_grants,
     "grant-many": write_side.batched_grants,
     "writer-memory": write_side.memory,
+    "tracing": embedding_costs.tracing,
 }
 
 

@@ -1,0 +1,150 @@
+"""The repositories behind the ports, each registered once, traced."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from projections.errors import PositionMoved
+from projections.history import UserHistory
+from projections.leaderboard import Leaderboard
+from projections.metrics import count_batch, count_conflict, count_grant, count_grants
+from projections.mongo import MongoScoreView
+from projections.read_model import GRANTS, USERS
+from projections.tracing import Call, Store, is_listened_to, links_to, span, traced
+from scoring import BatchFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from projections.batches import Batch
+    from projections.ports import ScoreGrantRepository, UserScoreRepository
+    from projections.read_model import ReadModel
+    from scoring import Grant, GrantReceipt, Score, Scoring
+
+_MONGODB: Final = "mongodb"
+_EVENT_STORES: Final = {
+    "eventsourcing.sqlite": ("sqlite", "SQLITE_DBNAME"),
+    "eventsourcing.postgres": ("postgresql", "POSTGRES_DBNAME"),
+}
+"""By persistence module: the ``db.system.name``, and the variable that names the database."""
+
+
+class EventSourcedUserScores:
+    """``UserScoreRepository`` on the event store of a ``Scoring`` application; counts answers."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        """Use this application."""
+        self._scoring = scoring
+
+    def grant(
+        self,
+        user_id: str,
+        grant_id: str,
+        key: str,
+        category: str,
+        source: str,
+        amount: int,
+        granted_at: datetime,
+    ) -> GrantReceipt:
+        """Award points once; see ``Scoring.grant``."""
+        receipt = self._scoring.grant(user_id, grant_id, key, category, source, amount, granted_at)
+        count_grant(receipt)
+        return receipt
+
+    def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
+        """Award many grants; see ``Scoring.grant_many``."""
+        try:
+            receipts = self._scoring.grant_many(grants)
+        except BatchFailed as failed:
+            count_grants(failed.receipts_so_far)
+            raise
+        count_grants(receipts)
+        return receipts
+
+    def score_of(self, user_id: str) -> Score:
+        """Return a user's state; see ``Scoring.score_of``."""
+        return self._scoring.score_of(user_id)
+
+
+class TracedScoreView(MongoScoreView):
+    """A view whose batches are spans that link to the commands they project, and are measured."""
+
+    def apply(self, batch: Batch) -> None:
+        """Add a batch; see ``MongoScoreView.apply``."""
+        started = time.monotonic()
+        try:
+            if is_listened_to():
+                self._apply_in_span(batch)
+            else:
+                super().apply(batch)
+        except PositionMoved:
+            count_conflict()
+            raise
+        count_batch(grants=len(batch.grants), seconds=time.monotonic() - started)
+
+    def _apply_in_span(self, batch: Batch) -> None:
+        from opentelemetry.trace import SpanKind  # noqa: PLC0415 - it is there: we are listened to
+
+        with span(
+            f"project {GRANTS}",
+            kind=SpanKind.CONSUMER,
+            attributes={
+                "db.system.name": _MONGODB,
+                "db.namespace": self.read_model.database.name,
+                "db.collection.name": GRANTS,
+                "db.operation.name": "project",
+                "score_ledger.batch.size": len(batch.grants),
+                "score_ledger.batch.position": batch.position,
+            },
+            links=links_to(grant.event.traceparent for grant in batch.grants),
+        ):
+            super().apply(batch)
+
+
+class Repositories(NamedTuple):
+    """The three repositories of a ledger.
+
+    Attributes:
+        user_scores: Users' scores in the event store.
+        score_grants: Projected grants and totals of single users.
+        leaderboard: Projected users by their totals.
+    """
+
+    user_scores: UserScoreRepository
+    score_grants: ScoreGrantRepository
+    leaderboard: Leaderboard
+
+
+def registered(scoring: Scoring, read_model: ReadModel) -> Repositories:
+    """Return the repositories on these two, each call of which is a span."""
+    return Repositories(
+        user_scores=traced(EventSourcedUserScores, _event_store(scoring))(scoring),
+        score_grants=traced(
+            UserHistory,
+            _mongodb(read_model, grants=Call("find", GRANTS), totals=Call("find", USERS)),
+        )(read_model),
+        leaderboard=traced(
+            Leaderboard,
+            _mongodb(read_model, top=Call("find", USERS), rank_of=Call("find", USERS)),
+        )(read_model),
+    )
+
+
+def _mongodb(read_model: ReadModel, **calls: Call) -> Store:
+    return Store(_MONGODB, read_model.database.name, USERS, calls)
+
+
+def _event_store(scoring: Scoring) -> Store:
+    module = scoring.env.get("PERSISTENCE_MODULE", "")
+    system, variable = _EVENT_STORES.get(module, ("other_sql", ""))
+    # In memory there is no table, but what would be in one.
+    table = getattr(scoring.recorder, "events_table_name", "stored_events")
+    insert, select = Call("INSERT", table), Call("SELECT", table)
+    return Store(
+        system=system,
+        namespace=scoring.env.get(variable, "") if variable else scoring.name,
+        collection=table,
+        calls={"grant": insert, "grant_many": insert, "score_of": select},
+    )
