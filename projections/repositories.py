@@ -11,7 +11,7 @@ from projections.leaderboard import Leaderboard
 from projections.metrics import count_batch, count_conflict, count_grant, count_grants
 from projections.mongo import MongoScoreView
 from projections.read_model import GRANTS, USERS
-from projections.tracing import Call, Store, is_listened_to, links_to, span, traced
+from projections.tracing import Call, Store, batch_span, traced
 from scoring import BatchFailed
 
 if TYPE_CHECKING:
@@ -74,33 +74,22 @@ class TracedScoreView(MongoScoreView):
     def apply(self, batch: Batch) -> None:
         """Add a batch; see ``MongoScoreView.apply``."""
         started = time.monotonic()
+        attributes: dict[str, str | int] = {
+            "db.system.name": _MONGODB,
+            "db.namespace": self.read_model.database.name,
+            "db.collection.name": GRANTS,
+            "db.operation.name": "project",
+            "score_ledger.batch.size": len(batch.grants),
+            "score_ledger.batch.position": batch.position,
+        }
+        traceparents = (grant.event.traceparent for grant in batch.grants)
         try:
-            if is_listened_to():
-                self._apply_in_span(batch)
-            else:
+            with batch_span(f"project {GRANTS}", attributes=attributes, traceparents=traceparents):
                 super().apply(batch)
         except PositionMoved:
             count_conflict()
             raise
         count_batch(grants=len(batch.grants), seconds=time.monotonic() - started)
-
-    def _apply_in_span(self, batch: Batch) -> None:
-        from opentelemetry.trace import SpanKind  # noqa: PLC0415 - it is there: we are listened to
-
-        with span(
-            f"project {GRANTS}",
-            kind=SpanKind.CONSUMER,
-            attributes={
-                "db.system.name": _MONGODB,
-                "db.namespace": self.read_model.database.name,
-                "db.collection.name": GRANTS,
-                "db.operation.name": "project",
-                "score_ledger.batch.size": len(batch.grants),
-                "score_ledger.batch.position": batch.position,
-            },
-            links=links_to(grant.event.traceparent for grant in batch.grants),
-        ):
-            super().apply(batch)
 
 
 class Repositories(NamedTuple):
