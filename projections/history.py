@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from projections.driver_errors import translated
 from scoring.rules import normalised_user_id
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from projections.read_model import Document, ReadModel
 
 
