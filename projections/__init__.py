@@ -15,6 +15,11 @@ from projections.history import GrantRow, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
+from projections.ports import (
+    LeaderboardRepository,
+    ScoreGrantRepository,
+    UserScoreRepository,
+)
 from projections.projection import ScoreGrantsProjection
 from projections.settings import Settings
 from projections.verify import Difference, Verification
@@ -24,6 +29,7 @@ __all__ = [
     "Difference",
     "GrantRow",
     "Leaderboard",
+    "LeaderboardRepository",
     "LeaderboardRow",
     "LedgerNotOpen",
     "LedgerStatus",
@@ -34,9 +40,11 @@ __all__ = [
     "ProjectionError",
     "ProjectionWorker",
     "ReadModelUnavailable",
+    "ScoreGrantRepository",
     "ScoreGrantsProjection",
     "ScoreLedger",
     "Settings",
+    "UserScoreRepository",
     "UserTotals",
     "Verification",
 ]
