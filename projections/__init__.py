@@ -6,6 +6,7 @@ together themselves.
 
 from projections.drift import Drift, UserDrift
 from projections.errors import (
+    LedgerNotOpen,
     PoisonEvent,
     PositionMoved,
     ProjectionError,
@@ -19,8 +20,10 @@ from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
 from projections.parking import ParkedStream
+from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
 from projections.projection import ScoreGrantsProjection
 from projections.rebuild import RebuildOutcome
+from projections.settings import Settings
 from projections.unparking import Unparked
 from projections.verification import Difference, Verification, VerificationProgress
 from projections.worker import Progress, ProjectionWorker
@@ -30,7 +33,9 @@ __all__ = [
     "Drift",
     "GrantRow",
     "Leaderboard",
+    "LeaderboardRepository",
     "LeaderboardRow",
+    "LedgerNotOpen",
     "LedgerStatus",
     "MongoScoreView",
     "ParkedStream",
@@ -42,12 +47,15 @@ __all__ = [
     "ReadModelUnavailable",
     "RebuildOutcome",
     "RebuildSuperseded",
+    "ScoreGrantRepository",
     "ScoreGrantsProjection",
     "ScoreLedger",
+    "Settings",
     "ShapeChanged",
     "StreamParked",
     "Unparked",
     "UserDrift",
+    "UserScoreRepository",
     "UserTotals",
     "Verification",
     "VerificationProgress",

@@ -20,6 +20,10 @@ class ReadModelUnavailable(ProjectionError):  # noqa: N818 - a state, not a mist
         super().__init__(message)
 
 
+class LedgerNotOpen(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """The ledger was closed, or belongs to the process that forked this one."""
+
+
 class PositionMoved(ProjectionError):  # noqa: N818 - a state, not a mistake
     """Another worker moved the tracked position first, so this batch was not applied."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from scoring.rules import normalised_user_id
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from pymongo.client_session import ClientSession
 
     from projections.read_model import Document, ReadModel

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from eventsourcing.utils import Environment
+from pymongo import MongoClient
+from pymongo.database import Database
 
 from projections.drift import Drift, UserDrift, measure_drift
 from projections.embedded import open_server
 from projections.errors import ProjectionError, StreamParked
-from projections.history import GrantRow, UserHistory, UserTotals
-from projections.leaderboard import Leaderboard
+from projections.handover import Gone, keep_for_ever, watch_for_forks
+from projections.metrics import observe
 from projections.mongo import MongoScoreView, connect
 from projections.read_model import ReadModel
 from projections.rebuild import Rebuild, RebuildOutcome
+from projections.repositories import TracedScoreView, registered
 from projections.settings import SQLITE_MODULE, Settings
 from projections.unparking import Unparked, Unparking
 from projections.verify import verify_totals
@@ -32,7 +38,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from projections.history import GrantRow, UserTotals
     from projections.parking import ParkedStream
+    from projections.read_model import Document
     from projections.verification import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
@@ -96,7 +104,7 @@ def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
     """
-    env = dict(settings.event_store() if event_store is None else event_store)
+    env = settings.event_store() if event_store is None else _own_variables(event_store)
     try:
         if env.get("SQLITE_DBNAME") == str(settings.events_file):
             settings.folder.mkdir(parents=True, exist_ok=True)
@@ -107,11 +115,67 @@ def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = 
         ) from error
 
 
+def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
+    # The environment of another application may carry that application's prefix.
+    env = dict(event_store)
+    if isinstance(event_store, Environment) and event_store.name:
+        prefix = f"{event_store.name.upper()}_"
+        env |= {k.removeprefix(prefix): v for k, v in env.items() if k.startswith(prefix)}
+    return env
+
+
+def open_read_model(
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    mongo: MongoClient[Any] | Database[Any] | str | None = None,
+    mongo_database: str | None = None,
+) -> ReadModel:
+    """Open the read model alone; what is opened for it is closed by ``stack``, a client given not.
+
+    Args:
+        settings: Where MongoDB is, unless ``mongo`` says so.
+        stack: Takes what has to be closed.
+        mongo: A client, a database or a URI.
+        mongo_database: Name of the database, unless ``mongo`` is one; default, the settings'.
+
+    Raises:
+        ProjectionError: if it cannot be opened, in one sentence.
+    """
+    if isinstance(mongo, Database):
+        if mongo_database not in {None, mongo.name}:
+            raise ProjectionError(
+                f"two databases were given, {mongo.name!r} and {mongo_database!r}: give one"
+            )
+        mongo_database = mongo.name
+        mongo = mongo.client
+    if isinstance(mongo, MongoClient):
+        client = cast("MongoClient[Document]", mongo)
+    elif mongo is None or isinstance(mongo, str):
+        uri = mongo or settings.mongo_uri
+        if uri is None:
+            server = open_server(settings.folder / "mongo", mongod=settings.mongod)
+            uri = stack.enter_context(server).uri
+        client = stack.enter_context(connect(uri))
+    else:
+        raise ProjectionError(
+            f"mongo must be a MongoClient, a Database of one, or a URI, not a "
+            f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
+            "asyncio.to_thread"
+        )
+    read_model = ReadModel(client, mongo_database or settings.mongo_database)
+    read_model.prepare()
+    return read_model
+
+
 class ScoreLedger:
     """The whole ledger in one object: commands, reads, and a worker that projects.
 
-    Made by ``ScoreLedger.open()``; a context manager. It closes what it opened, and may be used
-    from several threads.
+    Made by ``ScoreLedger.open()``; a context manager. It closes what it opened and nothing else.
+
+    Threads may share one. A process that was forked may not use its parent's: every call raises
+    ``LedgerNotOpen`` there, and a new ledger can be opened; closing the inherited one does nothing.
+    Its calls block, so from asyncio call ``await asyncio.to_thread(ledger.grant, ...)``.
     """
 
     def __init__(
@@ -122,10 +186,13 @@ class ScoreLedger:
         self._view = view
         self._settings = settings
         self._owned = owned
+        self._pid = os.getpid()
         self._stop = Event()
         self._thread: Thread | None = None
-        self._history = UserHistory(view.read_model)
-        self.leaderboard = Leaderboard(view.read_model)
+        self._repositories = registered(scoring, view.read_model)
+        self.leaderboard = self._repositories.leaderboard
+        watch_for_forks(self)
+        observe(self, namespace=view.read_model.database.name)
 
     @classmethod
     def open(
@@ -136,11 +203,14 @@ class ScoreLedger:
         any_shape: bool = False,
         settings: Settings | None = None,
         event_store: Mapping[str, str] | None = None,
+        scoring: Scoring | None = None,
+        mongo: MongoClient[Any] | Database[Any] | str | None = None,
+        mongo_database: str | None = None,
     ) -> Self:
         """Open the ledger that the arguments and the environment describe.
 
         With nothing set, events go to ``.score-ledger/events.sqlite``, and a ``mongod`` of its
-        own runs for the folder as long as somebody uses it.
+        own runs for the folder as long as somebody uses it. An argument beats the environment.
 
         Args:
             folder: The embedded folder; default ``SCORE_LEDGER_FOLDER`` or ``.score-ledger``.
@@ -148,27 +218,32 @@ class ScoreLedger:
             any_shape: Open a read model too whose documents another release made in another shape;
                 only ``rebuild()`` and ``status()`` are of use then.
             settings: Beat the environment altogether; ``folder`` is not looked at then.
-            event_store: The library's variables for the event store; beat the environment.
+            event_store: The library's variables for the event store, perhaps the ``env`` of an
+                application of yours, whose prefixed variables count too.
+            scoring: A ``Scoring`` application of yours, perhaps of a subclass; it stays open.
+            mongo: A ``MongoClient`` or ``Database`` of yours, which stays open, or a URI.
+            mongo_database: Name of the database, unless ``mongo`` is a ``Database``.
 
         Raises:
             ProjectionError: if a part cannot be opened; what was opened is closed again.
             ShapeChanged: if the read model has to be rebuilt for this release first.
         """
+        if scoring is not None and event_store is not None:
+            raise ProjectionError(
+                "scoring and event_store were given, which both say where events are: give one"
+            )
         settings = settings or Settings.load(folder=folder)
         with ExitStack() as stack:
-            scoring = stack.enter_context(open_scoring(settings, event_store=event_store))
-            uri = settings.mongo_uri
-            if uri is None:
-                server = open_server(settings.folder / "mongo", mongod=settings.mongod)
-                uri = stack.enter_context(server).uri
-            client = stack.enter_context(connect(uri))
-            read_model = ReadModel(client, settings.mongo_database)
-            read_model.prepare()
+            if scoring is None:
+                scoring = stack.enter_context(open_scoring(settings, event_store=event_store))
+            read_model = open_read_model(
+                settings, stack, mongo=mongo, mongo_database=mongo_database
+            )
             if not any_shape:
                 read_model.generations.check_shape()
             ledger = cls(
                 scoring=scoring,
-                view=stack.enter_context(closing(MongoScoreView(read_model))),
+                view=stack.enter_context(closing(TracedScoreView(read_model))),
                 settings=settings,
                 owned=stack.pop_all(),
             )
@@ -187,11 +262,13 @@ class ScoreLedger:
         granted_at: datetime,
     ) -> GrantReceipt:
         """Award points once; see ``Scoring.grant``."""
-        return self._scoring.grant(user_id, grant_id, key, category, source, amount, granted_at)
+        return self._repositories.user_scores.grant(
+            user_id, grant_id, key, category, source, amount, granted_at
+        )
 
     def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
         """Award many grants; see ``Scoring.grant_many``."""
-        return self._scoring.grant_many(grants)
+        return self._repositories.user_scores.grant_many(grants)
 
     def contribute(
         self,
@@ -203,33 +280,33 @@ class ScoreLedger:
         at: datetime | None = None,
     ) -> ContributionReceipt:
         """Set the bucket of a key, the old way; see ``Scoring.contribute``."""
-        return self._scoring.contribute(user_id, key, category, source, points, at)
+        return self._repositories.user_scores.contribute(user_id, key, category, source, points, at)
 
     def feed_post(
         self, user_id: str, post_id: str, points: int, at: datetime | None = None
     ) -> ContributionReceipt:
         """Contribute the points of a feed post; see ``Scoring.feed_post``."""
-        return self._scoring.feed_post(user_id, post_id, points, at)
+        return self._repositories.user_scores.feed_post(user_id, post_id, points, at)
 
     def award_badge(
         self, user_id: str, badge_id: str, points: int, at: datetime | None = None
     ) -> ContributionReceipt:
         """Contribute the points of a badge; see ``Scoring.award_badge``."""
-        return self._scoring.award_badge(user_id, badge_id, points, at)
+        return self._repositories.user_scores.award_badge(user_id, badge_id, points, at)
 
     def score_of(self, user_id: str) -> Score:
         """Return a user's state straight from the event store; see ``Scoring.score_of``."""
-        return self._scoring.score_of(user_id)
+        return self._repositories.user_scores.score_of(user_id)
 
     def totals(self, user_id: str) -> UserTotals | None:
         """Return a user's projected totals; see ``UserHistory.totals``."""
-        return self._history.totals(user_id)
+        return self._repositories.score_grants.totals(user_id)
 
     def history(
         self, user_id: str, *, after: int | None = None, limit: int = 100
     ) -> list[GrantRow]:
         """Return a page of a user's projected grants, newest first; see ``UserHistory.grants``."""
-        return self._history.grants(user_id, after=after, limit=limit)
+        return self._repositories.score_grants.grants(user_id, after=after, limit=limit)
 
     def wait(self, receipt: GrantReceipt | ContributionReceipt, *, timeout: float = 5.0) -> None:
         """Block until the answer of a receipt is visible to readers.
@@ -407,11 +484,33 @@ class ScoreLedger:
         return view.max_tracking_id(self._scoring.name) or 0
 
     def close(self) -> None:
-        """Stop the worker at a batch boundary and close what was opened; may be called again."""
+        """Stop the worker at a batch boundary and close what was opened; may be called again.
+
+        In a forked child it does nothing to a ledger that was inherited.
+        """
+        if self._pid != os.getpid():
+            return
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
         self._owned.close()
+        self._retire("the ledger is closed: open a new one with ScoreLedger.open()")
+
+    def leave_to_parent(self) -> None:
+        """Become unusable in a child that was forked; called there before anything else runs."""
+        keep_for_ever(self._owned)
+        self._retire(
+            f"the ledger was opened by process {self._pid}, which forked this one: open a new one "
+            "with ScoreLedger.open()"
+        )
+
+    def _retire(self, sentence: str) -> None:
+        """Have every use from now on raise ``LedgerNotOpen``."""
+        gone: Any = Gone(sentence)
+        # The leaderboard may be in somebody's hands already, so they are emptied, not replaced.
+        for repository in self._repositories:
+            vars(repository).update(dict.fromkeys(vars(repository), gone))
+        self._scoring = self._view = gone
 
     def __enter__(self) -> Self:
         """Return the ledger itself."""

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from projections.pages import Row
 
 _GRANT_RECORDED: Final = get_topic(UserScore.GrantRecorded)
-_FIELDS: Final = {field.name for field in fields(UserScore.GrantRecorded)} - {
+_TRACED_FIELDS: Final = {field.name for field in fields(UserScore.GrantRecorded)} - {
     "originator_id",
     "originator_version",
 }
+_FIELDS: Final = _TRACED_FIELDS - {"traceparent"}  # which is stored only where there is one
 
 
 class ScoreGrantsProjection(Projection[MongoScoreView]):
@@ -99,7 +100,7 @@ def _event(
         if mapper.compressor is not None:
             state = mapper.compressor.decompress(state)
         values = mapper.transcoder.decode(state)
-        if values.keys() == _FIELDS:
+        if values.keys() == _FIELDS or values.keys() == _TRACED_FIELDS:
             values["originator_id"] = notification.originator_id
             values["originator_version"] = notification.originator_version
             event = object.__new__(UserScore.GrantRecorded)

@@ -28,7 +28,9 @@ class Settings(BaseSettings):
     ``MONGO_URI`` and ``MONGO_DATABASE`` are read as they are, all others under ``SCORE_LEDGER_``.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SCORE_LEDGER_", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SCORE_LEDGER_", env_ignore_empty=True, populate_by_name=True
+    )
 
     folder: Path = Path(".score-ledger")
     """The embedded folder (``SCORE_LEDGER_FOLDER``): events and MongoDB's data, unless others

@@ -18,6 +18,7 @@ from scoring.contributing import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
 from scoring.errors import BatchFailed, ScoringError
 from scoring.event_store import ScoringEventStore
+from scoring.forking import close_at_forks
 from scoring.grants import Grant
 from scoring.receipts import Score
 from scoring.recording import ChunkRecorder, RefusedAt
@@ -122,6 +123,7 @@ class Scoring(Application[UUID]):
             # A reader's connection first: the library's pool never lets go of its lock on writing
             # when a writer's connection cannot be opened, as while others switch the file to WAL.
             datastore = self.factory.datastore
+            close_at_forks(datastore.pool)
             opening(lambda: datastore.pool.put_connection(datastore.pool.get_connection()))
         return opening(super().construct_recorder)
 

@@ -6,7 +6,7 @@ tightened later never runs again on what was recorded before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -26,6 +26,7 @@ from scoring.errors import InvalidGrant
 from scoring.grants import Grant
 from scoring.identity import claim_stream_id, is_grant_shaped, user_stream_id
 from scoring.rules import MAX_TOTAL, normalised_user_id
+from scoring.trace_context import current_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,6 +128,9 @@ class UserScore(Aggregate):
         """Points of the bucket that this grant replaces in the recomputed total; ``None`` when
         the grant leaves the recomputed total alone. Stored, so that replaying never depends on
         which keys count as grant-shaped today."""
+        traceparent: str | None = field(default=None, init=False)
+        """The span in which it was granted, if there was one. Stored only then, so events that
+        were recorded without a trace, or before there was this field, read as ``None``."""
 
         @property
         def recomputed_change(self) -> int:
@@ -264,6 +268,9 @@ class UserScore(Aggregate):
             granted_at=grant.granted_at,
             replaced_points=replaced_points,
         )
+        traceparent = current_traceparent()
+        if traceparent is not None:
+            object.__setattr__(event, "traceparent", traceparent)
         event.mutate(self)
         self.pending_events.append(event)
         self._pending_grant_ids.add(grant.grant_id)

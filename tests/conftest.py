@@ -15,6 +15,7 @@ from projections.mongo import MongoScoreView, connect
 from projections.read_model import ReadModel
 from scoring import Scoring
 from support import sqlite_env
+from telemetry import Telemetry
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +57,16 @@ def scoring(tmp_path: Path) -> Iterator[Scoring]:
     """The write side on a SQLite file."""
     with Scoring(sqlite_env(tmp_path / "events.sqlite")) as app:
         yield app
+
+
+@pytest.fixture(scope="session")
+def _telemetry() -> Telemetry:
+    """OpenTelemetry lets its providers be set once in a process."""
+    return Telemetry()
+
+
+@pytest.fixture
+def telemetry(_telemetry: Telemetry) -> Iterator[Telemetry]:
+    """The spans and metrics of one test."""
+    with _telemetry.listening():
+        yield _telemetry

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,14 +15,33 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(language: str) -> list[str]:
-    found = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    return [code for name, code in found if name == language]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+SHOWN_ONLY = {"text", "ini", "mermaid"}
+"""Blocks in these languages are not run: a picture, or files of a server that is not here."""
 
 
 def is_set_up(code: str) -> bool:
     """The two commands that make a virtual environment are run by .ci/run, from the README."""
     return code.startswith("python3 -m venv ")
+
+
+def found_in(document: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(document.read_text(encoding="utf-8"))
+
+
+def blocks(language: str) -> list[str]:
+    return [code for file in DOCUMENTS for name, code in found_in(file) if name == language]
+
+
+def numbered(language: str) -> list[Any]:
+    """Blocks by document and number, so that a failure says where to look."""
+    return [
+        pytest.param(code, id=f"{file.stem}-{number}")
+        for file in DOCUMENTS
+        for number, (name, code) in enumerate(found_in(file), start=1)
+        if name == language and not is_set_up(code)
+    ]
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -37,14 +57,14 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", numbered("python"))
 def test_python_blocks_run_as_printed(code: str, tmp_path: Path) -> None:
     """In an empty folder, on the embedded default."""
     done = run([sys.executable, "-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("code", [code for code in blocks("sh") if not is_set_up(code)])
+@pytest.mark.parametrize("code", numbered("sh"))
 def test_shell_blocks_run_as_printed(code: str, tmp_path: Path) -> None:
     """Every command of a block succeeds, in an empty folder."""
     done = run(["bash", "-ec", code], tmp_path)
@@ -57,3 +77,20 @@ def test_the_readme_has_just_two_set_up_commands_of_one_line() -> None:
     assert [code.count("\n") for code in set_up] == [1, 1]
     assert set_up[0].rstrip().endswith("demo")
     assert set_up[1].rstrip().endswith("pytest")
+
+
+def test_every_block_is_run_or_cannot_be() -> None:
+    """Each names its language, and only what is no program is left out."""
+    for file in DOCUMENTS:
+        text = file.read_text(encoding="utf-8")
+        languages = [name for name, _ in found_in(file)]
+        assert text.count("\n```") == 2 * len(languages), f"{file.name}: a block without language"
+        assert set(languages) <= {"python", "sh", *SHOWN_ONLY}, file.name
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_links_between_documents_lead_somewhere(file: Path) -> None:
+    """A file that is moved takes its links along."""
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (file.parent / target).exists()]
+    assert missing == []

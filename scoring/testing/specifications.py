@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 _LONG_AGO: Final = datetime(2024, 1, 1, tzinfo=UTC)
 
-# Where an event is kept, when, and under which token, is not what a specification is about.
+# Where an event is kept, when, under which token and in which trace, is not what a specification is
+# about.
 _ASIDE: Final = frozenset(
-    {"originator_id", "originator_version", "originator_topic", "timestamp", "token"}
+    {"originator_id", "originator_version", "originator_topic", "timestamp", "token", "traceparent"}
 )
 
 

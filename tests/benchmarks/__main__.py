@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import embedding_costs
 import leaderboards
 import reading_side
 import write_side
@@ -25,6 +26,7 @@ PARTS = {
     "writer-memory": write_side.memory,
     "leaderboard": leaderboards.leaderboard,
     "guarded-read": reading_side.guarded_reads,
+    "tracing": embedding_costs.tracing,
 }
 
 

@@ -34,18 +34,28 @@ class Report:
         return table
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def seconds(work: Callable[[], object], *, clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def in_turns(
-    first: Callable[[], object], second: Callable[[], object], *, rounds: int
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], list[float]]:
     """Seconds of both, run in turns, so that a machine that slows down slows both."""
     # The inputs were made beforehand; the collector must not walk them again in every round.
     gc.collect()
     gc.freeze()
-    pairs = [(seconds(first), seconds(second)) for _ in range(rounds)]
-    return [a for a, _ in pairs], [b for _, b in pairs]
+    mine: list[float] = []
+    theirs: list[float] = []
+    for number in range(rounds):
+        turn = [(mine, first), (theirs, second)]
+        # Whoever goes first finds the caches cold, so they take turns in that too.
+        for times, work in turn if number % 2 else reversed(turn):
+            times.append(seconds(work, clock=clock))
+    return mine, theirs

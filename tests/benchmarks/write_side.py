@@ -15,6 +15,7 @@ from uuid import uuid4
 from eventsourcing.persistence import StoredEvent
 
 from measuring import Report, in_turns
+from projections.ports import UserScoreRepository
 from scoring import Grant, Scoring
 
 MANY = 100_000
@@ -63,7 +64,7 @@ def grants(user_id: str | None = None, users: int = 2000) -> Iterator[Grant]:
         )
 
 
-def grant_each(app: Scoring, some: list[Grant]) -> None:
+def grant_each(app: UserScoreRepository, some: list[Grant]) -> None:
     for grant in some:
         app.grant(
             grant.user_id,

@@ -166,7 +166,7 @@ def test_a_failure_that_stays_is_raised_and_told_by_status(
     grant_some(scoring, 0, 10)
     worker = ProjectionWorker(scoring, view)
     settings = Settings(
-        folder=tmp_path, MONGO_URI=mongo_uri, MONGO_DATABASE=view.read_model.database.name
+        folder=tmp_path, mongo_uri=mongo_uri, mongo_database=view.read_model.database.name
     )
     with ScoreLedger.open(
         settings=settings, worker=False, event_store=sqlite_env(tmp_path / "events.sqlite")

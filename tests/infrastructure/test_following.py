@@ -223,7 +223,7 @@ def test_a_ledger_in_use_projects_in_the_background(
 ) -> None:
     """Opened, granted, waited for, read."""
     settings = Settings(
-        folder=tmp_path, MONGO_URI=mongo_uri, MONGO_DATABASE=read_model.database.name
+        folder=tmp_path, mongo_uri=mongo_uri, mongo_database=read_model.database.name
     )
     event_store = sqlite_env(tmp_path / "events.sqlite")
     with ScoreLedger.open(settings=settings, event_store=event_store) as ledger:

@@ -51,7 +51,7 @@ def counted(read_model: ReadModel) -> dict[str, int]:
 def ledger(mongo_uri: str, read_model: ReadModel, tmp_path: Path) -> Iterator[ScoreLedger]:
     """A ledger on the same event store and read model, without a worker of its own."""
     settings = Settings(
-        folder=tmp_path, MONGO_URI=mongo_uri, MONGO_DATABASE=read_model.database.name
+        folder=tmp_path, mongo_uri=mongo_uri, mongo_database=read_model.database.name
     )
     with ScoreLedger.open(
         settings=settings, worker=False, event_store=sqlite_env(tmp_path / EVENTS)

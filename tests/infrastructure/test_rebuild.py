@@ -244,7 +244,7 @@ class TestShape:
     @pytest.fixture
     def settings(self, mongo_uri: str, tmp_path: Path) -> Iterator[Settings]:
         database = f"test_{uuid4().hex}"
-        yield Settings(folder=tmp_path, MONGO_URI=mongo_uri, MONGO_DATABASE=database)
+        yield Settings(folder=tmp_path, mongo_uri=mongo_uri, mongo_database=database)
         with connect(mongo_uri) as client:
             client.drop_database(database)
 

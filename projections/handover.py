@@ -1,0 +1,50 @@
+"""What becomes of a ledger that may not be used any more: closed, or inherited over a fork."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from projections.errors import LedgerNotOpen
+
+if TYPE_CHECKING:
+    from projections.ledger import ScoreLedger
+
+
+class Gone:
+    """Stands where a part of a ledger was, and answers every use of it with one sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        """Say why the part is gone."""
+        self._sentence = sentence
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise ``LedgerNotOpen``."""
+        raise LedgerNotOpen(self._sentence)
+
+
+_open_ledgers: WeakSet[ScoreLedger] = WeakSet()
+
+
+def watch_for_forks(ledger: ScoreLedger) -> None:
+    """Make this ledger unusable in children that this process forks."""
+    _open_ledgers.add(ledger)
+
+
+def keep_for_ever(value: object) -> None:
+    """Never let this object be collected, not even when the interpreter ends.
+
+    Connections that a child inherited are its parent's: closing them here would say goodbye to the
+    servers in the parent's name, and a garbage collector closes what nobody refers to.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+
+
+def _after_in_child() -> None:
+    for ledger in list(_open_ledgers):
+        ledger.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_in_child)

