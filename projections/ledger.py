@@ -439,12 +439,22 @@ class ScoreLedger:
         on_progress: Callable[[Drift], None] | None = None,
     ) -> Drift:
         """Compare the old total of every user with their balance; see ``measure_drift``."""
-        return measure_drift(
+        generations = self._view.read_model.generations
+        before = generations.await_settled()
+        drift = measure_drift(
             self._view.read_model,
             lag_events=self.status().lag_events,
             on_user=on_user,
             on_progress=on_progress,
         )
+        after = generations.await_settled()
+        if after.generation != before.generation:
+            # What was handed on already cannot be taken back, so it is not read again unasked.
+            raise ProjectionError(
+                "a rebuild took the place of the read model while its drift was measured, so this "
+                "report would mix the two: measure it again"
+            )
+        return drift
 
     def status(self) -> LedgerStatus:
         """Return where the ledger stands."""
