@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event, Thread
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE_AFTER_ERROR_SECONDS = 1.0
 _LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
 _PARKED_SHOWN = 20
+_EVENTS_ASKED_FOR_THEIR_TIME = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,13 +538,14 @@ class ScoreLedger:
 
     def _lag_seconds(self, tracked: int) -> float | None:
         oldest = self._scoring.recorder.select_notifications(
-            start=tracked, limit=1, inclusive_of_start=False
+            start=tracked, limit=_EVENTS_ASKED_FOR_THEIR_TIME, inclusive_of_start=False
         )
-        try:
-            event: Any = self._scoring.mapper.to_domain_event(oldest[0])
-            return max(0.0, float((datetime.now(UTC) - event.timestamp).total_seconds()))
-        except Exception:  # noqa: BLE001 - it may be another application's, or be poison
-            return None
+        for notification in oldest:
+            # The first one may be poison, or another application's.
+            with suppress(Exception):
+                event: Any = self._scoring.mapper.to_domain_event(notification)
+                return max(0.0, float((datetime.now(UTC) - event.timestamp).total_seconds()))
+        return None
 
     def _stream_of(self, receipt: GrantReceipt | ContributionReceipt) -> str:
         if receipt.user_id is not None:

@@ -7,14 +7,18 @@ rounds is given with their range. Nothing here passes or fails; ``--help`` names
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
+sys.path.insert(1, str(Path(__file__).parents[1]))  # for what the tests have in common
+
+import consistent_reads
 import embedding_costs
 import leaderboards
-import reading_side
+import read_side
 import write_side
 from measuring import Report
 
@@ -25,8 +29,14 @@ PARTS = {
     "grant-many": write_side.batched_grants,
     "writer-memory": write_side.memory,
     "leaderboard": leaderboards.leaderboard,
-    "guarded-read": reading_side.guarded_reads,
+    "guarded-read": consistent_reads.guarded_reads,
     "tracing": embedding_costs.tracing,
+    "catch-up": read_side.catch_up,
+    "batch-size": read_side.batch_sizes,
+    "runner": read_side.against_the_runner,
+    "wait": read_side.waiting,
+    "worker-memory": read_side.memory,
+    "idle": read_side.idling,
 }
 
 
