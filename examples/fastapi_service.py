@@ -182,7 +182,7 @@ def lag(ledger: Ledger) -> dict[str, int]:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     del request
-    assert isinstance(error, InvalidGrant)  # noqa: S101 - it is registered for no other
+    assert isinstance(error, InvalidGrant)
     return JSONResponse({"field": error.field, "rule": error.rule}, status_code=422)
 
 

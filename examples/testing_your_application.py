@@ -6,8 +6,6 @@ and the state machine that drives the whole application, the new command include
 model. Needs ``pip install score-ledger[testing] pytest``.
 """
 
-# ruff: noqa: S101 - tests assert
-
 from __future__ import annotations
 
 from datetime import UTC, datetime
