@@ -18,6 +18,7 @@ from scoring import Grant, GrantReceipt, GrantStatus, Scoring
 from support import make_grant, sqlite_env
 
 ROUNDS = 12
+MOST_ROUNDS = 40
 NEW_IDS_PER_ROUND = 100
 TESTS = Path(__file__).parents[1]
 
@@ -94,7 +95,8 @@ def env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
 def test_what_was_acknowledged_before_a_kill_is_stored_once(env: dict[str, str]) -> None:
     """Every printed receipt is true after the crash, and every grant still has its claim."""
     answers: list[tuple[Grant, GrantReceipt]] = []
-    for round_ in range(ROUNDS):
+    statuses: list[GrantStatus] = []
+    for round_ in range(MOST_ROUNDS):
         answers += run_and_kill(env, round_)
         with Scoring(env) as scoring:
             # Fails if an id is stored twice, a grant lacks its claim or a claim its grant.
@@ -102,7 +104,10 @@ def test_what_was_acknowledged_before_a_kill_is_stored_once(env: dict[str, str])
         recorded = check_receipts(ledger, answers)
         assert set(recorded.values()) <= {1}
         assert recorded.keys() <= ledger.events.keys()
-    statuses = [receipt.status for _, receipt in answers]
+        statuses = [receipt.status for _, receipt in answers]
+        hit_between_commit_and_answer = len(ledger.events) > statuses.count(GrantStatus.RECORDED)
+        if round_ + 1 >= ROUNDS and hit_between_commit_and_answer:
+            break  # on a busy machine it may take a few more rounds until a kill falls there
     assert statuses.count(GrantStatus.RECORDED) > 100
     assert GrantStatus.DUPLICATE in statuses
     # The point of the exercise: some were stored whose writer died before it could say so.
