@@ -157,7 +157,7 @@ class MongoScoreView(TrackingRecorder):
         with pymongo.timeout(_ASK_SECONDS):
             return self.max_tracking_id(application_name)
 
-    def record_failure(self, application_name: str, reason: str) -> None:
+    def record_failure(self, application_name: str, *, reason: str) -> None:
         """Leave a note on why a worker gave up, for ``status``; best effort."""
         with suppress(PyMongoError, ReadModelUnavailable), pymongo.timeout(_ASK_SECONDS):
             self.read_model.workers.update_one(

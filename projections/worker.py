@@ -214,7 +214,7 @@ class ProjectionWorker:
         try:
             yield
         except (ProjectionError, ScoringError) as error:
-            self._view.record_failure(self._app.name, str(error))
+            self._view.record_failure(self._app.name, reason=str(error))
             raise
 
     def _report(self, position: int, newest: int) -> None:
