@@ -231,7 +231,7 @@ def test_a_ledger_in_use_projects_in_the_background(
             ledger.wait(ledger.grant(**make_grant(number, user_id="ada").model_dump()))
             assert len(ledger.history("ada")) == number + 1
         closing_began = time.monotonic()
-    assert time.monotonic() - closing_began < 1.5
+    assert time.monotonic() - closing_began < 4
 
 
 def test_waiting_ends_when_it_was_to_end(view: MongoScoreView) -> None:
