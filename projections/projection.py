@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -30,7 +31,11 @@ _FIELDS: Final = _TRACED_FIELDS - {"traceparent"}  # which is stored only where 
 
 
 class ScoreGrantsProjection(Projection[MongoScoreView]):
-    """Projects grants and buckets into the read model, with the library's runner or in batches."""
+    """Projects grants and buckets into the read model, with the library's runner or in batches.
+
+    Several runners and workers may follow one store: whoever is first moves the position, and an
+    event at or before the position is moved over in silence, as it is projected already.
+    """
 
     topics = (get_topic(UserScore.GrantRecorded), get_topic(UserScore.BucketSet))
 
@@ -38,7 +43,8 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
     def process_event(self, domain_event: Any, tracking: Tracking) -> None:
         """Move over an event that the projection does not use."""
         del domain_event
-        self.view.insert_tracking(tracking)
+        with suppress(IntegrityError):  # which says that somebody else was faster
+            self.view.insert_tracking(tracking)
 
     @process_event.register
     def _(self, domain_event: UserScore.GrantRecorded, tracking: Tracking) -> None:
@@ -52,7 +58,7 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
         while True:
             after = self.view.max_tracking_id(tracking.application_name)
             if after is not None and after >= tracking.notification_id:
-                raise IntegrityError(f"position {tracking.notification_id} is tracked already")
+                return
             batch = Batch(
                 application_name=tracking.application_name,
                 after=after,

@@ -55,6 +55,9 @@ class Moment(datetime):
 class Nowhere(tzinfo):
     """A timezone that does not know its offset, so the time is naive after all."""
 
+    def __repr__(self) -> str:
+        return "nowhere"
+
     def utcoffset(self, _: datetime | None) -> None:
         return None
 
@@ -63,6 +66,13 @@ class Nowhere(tzinfo):
 
     def tzname(self, _: datetime | None) -> None:
         return None
+
+
+class Thing:
+    """No value of any field."""
+
+    def __repr__(self) -> str:
+        return "a thing"
 
 
 class Unprintable:
@@ -123,7 +133,7 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
     ("granted_at", Moment(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)),
 ]
 
-NOT_TEXT = [None, 7, 7.0, b"jane", bytearray(b"jane"), ["jane"], True, object()]
+NOT_TEXT = [None, 7, 7.0, b"jane", bytearray(b"jane"), ["jane"], True, Thing()]
 NOT_LABELS = ["", "Content", "cOntent", "9a", "-a", "a.b", "$inc", "a_b", "a b", "é", "a\n", "\na"]
 REFUSED: list[tuple[str, Any]] = [
     *(("user_id", value) for value in NOT_TEXT),
