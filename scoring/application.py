@@ -380,18 +380,17 @@ class Scoring(Application[UUID]):
     def _take_snapshots(self, processing_event: ProcessingEvent[UUID]) -> None:
         # From the aggregates in hand, which hold just what was committed: the library would read
         # each one back, once per multiple of the interval.
-        aggregates = processing_event.aggregates
-        due = {
-            event.originator_id: aggregates[event.originator_id]
-            for event in processing_event.events
-            if event.originator_version % SNAPSHOT_INTERVAL == 0
-            and isinstance(aggregates.get(event.originator_id), UserScore)
-        }
+        due: dict[UUID, Any] = {}
+        for event in processing_event.events:
+            if event.originator_version % SNAPSHOT_INTERVAL == 0:
+                aggregate = processing_event.aggregates.get(event.originator_id)
+                if isinstance(aggregate, UserScore):
+                    due[event.originator_id] = aggregate
         if due and self.snapshots is not None:
             self.snapshots.put([UserScore.Snapshot.take(score) for score in due.values()])
         others = {
             id_: aggregate
-            for id_, aggregate in aggregates.items()
+            for id_, aggregate in processing_event.aggregates.items()
             if not isinstance(aggregate, UserScore)
         }
         if others:

@@ -7,6 +7,8 @@ from uuid import UUID
 
 from eventsourcing.persistence import EventStore, Notification, Recording
 
+from scoring.frozen import made_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,9 +18,7 @@ if TYPE_CHECKING:
 class ScoringEventStore(EventStore[UUID]):
     """Stores and retrieves domain events as the library does.
 
-    Every commit returns a recording of each event. Making those through the constructors of two
-    frozen dataclasses costs about as much as encoding the events, so they are made as the
-    library's mapper makes events: by their attributes.
+    Every commit returns a recording of each event, made here at less cost.
     """
 
     def put(
@@ -29,12 +29,13 @@ class ScoringEventStore(EventStore[UUID]):
         positions = self.recorder.insert_events(stored_events, **kwargs)
         if not positions:  # a recorder of snapshots has none
             return []
-        recordings = []
-        for event, stored, position in zip(domain_events, stored_events, positions, strict=True):
-            notification = object.__new__(Notification)
-            object.__setattr__(notification, "__dict__", {**stored.__dict__, "id": position})
-            recording: Recording[UUID] = object.__new__(Recording)
-            state = {"domain_event": event, "notification": notification}
-            object.__setattr__(recording, "__dict__", state)
-            recordings.append(recording)
-        return recordings
+        return [
+            made_of(
+                Recording,
+                {
+                    "domain_event": event,
+                    "notification": made_of(Notification, {**stored.__dict__, "id": position}),
+                },
+            )
+            for event, stored, position in zip(domain_events, stored_events, positions, strict=True)
+        ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, AwareDatetime, Field, Strict, TypeAdapter, ValidationError
@@ -76,14 +76,6 @@ def _plain_text(value: str, max_length: int) -> str:
     return str(value)
 
 
-def _user_id(value: str) -> str:
-    return _plain_text(value, MAX_USER_ID_LENGTH)
-
-
-def _grant_id(value: str) -> str:
-    return _plain_text(value, _MAX_DERIVED_ID_LENGTH)
-
-
 def _utc_milliseconds(value: datetime) -> datetime:
     try:
         utc = value.astimezone(UTC)
@@ -102,8 +94,12 @@ def _utc_milliseconds(value: datetime) -> datetime:
     )
 
 
-UserId = Annotated[str, Strict(), AfterValidator(_user_id)]
-GrantId = Annotated[str, Strict(), AfterValidator(_grant_id)]
+UserId = Annotated[
+    str, Strict(), AfterValidator(partial(_plain_text, max_length=MAX_USER_ID_LENGTH))
+]
+GrantId = Annotated[
+    str, Strict(), AfterValidator(partial(_plain_text, max_length=_MAX_DERIVED_ID_LENGTH))
+]
 Key = Annotated[
     str,
     Strict(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from secrets import token_hex
+from os import urandom
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from eventsourcing.domain import (
 
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
+from scoring.frozen import made_of
 from scoring.grants import Grant
 from scoring.identity import claim_stream_id, is_grant_shaped, user_stream_id
 from scoring.rules import MAX_TOTAL, normalised_user_id
@@ -255,22 +256,23 @@ class UserScore(Aggregate):
             replaced_points = 0 if replaced is None else replaced.points
             self._check_recomputed_total("amount", grant.amount, replaced_points)
         # What trigger_event() does, without checking again that the class is known by its topic.
-        event = UserScore.GrantRecorded(
-            originator_id=self.id,
-            originator_version=self.version + 1,
-            timestamp=UserScore.GrantRecorded.create_timestamp(),
-            user_id=self.user_id,
-            grant_id=grant.grant_id,
-            key=grant.key,
-            category=grant.category,
-            source=grant.source,
-            amount=grant.amount,
-            granted_at=grant.granted_at,
-            replaced_points=replaced_points,
-        )
+        attributes = {
+            "originator_id": self.id,
+            "originator_version": self.version + 1,
+            "timestamp": UserScore.GrantRecorded.create_timestamp(),
+            "user_id": self.user_id,
+            "grant_id": grant.grant_id,
+            "key": grant.key,
+            "category": grant.category,
+            "source": grant.source,
+            "amount": grant.amount,
+            "granted_at": grant.granted_at,
+            "replaced_points": replaced_points,
+        }
         traceparent = current_traceparent()
         if traceparent is not None:
-            object.__setattr__(event, "traceparent", traceparent)
+            attributes["traceparent"] = traceparent
+        event = made_of(UserScore.GrantRecorded, attributes)
         event.mutate(self)
         self.pending_events.append(event)
         self._pending_grant_ids.add(grant.grant_id)
@@ -334,19 +336,18 @@ class UserScore(Aggregate):
         The library saves what this returns in one transaction, in any application, so no grant
         can be committed without its claim.
         """
-        token = token_hex(8)
+        token = urandom(8).hex()
         self._pending_grant_ids.clear()
         collected: list[Any] = []
         for event in super().collect_events():
             collected.append(event)
             if isinstance(event, UserScore.GrantRecorded):
-                collected.append(
-                    GrantClaimed(
-                        originator_id=claim_stream_id(event.grant_id),
-                        originator_version=self.INITIAL_VERSION,
-                        user_id=event.user_id,
-                        version=event.originator_version,
-                        token=token,
-                    )
-                )
+                attributes = {
+                    "originator_id": claim_stream_id(event.grant_id),
+                    "originator_version": self.INITIAL_VERSION,
+                    "user_id": event.user_id,
+                    "version": event.originator_version,
+                    "token": token,
+                }
+                collected.append(made_of(GrantClaimed, attributes))
         return collected

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid5
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring import GrantClaimed, InvalidGrant, UserScore
-from scoring.identity import claim_stream_id, user_stream_id
+from scoring.identity import (
+    CLAIMS_NAMESPACE,
+    USERS_NAMESPACE,
+    claim_stream_id,
+    user_stream_id,
+)
 from support import NOON, make_grant
 
 
@@ -21,6 +28,23 @@ def grant(score: UserScore, number: int, **changes: Any) -> None:
 
 def recorded(events: Sequence[object]) -> list[UserScore.GrantRecorded]:
     return [event for event in events if isinstance(event, UserScore.GrantRecorded)]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_streams_are_found_by_the_published_namespaces(name: str) -> None:
+    """Other tools find a user or a claim by ``uuid5`` of the standard library."""
+    assert user_stream_id(name) == uuid5(USERS_NAMESPACE, name)
+    assert claim_stream_id(name) == uuid5(CLAIMS_NAMESPACE, name)
+    assert claim_stream_id(name).version == 5
+
+
+def test_events_have_every_field_in_its_order() -> None:
+    """They are made by their attributes, which are stored in the order of the fields."""
+    score = UserScore("ada")
+    grant(score, 1)
+    for event in score.collect_events()[1:]:
+        fields = [field.name for field in dataclasses.fields(event) if field.init]  # type: ignore[arg-type]
+        assert list(vars(event)) == fields
 
 
 def test_a_grant_triggers_exactly_one_event_and_its_claim() -> None:
