@@ -46,13 +46,15 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=", ".join(PARTS))
     console = Console()
     report = Report()
-    for name in parser.parse_args().parts or PARTS:
-        with (
-            console.status(f"measuring {name}"),
-            tempfile.TemporaryDirectory(prefix="score-ledger-benchmark-") as folder,
-        ):
-            PARTS[name](Path(folder), report)
-    console.print(report.table())
+    try:
+        for name in parser.parse_args().parts or PARTS:
+            with (
+                console.status(f"measuring {name}"),
+                tempfile.TemporaryDirectory(prefix="score-ledger-benchmark-") as folder,
+            ):
+                PARTS[name](Path(folder), report)
+    finally:  # what was measured before a part failed, or was interrupted, took minutes
+        console.print(report.table())
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ class Unguarded(Generations):
 
     def consistently(self, read: Callable[[ClientSession], T], *, any_shape: bool = False) -> T:
         del any_shape
-        return read(None)  # type: ignore[arg-type] # the driver takes its own session then
+        with self._read_model.client.start_session() as session:
+            return read(session)
 
 
 def guarded_reads(folder: Path, report: Report) -> None:
