@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.int64 import Int64
-from bson.raw_bson import RawBSONDocument
 from eventsourcing.utils import get_topic
 
 if TYPE_CHECKING:
@@ -71,15 +70,15 @@ class Writes:
 
     Attributes:
         event_count: Of how many events.
-        grants: Documents to insert.
+        grants: Documents to insert, as BSON.
         users: Update statements of MongoDB's ``update`` command, one for each user.
         buckets: Likewise, one for each bucket.
     """
 
     event_count: int
-    grants: list[RawBSONDocument]
-    users: list[RawBSONDocument]
-    buckets: list[RawBSONDocument]
+    grants: list[bytes]
+    users: list[bytes]
+    buckets: list[bytes]
 
 
 @dataclass(slots=True)
@@ -196,18 +195,16 @@ def at_fault(projected: Projected, reason: str) -> Fault:
     return Fault(projected.position, projected.stream, topic, reason)
 
 
-def encoded(grant: ProjectedGrant) -> RawBSONDocument:
+def encoded(grant: ProjectedGrant) -> bytes:
     """Return the ``score_grants`` document of a grant as it is sent.
 
     Raises:
         Exception: whatever the encoder raises for values that MongoDB cannot keep.
     """
-    return RawBSONDocument(bson.encode(grant_document(grant)))
+    return bson.encode(grant_document(grant))
 
 
-def writes_of(
-    events: Sequence[Projected], documents: list[RawBSONDocument] | None = None
-) -> Writes:
+def writes_of(events: Sequence[Projected], documents: list[bytes] | None = None) -> Writes:
     """Return what events come to; ``documents`` are of the grants, if they are encoded already."""
     if documents is None:
         documents = [encoded(event) for event in events if isinstance(event, ProjectedGrant)]
@@ -225,8 +222,8 @@ def writes_of(
     )
 
 
-def _upsert(selector: Document, update: Document) -> RawBSONDocument:
-    return RawBSONDocument(bson.encode({"q": selector, "u": update, "upsert": True}))
+def _upsert(selector: Document, update: Document) -> bytes:
+    return bson.encode({"q": selector, "u": update, "upsert": True})
 
 
 def grant_document(grant: ProjectedGrant) -> Document:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import pymongo
 from bson.decimal128 import Decimal128
 from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
 from eventsourcing.persistence import (
     AggregateRecorder,
     ApplicationRecorder,
@@ -55,7 +56,6 @@ from projections.transactions import TransactionRunner, await_server
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from bson.raw_bson import RawBSONDocument
     from eventsourcing.utils import Environment, EnvType
     from pymongo.client_session import ClientSession
     from pymongo.collection import Collection
@@ -494,7 +494,7 @@ class MongoScoreView(TrackingRecorder):
         command: str,
         collection: Collection[Document],
         field: str,
-        statements: list[RawBSONDocument],
+        statements: list[bytes],
         session: ClientSession,
     ) -> None:
         """Send encoded statements, as few times as the size of a message allows.
@@ -504,7 +504,7 @@ class MongoScoreView(TrackingRecorder):
         """
         for part in _parts(statements):
             answer = self.read_model.database.command(
-                {command: collection.name, field: part}, session=session
+                {command: collection.name, field: list(map(RawBSONDocument, part))}, session=session
             )
             if answer.get("writeErrors"):
                 raise BulkWriteError(answer)
@@ -573,14 +573,14 @@ def _refuse_events() -> NoReturn:
     )
 
 
-def _parts(statements: list[RawBSONDocument]) -> Iterator[list[RawBSONDocument]]:
-    part: list[RawBSONDocument] = []
+def _parts(statements: list[bytes]) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
     size = 0
     for statement in statements:
-        size += len(statement.raw) + _ARRAY_ENTRY_BYTES
+        size += len(statement) + _ARRAY_ENTRY_BYTES
         if size > _COMMAND_BYTES or len(part) == _COMMAND_STATEMENTS:
             yield part
-            part, size = [], len(statement.raw) + _ARRAY_ENTRY_BYTES
+            part, size = [], len(statement) + _ARRAY_ENTRY_BYTES
         part.append(statement)
     if part:
         yield part

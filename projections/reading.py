@@ -17,7 +17,6 @@ from scoring.retrying import reading
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bson.raw_bson import RawBSONDocument
     from eventsourcing.persistence import Notification
 
     from projections.batches import Projected
@@ -98,7 +97,7 @@ class BatchReader:
                 batch.faults.append(at_fault(event, str(error)))
                 return
             batch.documents.append(document)
-            batch.size_bytes += len(document.raw)
+            batch.size_bytes += len(document)
         batch.events.append(event)
 
 
@@ -118,7 +117,7 @@ class _Growing:
         self.after = after
         self.events: list[Projected] = []
         self.faults: list[Fault] = []
-        self.documents: list[RawBSONDocument] = []
+        self.documents: list[bytes] = []
         self.size_bytes = 0
 
     def has_reached(self, limits: BatchLimits) -> bool:

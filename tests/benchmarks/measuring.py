@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 from rich.table import Table
@@ -32,6 +33,17 @@ class Report:
         for row in self.rows:
             table.add_row(*row)
         return table
+
+
+def peak_memory_kb() -> int:
+    """Peak resident memory of this process since it began, from ``/proc``.
+
+    Not ``ru_maxrss``: on Linux a program begins with the peak of the process that started it.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    raise LookupError("the peak memory of a process is known from Linux only")
 
 
 def seconds(work: Callable[[], object], *, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -33,8 +33,9 @@ MANY = 200_000
 ROUNDS = 5
 
 _MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
+from measuring import peak_memory_kb
 from projections import MongoScoreView, ProjectionWorker
 from projections.mongo import connect
 from projections.read_model import ReadModel
@@ -44,7 +45,7 @@ with opened(Path(sys.argv[1])) as app, connect(sys.argv[2]) as client:
     view.read_model.prepare()
     ProjectionWorker(app, view).catch_up()
     view.close()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory_kb())
 """
 
 _WRITER = """

@@ -32,15 +32,16 @@ with Scoring({"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": sys
 """
 
 _MEMORY = """
-import resource, sys
+import sys
 from itertools import islice
 from pathlib import Path
+from measuring import peak_memory_kb
 from write_side import grants, opened
 with opened(Path(sys.argv[1])) as app:
     stream = grants()
     for _ in range(int(sys.argv[2]) // 10_000):
         app.grant_many(islice(stream, 10_000))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peak_memory_kb())
 """
 
 
