@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from pymongo.errors import OperationFailure
+from pymongo.errors import ConnectionFailure, OperationFailure
 
 from projections.driver_errors import translated
+from projections.errors import ReadModelUnavailable
 from scoring.rules import normalised_user_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from bson.binary import Binary
     from pymongo.client_session import ClientSession
+    from pymongo.collection import Collection
 
-    from projections.read_model import ReadModel
+    from projections.read_model import Document, ReadModel
 
 T = TypeVar("T")
 
@@ -27,6 +31,7 @@ _FIELDS: Final[dict[str, str]] = {"recomputed": "recomputedTotal", "ledger": "to
 
 # The collection was changed, or the snapshot fell out of the server's window, while it was read.
 _SNAPSHOT_IS_GONE: Final = frozenset({239, 246})
+_UUID_MISMATCH: Final = 361
 _SNAPSHOT_ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.02
 
@@ -64,6 +69,7 @@ class Leaderboard:
         self._read_model = read_model
         self._users = read_model.users
         self._generations = read_model.generations
+        self._uuid: Binary | None = None
 
     def top(self, n: int = 10, by: By = "recomputed") -> list[LeaderboardRow]:
         """Return the first ``n`` rows.
@@ -77,7 +83,7 @@ class Leaderboard:
             raise ValueError(f"n must be 0 or more; got {n}")
         if n == 0:
             return []
-        return self._reading(lambda session: _ranked(self._rows(field, session, limit=n)))
+        return self._reading(field, lambda moment: _ranked(moment.rows(limit=n)))
 
     def rank_of(self, user_id: str, by: By = "recomputed") -> LeaderboardRow | None:
         """Return a user's row, or ``None`` for a user who has nothing yet.
@@ -91,7 +97,7 @@ class Leaderboard:
         """
         field = _field(by)
         user_id = normalised_user_id(user_id)
-        return self._reading(lambda session: self._row_of(user_id, field, session))
+        return self._reading(field, lambda moment: moment.row_of(user_id))
 
     def around(
         self, user: str | LeaderboardRow, k: int = 5, by: By = "recomputed"
@@ -117,16 +123,16 @@ class Leaderboard:
             raise ValueError(f"k must be 0 or more; got {k}")
         user_id = normalised_user_id(user.user_id if isinstance(user, LeaderboardRow) else user)
 
-        def read(session: ClientSession) -> list[LeaderboardRow]:
+        def read(moment: _Moment) -> list[LeaderboardRow]:
             row = user if isinstance(user, LeaderboardRow) else None
             if row is not None:
-                rows = self._around(row, k, field, session)
+                rows = moment.around(row, k)
                 if rows is not None:
                     return rows
-            row = self._row_of(user_id, field, session)
-            return [] if row is None else self._around(row, k, field, session) or []
+            row = moment.row_of(user_id)
+            return [] if row is None else moment.around(row, k) or []
 
-        return self._reading(read)
+        return self._reading(field, read)
 
     def page(
         self, *, after: LeaderboardRow | None = None, limit: int = 100, by: By = "recomputed"
@@ -153,14 +159,14 @@ class Leaderboard:
         if after is None:
             return self.top(limit, by)
 
-        def read(session: ClientSession) -> list[LeaderboardRow]:
+        def read(moment: _Moment) -> list[LeaderboardRow]:
             # The place itself is still taken, unless its user has moved.
             place = (after.score, after.user_id)
-            found = self._rows(field, session, limit=limit + 1, start=place)
+            found = moment.rows(limit=limit + 1, start=place)
             rows = found[1:] if found[:1] == [place] else found[:limit]
-            return _ranked_after(after, rows, lambda: self._count(field, after.score, session))
+            return _ranked_after(after, rows, lambda: moment.count(after.score))
 
-        return self._reading(read)
+        return self._reading(field, read)
 
     def pages(self, *, size: int = 1000, by: By = "recomputed") -> Iterator[list[LeaderboardRow]]:
         """Yield the whole leaderboard as it is at the first page, whatever moves meanwhile.
@@ -183,43 +189,115 @@ class Leaderboard:
         return self._pages(size, field)
 
     def _pages(self, size: int, field: str) -> Iterator[list[LeaderboardRow]]:
-        with translated(), self._read_model.client.start_session(snapshot=True) as session:
+        self.top(1)  # which finds out the UUID of the collection that is live
+        with (
+            translated(),
+            _if_replaced(
+                "a rebuild replaced the leaderboard while it was read: read it again from its start"
+            ),
+            self._read_model.client.start_session(snapshot=True) as session,
+        ):
+            moment = _Moment(self._users, field, session, self._uuid)
             place = 1
-            rows = _ranked(self._rows(field, session, limit=size))
+            rows = _ranked(moment.rows(limit=size))
             while rows:
                 yield rows
                 last = rows[-1]
                 place += len(rows)
-                found = self._rows(
-                    field, session, limit=size + 1, start=(last.score, last.user_id)
-                )[1:]
+                found = moment.rows(limit=size + 1, start=(last.score, last.user_id))[1:]
                 ties = bool(found) and found[0][0] == last.score
                 rows = _ranked(found, place, last.rank if ties else place)
 
-    def _around(
-        self, row: LeaderboardRow, k: int, field: str, session: ClientSession
-    ) -> list[LeaderboardRow] | None:
+    def _reading(self, field: str, read: Callable[[_Moment], T]) -> T:
+        """Read from one moment of one generation, or from a later one if that is gone."""
+        known = self._uuid
+        if known is not None:
+            # Asked for by the UUID under which it was live, the collection is found only as long
+            # as no switch has renamed it. To ask which generation is live would take as long as
+            # reading a page.
+            with (
+                translated(),
+                suppress(OperationFailure, ConnectionFailure),  # it is tried once more below
+                self._read_model.client.start_session(snapshot=True) as session,
+            ):
+                return read(_Moment(self._users, field, session, known))
+
+        def from_one_moment(watching: ClientSession) -> tuple[T, Binary | None]:
+            for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
+                try:
+                    uuid = self._uuid_of_users()
+                    with self._read_model.client.start_session(snapshot=True) as session:
+                        result = read(_Moment(self._users, field, session))
+                        # The generation is looked at after what was read, by the server's time.
+                        if session.cluster_time is not None:
+                            watching.advance_cluster_time(session.cluster_time)
+                        if session.operation_time is not None:
+                            watching.advance_operation_time(session.operation_time)
+                        return result, uuid
+                except OperationFailure as error:
+                    if error.code not in _SNAPSHOT_IS_GONE or attempt == _SNAPSHOT_ATTEMPTS:
+                        raise
+                time.sleep(_PAUSE_SECONDS * attempt)
+            raise AssertionError  # the last attempt returns or raises
+
+        result, self._uuid = self._generations.consistently(from_one_moment)
+        return result
+
+    def _uuid_of_users(self) -> Binary | None:
+        listed = self._read_model.database.list_collections(filter={"name": self._users.name})
+        return next((entry["info"]["uuid"] for entry in listed), None)
+
+
+@contextmanager
+def _if_replaced(advice: str) -> Iterator[None]:
+    try:
+        yield
+    except OperationFailure as error:
+        if error.code == _UUID_MISMATCH:
+            raise ReadModelUnavailable(advice) from error
+        raise
+
+
+class _Moment:
+    """One snapshot of the users, ranked by one field; of one collection only, if its UUID is given.
+
+    A collection that was renamed makes every method raise ``OperationFailure`` then.
+    """
+
+    def __init__(
+        self,
+        users: Collection[Document],
+        field: str,
+        session: ClientSession,
+        uuid: Binary | None = None,
+    ) -> None:
+        self._users = users
+        self._field = field
+        self._session = session
+        self._options: Document = {} if uuid is None else {"collectionUUID": uuid}
+
+    def around(self, row: LeaderboardRow, k: int) -> list[LeaderboardRow] | None:
         """Return the rows around a row, or ``None`` if it is no longer true."""
         place = (row.score, row.user_id)
-        at_and_below = self._rows(field, session, limit=k + 1, start=place)
+        at_and_below = self.rows(limit=k + 1, start=place)
         if at_and_below[:1] != [place]:
             return None
         # One more above than is shown tells whether its ties begin before what is shown.
-        above = self._rows(field, session, limit=k + 1, end=place)
+        above = self.rows(limit=k + 1, end=place)
         higher = [place for place in above if place[0] > row.score]
         first_place = row.rank - len(higher)
         first_rank = first_place
         if len(above) > k and len(higher) > 1 and higher[0][0] == higher[1][0]:
             top = higher[0][0]
             tied_here = sum(score == top for score, _ in higher)
-            first_rank -= self._count(field, top, session) - tied_here
+            first_rank -= self.count(top) - tied_here
         if first_rank < 1 or (len(above) <= k and first_place > 1):
             return None
 
         def ties() -> int:
             if len(above) <= k or higher:
                 return sum(score == row.score for score, _ in above + at_and_below)
-            return self._count(field, row.score, session)
+            return self.count(row.score)
 
         rows = _ranked(higher, first_place, first_rank)
         rows += [LeaderboardRow(row.rank, user, score) for score, user in above[len(higher) :]]
@@ -229,60 +307,54 @@ class Leaderboard:
             *_ranked_after(row, at_and_below[1:], ties),
         ]
 
-    def _row_of(self, user_id: str, field: str, session: ClientSession) -> LeaderboardRow | None:
-        document = self._users.find_one({"_id": user_id}, {field: 1}, session=session)
+    def row_of(self, user_id: str) -> LeaderboardRow | None:
+        """Return a user's row, or ``None`` if there is none."""
+        document = next(self._find({"filter": {"_id": user_id}, "limit": 1}), None)
         if document is None:
             return None
-        score = int(document[field])
-        better = self._users.count_documents({field: {"$gt": score}}, session=session)
-        return LeaderboardRow(better + 1, user_id, score)
+        score = int(document[self._field])
+        return LeaderboardRow(self._count({"$gt": score}) + 1, user_id, score)
 
-    def _rows(
+    def rows(
         self,
-        field: str,
-        session: ClientSession,
         *,
         limit: int,
         start: tuple[int, str] | None = None,
         end: tuple[int, str] | None = None,
     ) -> list[tuple[int, str]]:
         """Return scores and user ids in order, from ``start`` on or the last before ``end``."""
-        order = [(field, -1), ("_id", 1)]
-        if end is not None:
-            order = [(field, 1), ("_id", -1)]
-        found = self._users.find({}, {field: 1}, session=session).sort(order).limit(limit)
+        field = self._field
+        way = 1 if end is None else -1
+        query: Document = {"sort": {field: -way, "_id": way}, "limit": limit}
         # Bounds in the index, which the server finds as it finds a key, however far down it is.
-        if start is not None:
-            found = found.hint(_index(field)).min([(field, start[0]), ("_id", start[1])])
-        elif end is not None:
-            found = found.hint(_index(field)).max([(field, end[0]), ("_id", end[1])])
-        rows = [(int(document[field]), document["_id"]) for document in found]
+        for name, bound in (("min", start), ("max", end)):
+            if bound is not None:
+                query |= {name: {field: bound[0], "_id": bound[1]}, "hint": {field: -1, "_id": 1}}
+        rows = [(int(document[field]), document["_id"]) for document in self._find(query)]
         return rows if end is None else rows[::-1]
 
-    def _count(self, field: str, score: int, session: ClientSession) -> int:
-        return self._users.count_documents({field: score}, session=session)
+    def count(self, score: int) -> int:
+        """Return how many users have just this score."""
+        return self._count(score)
 
-    def _reading(self, read: Callable[[ClientSession], T]) -> T:
-        """Read from one moment of one generation, or from a later one if that is gone."""
+    def _count(self, condition: object) -> int:
+        counting = [{"$match": {self._field: condition}}, {"$group": {"_id": 1, "n": {"$sum": 1}}}]
+        found = self._cursor({"aggregate": self._users.name, "pipeline": counting, "cursor": {}})
+        return next((int(document["n"]) for document in found), 0)
 
-        def from_one_moment(watching: ClientSession) -> T:
-            for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
-                try:
-                    with self._read_model.client.start_session(snapshot=True) as session:
-                        result = read(session)
-                        # The generation is looked at after what was read, by the server's time.
-                        if session.cluster_time is not None:
-                            watching.advance_cluster_time(session.cluster_time)
-                        if session.operation_time is not None:
-                            watching.advance_operation_time(session.operation_time)
-                        return result
-                except OperationFailure as error:
-                    if error.code not in _SNAPSHOT_IS_GONE or attempt == _SNAPSHOT_ATTEMPTS:
-                        raise
-                time.sleep(_PAUSE_SECONDS * attempt)
-            raise AssertionError  # the last attempt returns or raises
+    def _find(self, query: Document) -> Iterator[Document]:
+        # All that is asked for in the first answer, where it has room.
+        return self._cursor(
+            {
+                "find": self._users.name,
+                "projection": {self._field: 1},
+                "batchSize": query["limit"],
+                **query,
+            }
+        )
 
-        return self._generations.consistently(from_one_moment)
+    def _cursor(self, command: Document) -> Iterator[Document]:
+        return self._users.database.cursor_command(command | self._options, session=self._session)
 
 
 def _ranked(
@@ -307,10 +379,6 @@ def _ranked_after(
     lower = places[len(tied) :]
     rows = [LeaderboardRow(row.rank, user_id, score) for score, user_id in tied]
     return rows + (_ranked(lower, row.rank + ties()) if lower else [])
-
-
-def _index(field: str) -> list[tuple[str, int]]:
-    return [(field, -1), ("_id", 1)]
 
 
 def _field(by: str) -> str:

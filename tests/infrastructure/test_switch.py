@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from threading import Event, Thread
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 
 from projections import (
     Leaderboard,
@@ -55,6 +63,22 @@ def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadM
 def plant(building: ReadModel, value: int) -> None:
     building.users.update_many({}, {"$set": {"totalScore": value}})
     building.grants.update_many({}, {"$set": {"amount": value}})
+
+
+class Heard(CommandListener):
+    """What a client sends."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.commands.append(event.command_name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        del event
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        del event
 
 
 def built(scoring: Scoring, live: ReadModel) -> Switch:
@@ -385,7 +409,58 @@ class PlantingRebuild(Rebuild):
         return super()._switch(switch, view, worker)
 
 
-def test_readers_never_see_a_mixture_during_50_switches(
+@pytest.mark.parametrize("steps", range(STEPS))
+@pytest.mark.usefixtures("short_silence")
+def test_a_leaderboard_that_was_read_before_is_true_at_every_step(
+    scoring: Scoring, live: ReadModel, steps: int
+) -> None:
+    """It does not ask which generation is live as long as its collection is where it was."""
+    board = Leaderboard(ReadModel(live.client, live.database.name))
+    old = board.top(100, by="ledger")
+    committed(scoring, live)
+    walk(live, steps)
+    for rows in (
+        board.top(100, by="ledger"),
+        board.around(old[3], 100, by="ledger"),
+        [board.rank_of(row.user_id, by="ledger") for row in old],
+    ):
+        scores = {row.score for row in rows if row is not None}
+        assert scores == {NEW} or rows == old
+        assert len(rows) == len(old)
+
+
+def test_a_leaderboard_is_read_with_one_command(live: ReadModel, mongo_uri: str) -> None:
+    """After the first time, which asks which generation is live; its neighbours take two."""
+    heard = Heard()
+    with MongoClient[dict[str, Any]](mongo_uri, event_listeners=[heard]) as client:
+        board = Leaderboard(ReadModel(client, live.database.name))
+        row = board.top(10)[3]
+        heard.commands.clear()
+        board.top(10)
+        assert heard.commands == ["find"]
+        board.around(row, 2)
+        assert heard.commands == ["find"] * 3
+
+
+@pytest.mark.parametrize("steps", range(STEPS))
+@pytest.mark.parametrize("pages_before", [0, 1])
+@pytest.mark.usefixtures("short_silence")
+def test_pages_are_whole_or_end_in_an_error(
+    scoring: Scoring, live: ReadModel, steps: int, pages_before: int
+) -> None:
+    """Whether the first was read before the switch or in the middle of it; none ends too soon."""
+    board = Leaderboard(ReadModel(live.client, live.database.name))
+    old = board.top(100, by="ledger")
+    pages = board.pages(size=2, by="ledger")
+    rows = [row for page in islice(pages, pages_before) for row in page]
+    committed(scoring, live)
+    walk(live, steps)
+    with suppress(ReadModelUnavailable):
+        rows += [row for page in pages for row in page]
+        assert rows == old or (len(rows) == len(old) and {row.score for row in rows} == {NEW})
+
+
+def test_readers_never_see_a_mixture_during_50_switches(  # noqa: PLR0915 - one story
     scoring: Scoring, live: ReadModel, mongo_uri: str
 ) -> None:
     """Leaderboards of several batches, pages of history and totals are of one generation each."""
@@ -407,6 +482,7 @@ def test_readers_never_see_a_mixture_during_50_switches(
             with connect(mongo_uri) as client:
                 model = ReadModel(client, live.database.name)
                 board, history = Leaderboard(model), UserHistory(model)
+                newest = 0
                 while not over.is_set():
                     rows = board.top(1000, by="ledger")
                     scores = {row.score for row in rows}
@@ -418,6 +494,10 @@ def test_readers_never_see_a_mixture_during_50_switches(
                     row = board.rank_of("reader-3", by="ledger")
                     assert row is not None
                     assert row.rank == 1
+                    # Nor does a reader ever go back, from one call to the next.
+                    values = [*scores, page[0].amount, totals.total_score, row.score]
+                    assert [newest, *values] == sorted([newest, *values])
+                    newest = values[-1]
                     seen.update(scores)
                     reads[number] += 4
         except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
