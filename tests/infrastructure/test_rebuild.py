@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
@@ -10,6 +11,7 @@ from uuid import uuid4
 import pytest
 from eventsourcing.persistence import Tracking
 
+from postgres_server import PostgresServer
 from projections import (
     MongoScoreView,
     Progress,
@@ -71,6 +73,37 @@ def test_a_rebuild_makes_the_same_read_model_anew(scoring: Scoring, live: ReadMo
     assert live.generations.drop_kept() == [1]
     assert live.generations.kept() == live.generations.drop_kept() == []
     assert verify_events(scoring, live).ok
+
+
+def test_the_read_model_of_a_postgresql_store_is_rebuilt_repaired_and_verified(
+    postgres: PostgresServer, read_model: ReadModel
+) -> None:
+    """With grants and buckets of the old way arriving while it is made."""
+    with (
+        Scoring(postgres.new_env()) as scoring,
+        closing(MongoScoreView(read_model)) as view,
+    ):
+        scoring.grant_many([make_grant(number) for number in range(300)])
+        ProjectionWorker(scoring, view).catch_up()
+        read_model.users.update_one({}, {"$inc": {"totalScore": 1}})
+        read_model.grants.delete_one({"grantId": "grant-7"})
+        assert not verify_events(scoring, read_model).ok
+
+        def arrive(progress: Progress) -> None:
+            number = progress.grants
+            scoring.grant_many([make_grant(1000 + number)])
+            scoring.contribute("ada", "quiz:best", "quiz", "quiz", number)
+            scoring.feed_post("ada", str(number), 3)
+
+        arrive(Progress(0, 0, 0))
+        job = Rebuild(scoring, read_model, worker_maker(scoring, 100))
+        assert job.run(on_progress=arrive).live
+        ProjectionWorker(scoring, view).catch_up()
+        report = verify_events(scoring, read_model)
+        assert (report.ok, report.differences) == (True, [])
+        assert report.grants > 300 + 3
+        top = Leaderboard(read_model).top(1)[0]
+        assert top.score == scoring.score_of(top.user_id).recomputed_total > 0
 
 
 def test_a_rebuild_repairs_whatever_is_wrong(
