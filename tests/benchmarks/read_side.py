@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ print(peak_memory_kb())
 """
 
 _WRITER = """
-import sys, time
+import random, sys, time
 from itertools import islice
 from pathlib import Path
 from write_side import grants, opened
@@ -57,7 +58,7 @@ with opened(Path(sys.argv[1])) as app:
     for grant in islice(grants(), int(sys.argv[2])):
         position = app.grant(**grant.model_dump()).position
         print(position, time.time(), flush=True)
-        time.sleep(0.03)
+        time.sleep(random.uniform(0.02, 0.5))
 """
 
 
@@ -221,7 +222,7 @@ def waiting(folder: Path, report: Report) -> None:
         for grant in islice(grants(), calls):
             receipt = app.grant(**grant.model_dump())
             own.append(seconds(lambda: view.wait("Scoring", receipt.position, timeout=30)))  # noqa: B023
-            time.sleep(0.03)
+            time.sleep(random.uniform(0.02, 0.2))  # busy and quiet times
         others = []
         command = [sys.executable, "-c", _WRITER, str(folder / "events.sqlite"), str(calls)]
         here = str(Path(__file__).parent)

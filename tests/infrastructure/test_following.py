@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -85,7 +86,7 @@ def test_a_grant_is_visible_within_milliseconds_to_its_own_process(
 def test_a_grant_is_visible_within_milliseconds_across_processes(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
 ) -> None:
-    """SQLite tells nobody, so the worker looks twenty times a second at least."""
+    """SQLite tells nobody, so the worker glances at its files a hundred times a second."""
     with follower(tmp_path, view, mongo_uri):
         seconds_until_visible(scoring, view, 0)
         waits = []
@@ -93,6 +94,33 @@ def test_a_grant_is_visible_within_milliseconds_across_processes(
             time.sleep(0.1)
             waits.append(seconds_until_visible(scoring, view, number))
     assert median(waits) < 0.1
+
+
+def test_what_other_processes_write_to_a_sqlite_file_is_seen(tmp_path: Path) -> None:
+    """At the first commit, and when the log has been checkpointed and begins again; not before."""
+    env = sqlite_env(tmp_path / "events.sqlite")
+    with Scoring(env) as mine, Scoring(env) as theirs, WakeUps(mine) as wake_ups:
+        for number in range(3):
+            wake_ups.wait(0.05)
+            assert not wake_ups.wait(0.1)
+            theirs.grant(**make_grant(number).model_dump())
+            assert wake_ups.wait(5)
+            with closing(sqlite3.connect(tmp_path / "events.sqlite")) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def test_what_a_glance_at_the_files_misses_is_found_by_looking(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a second, as when two commits fall into one tick of the clock."""
+    monkeypatch.setattr("projections.wakeups._stamps", lambda _: [])
+    with (
+        background(ProjectionWorker(scoring, view)),
+        Scoring(sqlite_env(tmp_path / "events.sqlite")) as other,
+    ):
+        seconds_until_visible(scoring, view, 0)
+        time.sleep(1.5)  # until it looks as seldom as it ever does
+        assert seconds_until_visible(other, view, 1) < 2
 
 
 def test_a_worker_is_told_by_postgres_what_other_processes_record(
