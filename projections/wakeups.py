@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 _LISTEN_SECONDS: Final = 0.5
 _PAUSE_AFTER_ERROR_SECONDS: Final = 1.0
-_GLANCE_SECONDS: Final = 0.01
+_GLANCE_SECONDS: Final = 0.015
 
 
 class WakeUps:
     """Tells when an application has recorded something; a context manager.
 
     What this process records through the same ``Scoring`` is known at once, for every store. What
-    other processes record is known at once on PostgreSQL, by its ``LISTEN``, and after a hundredth
+    other processes record is known at once on PostgreSQL, by its ``LISTEN``, and within a few hundredths
     of a second on SQLite, by a glance at its files; for the others the caller has to look, now and
     then. The library's ``subscribe()`` is not used: it reads every event a second time, and SQLite
     does not have it.

@@ -86,7 +86,7 @@ def test_a_grant_is_visible_within_milliseconds_to_its_own_process(
 def test_a_grant_is_visible_within_milliseconds_across_processes(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
 ) -> None:
-    """SQLite tells nobody, so the worker glances at its files a hundred times a second."""
+    """SQLite tells nobody, so the worker glances at its files sixty times a second."""
     with follower(tmp_path, view, mongo_uri):
         seconds_until_visible(scoring, view, 0)
         waits = []
