@@ -58,7 +58,7 @@ def guarded_reads(folder: Path, report: Report) -> None:
         for what, read in (
             ("top 10", lambda board, _: board.top(10, by="ledger")),
             ("top 1000", lambda board, _: board.top(1000, by="ledger")),
-            ("page of history", lambda _, history: history.grants("user-7")),
+            ("page of history", lambda _, history: history.history("user-7")),
         ):
 
             def guarded(read: Read = read) -> None:
