@@ -20,7 +20,12 @@ from pymongo.database import Database
 from projections.drift import Drift, UserDrift, measure_drift
 from projections.driver_errors import translated
 from projections.embedded import open_server
-from projections.errors import LedgerNotOpen, ProjectionError, StreamParked
+from projections.errors import (
+    LedgerNotOpen,
+    ProjectionError,
+    ReadModelUnavailable,
+    StreamParked,
+)
 from projections.handover import Gone, keep_for_ever, watch_for_forks
 from projections.metrics import observe
 from projections.mongo import MongoScoreView, connect
@@ -408,7 +413,7 @@ class ScoreLedger:
             timeout: Seconds.
 
         Raises:
-            TimeoutError: if it is not visible by then.
+            TimeoutError: if it is not visible by then; it says why a worker gave up, if one did.
             StreamParked: if it is not going to be visible, because the user's stream is parked.
             ReadModelUnavailable: if MongoDB failed, and not just for a moment.
             LedgerNotOpen: if the ledger is closed by then.
@@ -424,6 +429,17 @@ class ScoreLedger:
             )
         except WaitInterruptedError as error:
             raise LedgerNotOpen(_CLOSED) from error
+        except TimeoutError as error:
+            failure: str | None = None
+            with suppress(ReadModelUnavailable):
+                failure = self._view.failure(self._scoring.name)
+            if failure is None:
+                raise
+            raise TimeoutError(
+                f"position {receipt.position} of {self._scoring.name} was not projected within "
+                f"{timeout:g} s, since a worker gave up ({failure}): mend the cause, or park the "
+                "stream with SCORE_LEDGER_ON_ERROR=park"
+            ) from error
         # Asked afterwards: a stream is parked in the transaction that moves the position.
         parked = self._view.parking.find(self._stream_of(receipt))
         if parked is not None and parked.position <= receipt.position:
