@@ -136,7 +136,7 @@ def award(
 def user_page(
     user_id: str,
     ledger: Ledger,
-    after: int | None = None,
+    after: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> UserPage:
     """Show a user's totals and grants, newest first."""

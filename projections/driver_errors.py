@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
+    InvalidName,
+    InvalidOperation,
     InvalidURI,
     OperationFailure,
     PyMongoError,
@@ -49,6 +51,15 @@ def translated() -> Iterator[None]:
         yield
     except (InvalidURI, ConfigurationError) as error:
         raise ReadModelUnavailable(f"MONGO_URI is not usable: {error}") from error
+    except InvalidName as error:
+        raise ReadModelUnavailable(
+            f"MONGO_DATABASE, or the argument mongo_database, is not usable: {error}"
+        ) from error
+    except InvalidOperation as error:
+        raise ReadModelUnavailable(
+            f"MongoDB was not asked ({error}): leave a MongoClient open for as long as a ledger "
+            "uses it"
+        ) from error
     except ConnectionFailure as error:
         raise ReadModelUnavailable(
             f"MongoDB cannot be reached ({_first_line(error)}): check that it runs and that "

@@ -18,11 +18,11 @@ class Gone:
 
     def __init__(self, sentence: str) -> None:
         """Say why the part is gone."""
-        self._sentence = sentence
+        self.sentence = sentence
 
     def __getattr__(self, name: str) -> Any:
         """Raise ``LedgerNotOpen``."""
-        raise LedgerNotOpen(self._sentence)
+        raise LedgerNotOpen(self.sentence)
 
 
 _open_ledgers: WeakSet[ScoreLedger] = WeakSet()

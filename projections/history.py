@@ -97,7 +97,9 @@ class UserHistory:
             version=int(document["version"]),
         )
 
-    def grants(self, user_id: str, *, after: int | None = None, limit: int = 100) -> list[GrantRow]:
+    def history(
+        self, user_id: str, *, after: int | None = None, limit: int = 100
+    ) -> list[GrantRow]:
         """Return a page of a user's grants, newest position first.
 
         Args:
@@ -106,14 +108,19 @@ class UserHistory:
             limit: Grants on a page, at least 1.
 
         Raises:
-            ValueError: if ``limit`` is less than 1.
+            ValueError: if ``limit`` is less than 1, or ``after`` is not a position.
             InvalidGrant: if the id breaks the rule of ``user_id``.
             ReadModelUnavailable: if MongoDB failed.
         """
-        if limit < 1:
-            raise ValueError(f"limit must be 1 or more; got {limit}")
+        if not _is_whole(limit) or limit < 1:
+            raise ValueError(f"limit must be an integer of 1 or more; got {limit!r}")
         query: Document = {"userId": normalised_user_id(user_id)}
         if after is not None:
+            # MongoDB compares within a type: anything else would be an empty page, not an error.
+            if not _is_whole(after):
+                raise ValueError(
+                    f"after must be the position of the last row before, an integer; got {after!r}"
+                )
             query["_id"] = {"$lt": after}
 
         def read(session: ClientSession) -> list[GrantRow]:
@@ -121,6 +128,11 @@ class UserHistory:
             return [_row(document) for document in found]
 
         return self._generations.consistently(read)
+
+
+def _is_whole(number: object) -> bool:
+    """Tell whether it is an integer that MongoDB can express."""
+    return isinstance(number, int) and -(2**63) <= number < 2**63
 
 
 def _row(document: Document) -> GrantRow:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, cast
 
+from eventsourcing.persistence import WaitInterruptedError
 from eventsourcing.utils import Environment
 from pymongo import MongoClient
 from pymongo.database import Database
 
 from projections.drift import Drift, UserDrift, measure_drift
+from projections.driver_errors import translated
 from projections.embedded import open_server
-from projections.errors import ProjectionError, StreamParked
+from projections.errors import (
+    LedgerNotOpen,
+    ProjectionError,
+    ReadModelUnavailable,
+    StreamParked,
+)
 from projections.handover import Gone, keep_for_ever, watch_for_forks
 from projections.metrics import observe
 from projections.mongo import MongoScoreView, connect
@@ -31,9 +39,11 @@ from projections.verify_events import verify_events
 from projections.worker import Progress, ProjectionWorker
 from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 from scoring.identity import user_stream_id
+from scoring.retrying import OPENING_FAILED, reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable
+    from os import PathLike
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -49,6 +59,8 @@ _FIRST_PAUSE_AFTER_ERROR_SECONDS = 1.0
 _LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
 _PARKED_SHOWN = 20
 _EVENTS_ASKED_FOR_THEIR_TIME = 10
+_CLOSED = "the ledger is closed: open a new one with ScoreLedger.open()"
+_POSTGRES_PLACE = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_DBNAME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +117,62 @@ def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
     """
-    env = settings.event_store() if event_store is None else _own_variables(event_store)
+    given = {} if event_store is None else _own_variables(event_store)
+    # The library's own default is a store in memory, where nothing survives the process.
+    env = {**given, **settings.event_store(given)}
+    if env.get("SQLITE_DBNAME") == ":memory:" and env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
+        raise ProjectionError(
+            "SQLITE_DBNAME is ':memory:', which is a database of its own for every connection and "
+            "so for every thread: name a file"
+        )
+    if env.get("SQLITE_DBNAME") == str(settings.events_file):
+        _make(settings.folder)
     try:
-        if env.get("SQLITE_DBNAME") == str(settings.events_file):
-            settings.folder.mkdir(parents=True, exist_ok=True)
         return Scoring(env)
     except Exception as error:
+        reason = str(error)
+        if reason.startswith(OPENING_FAILED):
+            reason = f"{reason.removeprefix(OPENING_FAILED)}; {_cure(env)}"
         raise ProjectionError(
-            f"the event store cannot be opened with {env.get('PERSISTENCE_MODULE')}: {error}"
+            f"the event store cannot be opened with {_place(env)}: {reason}"
         ) from error
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProjectionError(
+            f"the folder {folder} cannot be made ({error.strerror}): name one that this process "
+            "may write to, by the argument folder or SCORE_LEDGER_FOLDER"
+        ) from error
+
+
+def _place(env: Mapping[str, str]) -> str:
+    """Return the persistence module, and where it was told to look."""
+    module = env["PERSISTENCE_MODULE"]
+    names = ("SQLITE_DBNAME",) if module == SQLITE_MODULE else _POSTGRES_PLACE
+    found = Environment(Scoring.name, {**os.environ, **env})
+    return " ".join([module, *(f"{name}={found.get(name)}" for name in names if found.get(name))])
+
+
+def _cure(env: Mapping[str, str]) -> str:
+    if env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
+        return "name a file that is SQLite's, or a new one in a folder that may be written to"
+    return "check that the server runs, and what the variables say of host, user and password"
+
+
 def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
-    # The environment of another application may carry that application's prefix.
+    given: object = event_store
+    if not isinstance(given, Mapping) or not all(
+        isinstance(text, str) for item in given.items() for text in item
+    ):
+        raise ProjectionError(
+            "event_store must map names of variables to texts, as in "
+            f'{{"PERSISTENCE_MODULE": "{SQLITE_MODULE}", "SQLITE_DBNAME": "events.sqlite"}}'
+        )
     env = dict(event_store)
+    # The environment of another application may carry that application's prefix.
     if isinstance(event_store, Environment) and event_store.name:
         prefix = f"{event_store.name.upper()}_"
         env |= {k.removeprefix(prefix): v for k, v in env.items() if k.startswith(prefix)}
@@ -153,6 +207,12 @@ def open_read_model(
     if isinstance(mongo, MongoClient):
         client = cast("MongoClient[Document]", mongo)
     elif mongo is None or isinstance(mongo, str):
+        if mongo == "":
+            # Perhaps a variable of the application's that is not set: not to be guessed at.
+            raise ProjectionError(
+                "mongo is an empty text: give a URI, or leave it out for MONGO_URI or a mongod of "
+                "the folder's own"
+            )
         uri = mongo or settings.mongo_uri
         if uri is None:
             server = open_server(settings.folder / "mongo", mongod=settings.mongod)
@@ -164,7 +224,10 @@ def open_read_model(
             f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
             "asyncio.to_thread"
         )
-    read_model = ReadModel(client, mongo_database or settings.mongo_database)
+    with translated():
+        read_model = ReadModel(
+            client, settings.mongo_database if mongo_database is None else mongo_database
+        )
     read_model.prepare()
     return read_model
 
@@ -199,7 +262,7 @@ class ScoreLedger:
     def open(
         cls,
         *,
-        folder: Path | None = None,
+        folder: str | PathLike[str] | None = None,
         worker: bool = True,
         any_shape: bool = False,
         settings: Settings | None = None,
@@ -218,9 +281,11 @@ class ScoreLedger:
             worker: Project in the background; otherwise call ``catch_up()``.
             any_shape: Open a read model too whose documents another release made in another shape;
                 only ``rebuild()`` and ``status()`` are of use then.
-            settings: Beat the environment altogether; ``folder`` is not looked at then.
+            settings: An object of yours instead of ``folder``; what was not given to it comes from
+                the environment.
             event_store: The library's variables for the event store, perhaps the ``env`` of an
-                application of yours, whose prefixed variables count too.
+                application of yours, whose prefixed variables count too. What is missing comes
+                from the environment; without a ``PERSISTENCE_MODULE`` it is SQLite.
             scoring: A ``Scoring`` application of yours, perhaps of a subclass; it stays open.
             mongo: A ``MongoClient`` or ``Database`` of yours, which stays open, or a URI.
             mongo_database: Name of the database, unless ``mongo`` is a ``Database``.
@@ -233,7 +298,22 @@ class ScoreLedger:
             raise ProjectionError(
                 "scoring and event_store were given, which both say where events are: give one"
             )
-        settings = settings or Settings.load(folder=folder)
+        if scoring is not None and not isinstance(scoring, Scoring):
+            raise ProjectionError(
+                f"scoring must be a Scoring object, opened, not {scoring!r}: leave it out to have "
+                "one opened"
+            )
+        if settings is not None and folder is not None:
+            raise ProjectionError(
+                "settings and folder were given, which both say where the folder is: give one"
+            )
+        if settings is None:
+            settings = Settings.load(folder=folder)
+        elif not isinstance(settings, Settings):
+            raise ProjectionError(
+                f"settings must be a Settings object, not a {type(settings).__name__}: make one "
+                "with projections.Settings(...)"
+            )
         with ExitStack() as stack:
             if scoring is None:
                 scoring = stack.enter_context(open_scoring(settings, event_store=event_store))
@@ -300,14 +380,30 @@ class ScoreLedger:
         return self._repositories.user_scores.score_of(user_id)
 
     def totals(self, user_id: str) -> UserTotals | None:
-        """Return a user's projected totals; see ``UserHistory.totals``."""
+        """Return a user's projected totals, or ``None`` for a user who has nothing yet.
+
+        Raises:
+            InvalidGrant: if the id breaks the rule of ``user_id``.
+            ReadModelUnavailable: if MongoDB failed.
+        """
         return self._repositories.score_grants.totals(user_id)
 
     def history(
         self, user_id: str, *, after: int | None = None, limit: int = 100
     ) -> list[GrantRow]:
-        """Return a page of a user's projected grants, newest first; see ``UserHistory.grants``."""
-        return self._repositories.score_grants.grants(user_id, after=after, limit=limit)
+        """Return a page of a user's projected grants, newest position first.
+
+        Args:
+            user_id: Whose.
+            after: The last position of the page before; ``None`` for the first page.
+            limit: Grants on a page, at least 1.
+
+        Raises:
+            ValueError: if ``limit`` is less than 1, or ``after`` is not a position.
+            InvalidGrant: if the id breaks the rule of ``user_id``.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        return self._repositories.score_grants.history(user_id, after=after, limit=limit)
 
     def wait(self, receipt: GrantReceipt | ContributionReceipt, *, timeout: float = 5.0) -> None:
         """Block until the answer of a receipt is visible to readers.
@@ -317,11 +413,33 @@ class ScoreLedger:
             timeout: Seconds.
 
         Raises:
-            TimeoutError: if it is not visible by then.
+            TimeoutError: if it is not visible by then; it says why a worker gave up, if one did.
             StreamParked: if it is not going to be visible, because the user's stream is parked.
             ReadModelUnavailable: if MongoDB failed, and not just for a moment.
+            LedgerNotOpen: if the ledger is closed by then.
         """
-        self._view.wait(self._scoring.name, receipt.position, timeout=timeout)
+        if not isinstance(receipt, GrantReceipt | ContributionReceipt):
+            raise TypeError(
+                f"wait takes one receipt, not a {type(receipt).__name__}: of many, give the one "
+                "with the highest position"
+            )
+        try:
+            self._view.wait(
+                self._scoring.name, receipt.position, timeout=timeout, interrupt=self._stop
+            )
+        except WaitInterruptedError as error:
+            raise LedgerNotOpen(_CLOSED) from error
+        except TimeoutError as error:
+            failure: str | None = None
+            with suppress(ReadModelUnavailable):
+                failure = self._view.failure(self._scoring.name)
+            if failure is None:
+                raise
+            raise TimeoutError(
+                f"position {receipt.position} of {self._scoring.name} was not projected within "
+                f"{timeout:g} s, since a worker gave up ({failure}): mend the cause, or park the "
+                "stream with SCORE_LEDGER_ON_ERROR=park"
+            ) from error
         # Asked afterwards: a stream is parked in the transaction that moves the position.
         parked = self._view.parking.find(self._stream_of(receipt))
         if parked is not None and parked.position <= receipt.position:
@@ -458,8 +576,13 @@ class ScoreLedger:
         return drift
 
     def status(self) -> LedgerStatus:
-        """Return where the ledger stands."""
-        newest = self._scoring.recorder.max_notification_id() or 0
+        """Return where the ledger stands.
+
+        Raises:
+            ScoringError: if the event store cannot be read.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        newest = reading(self._scoring.recorder.max_notification_id) or 0
         tracked = self._view.max_tracking_id(self._scoring.name) or 0
         env = self._scoring.env
         module = env.get("PERSISTENCE_MODULE") or ""
@@ -504,8 +627,9 @@ class ScoreLedger:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        # First, so that what other threads begin from here on meets no half-closed part.
+        self._retire(_CLOSED)
         self._owned.close()
-        self._retire("the ledger is closed: open a new one with ScoreLedger.open()")
 
     def leave_to_parent(self) -> None:
         """Become unusable in a child that was forked; called there before anything else runs."""
@@ -524,7 +648,13 @@ class ScoreLedger:
         self._scoring = self._view = gone
 
     def __enter__(self) -> Self:
-        """Return the ledger itself."""
+        """Return the ledger itself.
+
+        Raises:
+            LedgerNotOpen: if it was closed, or inherited over a fork.
+        """
+        if isinstance(self._view, Gone):
+            raise LedgerNotOpen(self._view.sentence)
         return self
 
     def __exit__(
@@ -537,8 +667,10 @@ class ScoreLedger:
         self.close()
 
     def _lag_seconds(self, tracked: int) -> float | None:
-        oldest = self._scoring.recorder.select_notifications(
-            start=tracked, limit=_EVENTS_ASKED_FOR_THEIR_TIME, inclusive_of_start=False
+        oldest = reading(
+            lambda: self._scoring.recorder.select_notifications(
+                start=tracked, limit=_EVENTS_ASKED_FOR_THEIR_TIME, inclusive_of_start=False
+            )
         )
         for notification in oldest:
             # The first one may be poison, or another application's.
@@ -550,7 +682,9 @@ class ScoreLedger:
     def _stream_of(self, receipt: GrantReceipt | ContributionReceipt) -> str:
         if receipt.user_id is not None:
             return str(user_stream_id(receipt.user_id))
-        found = self._scoring.recorder.select_notifications(start=receipt.position, limit=1)
+        found = reading(
+            lambda: self._scoring.recorder.select_notifications(start=receipt.position, limit=1)
+        )
         return str(found[0].originator_id) if found else ""
 
     def _worker(

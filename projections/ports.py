@@ -66,9 +66,11 @@ class UserScoreRepository(Protocol):
 
 
 class ScoreGrantRepository(Protocol):
-    """Projected grants of single users, and the totals they add up to."""
+    """Projected grants of single users, and the totals they add up to; ``ScoreLedger`` is one."""
 
-    def grants(self, user_id: str, *, after: int | None = None, limit: int = 100) -> list[GrantRow]:
+    def history(
+        self, user_id: str, *, after: int | None = None, limit: int = 100
+    ) -> list[GrantRow]:
         """Return a page of a user's grants, newest position first."""
         ...
 

@@ -143,7 +143,7 @@ def registered(scoring: Scoring, read_model: ReadModel) -> Repositories:
         user_scores=traced(EventSourcedUserScores, _event_store(scoring))(scoring),
         score_grants=traced(
             UserHistory,
-            _mongodb(read_model, grants=Call("find", GRANTS), totals=Call("find", USERS)),
+            _mongodb(read_model, history=Call("find", GRANTS), totals=Call("find", USERS)),
         )(read_model),
         leaderboard=traced(
             Leaderboard,

@@ -18,6 +18,7 @@ from scoring import Scoring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from os import PathLike
 
 SQLITE_MODULE = "eventsourcing.sqlite"
 
@@ -51,11 +52,11 @@ class Settings(BaseSettings):
     (``SCORE_LEDGER_ON_ERROR``)."""
 
     @classmethod
-    def load(cls, *, folder: Path | None = None) -> Settings:
+    def load(cls, *, folder: str | PathLike[str] | None = None) -> Settings:
         """Read the settings; an argument beats the environment.
 
         Raises:
-            ProjectionError: naming the variable that is wrong, and why.
+            ProjectionError: naming the variable or argument that is wrong, and why.
         """
         try:
             settings = cls()
@@ -64,7 +65,16 @@ class Settings(BaseSettings):
             name = str(first["loc"][0])
             variable = name if name.isupper() else f"SCORE_LEDGER_{name.upper()}"
             raise ProjectionError(f"{variable} is not usable: {first['msg']}") from error
-        return settings if folder is None else settings.model_copy(update={"folder": folder})
+        if folder is None:
+            return settings
+        given: object = folder
+        if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+            # An empty path would be the current folder.
+            raise ProjectionError(
+                f"folder must be a path, not {folder!r}: leave it out for SCORE_LEDGER_FOLDER or "
+                ".score-ledger"
+            )
+        return settings.model_copy(update={"folder": Path(folder)})
 
     @property
     def events_file(self) -> Path:
@@ -76,9 +86,11 @@ class Settings(BaseSettings):
 
         Without ``PERSISTENCE_MODULE`` it is SQLite, and without ``SQLITE_DBNAME`` its file is
         ``events.sqlite`` in the folder. Either may carry the application's prefix ``SCORING_``.
+
+        Args:
+            environ: Variables that beat those of the process's environment.
         """
-        given = dict(os.environ if environ is None else environ)
-        named = Environment(Scoring.name, given)
+        named = Environment(Scoring.name, {**os.environ, **(environ or {})})
         module = named.get("PERSISTENCE_MODULE") or SQLITE_MODULE
         chosen = {"PERSISTENCE_MODULE": module}
         if module == SQLITE_MODULE and not named.get("SQLITE_DBNAME"):

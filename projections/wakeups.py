@@ -27,10 +27,10 @@ class WakeUps:
     """Tells when an application has recorded something; a context manager.
 
     What this process records through the same ``Scoring`` is known at once, for every store. What
-    other processes record is known at once on PostgreSQL, by its ``LISTEN``, and within a few hundredths
-    of a second on SQLite, by a glance at its files; for the others the caller has to look, now and
-    then. The library's ``subscribe()`` is not used: it reads every event a second time, and SQLite
-    does not have it.
+    other processes record is known at once on PostgreSQL, by its ``LISTEN``, and within a few
+    hundredths of a second on SQLite, by a glance at its files; for the others the caller has to
+    look, now and then. The library's ``subscribe()`` is not used: it reads every event a second
+    time, and SQLite does not have it.
     """
 
     def __init__(self, app: Scoring) -> None:

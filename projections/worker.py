@@ -20,7 +20,7 @@ from projections.reading import PAGE_SIZE, BatchLimits, BatchReader, read_ahead
 from projections.retrying import Patience
 from projections.wakeups import WakeUps
 from scoring.errors import ScoringError
-from scoring.retrying import STORE_ERRORS, is_hopeless
+from scoring.retrying import STORE_ERRORS, in_words, is_hopeless
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -238,6 +238,6 @@ def _bear_with(error: Exception, patience: Patience) -> None:
         if not error.transient or patience.is_exhausted:
             raise error
     elif is_hopeless(error) or patience.is_exhausted:
-        raise ScoringError(f"the event store cannot be read: {error}") from error
+        raise ScoringError(f"the event store cannot be read: {in_words(error)}") from error
     logger.info("trying again: %s", error)
     patience.pause()

@@ -89,7 +89,8 @@ class Scoring(Application[UUID]):
             clock: Returns the time that ``at=None`` means in ``contribute``, timezone-aware.
 
         Raises:
-            ScoringError: if a setting of the store would break the order of positions.
+            ScoringError: if a setting of the store would break the order of positions, or cannot
+                be understood, or the store cannot be opened.
         """
         super().__init__(env)
         if strtobool(self.env.get("POSTGRES_ENABLE_DB_FUNCTIONS") or "no"):
@@ -99,11 +100,22 @@ class Scoring(Application[UUID]):
                 "position can become visible before an earlier one and a projection would miss "
                 "grants: unset it"
             )
-        cache_size = int(self.env.get(self.AGGREGATE_CACHE_MAXSIZE) or _DEFAULT_CACHE_SIZE)
+        cache_size = self._cache_size()
         self._clock = clock or _now
         self._locks = StripedLocks()
         self._listeners: set[Event] = set()
         self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
+
+    def _cache_size(self) -> int:
+        given = self.env.get(self.AGGREGATE_CACHE_MAXSIZE) or _DEFAULT_CACHE_SIZE
+        try:
+            return int(given)
+        except ValueError as error:
+            self.close()
+            raise ScoringError(
+                f"{self.AGGREGATE_CACHE_MAXSIZE} must be an integer, the number of users to keep "
+                f"in memory; got {given!r}"
+            ) from error
 
     def construct_env(self, name: str, env: EnvType | None = None) -> Environment:
         """Construct the environment; on PostgreSQL, choose a recorder that can send large batches.

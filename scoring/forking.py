@@ -63,7 +63,8 @@ def _emptied(pool: SQLiteConnectionPool) -> bool:
     if not pool._get_semaphore.acquire(timeout=PATIENCE_SECONDS):
         return False
     pool._put_condition.acquire()
-    while pool._in_use:
+    # A pool that is closed under its users closes their connections, and keeps them on its list.
+    while any(not connection.closed for connection in pool._in_use.values()):
         if not pool._put_condition.wait(max(0.0, deadline - time.monotonic())):
             pool._put_condition.release()
             pool._get_semaphore.release()

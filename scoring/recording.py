@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
 
 from eventsourcing.application import ProcessingEvent
-from eventsourcing.persistence import IntegrityError
+from eventsourcing.persistence import ConnectionPoolClosedError, IntegrityError
 from eventsourcing.utils import get_topic
 
 from scoring.errors import InvalidGrant, ScoringError
@@ -107,6 +107,12 @@ class CommandRecorder(ABC, Generic[AnswerT]):
             except RefusedAt as refused:
                 # A taken id is answered even where a new one would be refused.
                 failure = refused
+            except ConnectionPoolClosedError as error:
+                # Perhaps between the commit and giving back the connection.
+                raise ScoringError(
+                    f"the event store was closed, so it is unknown whether {self._subject} are "
+                    f"recorded: {self._cure}, on one that is open"
+                ) from error
             except STORE_ERRORS as error:
                 if is_hopeless(error):
                     raise ScoringError(

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from eventsourcing.persistence import (
+    ConnectionPoolClosedError,
     DataError,
     InterfaceError,
     MapperDeserialisationError,
@@ -30,13 +31,20 @@ MAX_ATTEMPTS: Final = 30
 MAX_SECONDS: Final = 30.0
 """No attempt is begun later than this; one attempt takes as long as the store's own timeouts."""
 
-STORE_ERRORS: Final = (PersistenceError, sqlite3.Error, MapperDeserialisationError, TopicError)
+STORE_ERRORS: Final = (
+    *(PersistenceError, sqlite3.Error, MapperDeserialisationError, TopicError),
+    ConnectionPoolClosedError,
+)
 """What a store may raise: some of sqlite3's own errors pass through the library untranslated."""
 
 _HOPELESS: Final = (
     *(DataError, NotSupportedError, ProgrammingError),
     *(MapperDeserialisationError, TopicError),  # another cipher's key, or an event of the future
+    ConnectionPoolClosedError,
 )
+
+OPENING_FAILED: Final = "the event store cannot be opened: "
+"""How the message of ``opening`` begins, for those who can say more."""
 
 _MAX_OPENING_ATTEMPTS: Final = 12
 
@@ -53,6 +61,13 @@ def pause(attempt: int) -> None:
 def is_hopeless(error: Exception) -> bool:
     """Tell whether trying again cannot help."""
     return isinstance(error, _HOPELESS)
+
+
+def in_words(error: Exception) -> str:
+    """Return what a store's error says; some of the library's say nothing."""
+    if isinstance(error, ConnectionPoolClosedError):
+        return "it was closed, so open it again"
+    return str(error) or type(error).__name__
 
 
 class Deadline:
@@ -92,7 +107,7 @@ def reading(read: Callable[[], T]) -> T:
             return read()
         except STORE_ERRORS as error:
             if is_hopeless(error) or deadline.is_over:
-                raise ScoringError(f"the event store cannot be read: {error}") from error
+                raise ScoringError(f"the event store cannot be read: {in_words(error)}") from error
         deadline.pause()
 
 
@@ -111,5 +126,5 @@ def opening(construct: Callable[[], T]) -> T:
             return construct()
         except STORE_ERRORS as error:
             if isinstance(error, InterfaceError | DataError) or deadline.is_over:
-                raise ScoringError(f"the event store cannot be opened: {error}") from error
+                raise ScoringError(f"{OPENING_FAILED}{in_words(error)}") from error
         deadline.pause()

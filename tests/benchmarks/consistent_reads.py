@@ -55,11 +55,11 @@ def guarded_reads(folder: Path, report: Report) -> None:
 
         def guarded() -> None:
             for _ in range(READS):
-                history.grants("user-7")
+                history.history("user-7")
 
         def bare() -> None:
             for _ in range(READS):
-                bare_history.grants("user-7")
+                bare_history.history("user-7")
 
         ours, theirs = in_turns(guarded, bare, rounds=ROUNDS)
         report.add(

@@ -24,7 +24,7 @@ def test_grants_persist(scoring: Scoring, read_model: ReadModel, tmp_path: Path)
     with Scoring(sqlite_env(tmp_path / "events.sqlite")) as another:
         assert another.score_of("ada").total_score == sum(grant.amount for grant in grants)
         ProjectionWorker(another, MongoScoreView(read_model)).catch_up()
-    rows = UserHistory(read_model).grants("ada")
+    rows = UserHistory(read_model).history("ada")
     assert [
         (row.grant_id, row.key, row.category, row.source, row.amount, row.granted_at)
         for row in reversed(rows)

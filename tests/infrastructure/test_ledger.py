@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -27,7 +28,7 @@ from pymongo import AsyncMongoClient
 from projections import LedgerNotOpen, ProjectionError, ScoreLedger, Settings
 from projections.mongo import connect
 from projections.read_model import ReadModel
-from scoring import GrantReceipt, Scoring
+from scoring import GrantReceipt, Scoring, ScoringError
 from support import NOON, make_grant, sqlite_env
 
 
@@ -133,11 +134,11 @@ def test_a_uri_and_settings_objects_are_taken(
         assert ledger.catch_up() == 3
 
 
-def test_an_asynchronous_client_is_refused_with_the_cure() -> None:
+def test_an_asynchronous_client_is_refused_with_the_cure(event_store: dict[str, str]) -> None:
     """The ledger blocks; from asyncio it is called in a thread."""
     client: Any = AsyncMongoClient("mongodb://localhost:1", connect=False)
     with pytest.raises(ProjectionError, match=r"asyncio\.to_thread"):
-        ScoreLedger.open(mongo=client, event_store={})
+        ScoreLedger.open(mongo=client, event_store=event_store)
 
 
 def test_an_application_s_environment_is_taken_with_its_prefix(
@@ -184,6 +185,63 @@ def test_a_closed_ledger_says_so(database: Any, event_store: dict[str, str]) -> 
         grant(ledger, 1)
     with pytest.raises(LedgerNotOpen, match="the ledger is closed"):
         ledger.leaderboard.top(1)
+    with pytest.raises(LedgerNotOpen, match="the ledger is closed"), ledger:
+        pass
+
+
+def test_closing_ends_a_wait_of_another_thread(database: Any, event_store: dict[str, str]) -> None:
+    """At once, and with the sentence of a closed ledger."""
+    ledger = ScoreLedger.open(mongo=database, event_store=event_store, worker=False)
+    receipt = grant(ledger, 1)
+    raised: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            ledger.wait(receipt, timeout=60)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
+            raised.append(error)
+
+    thread = Thread(target=wait)
+    thread.start()
+    time.sleep(0.2)
+    ledger.close()
+    thread.join(10)
+    assert [type(error) for error in raised] == [LedgerNotOpen]
+
+
+def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, str]) -> None:
+    """Every thread that grants is told in words, and all that was answered is in the store."""
+    ledger = ScoreLedger.open(mongo=database, event_store=event_store)
+    answered: list[int] = []
+    raised: list[Exception] = []
+
+    def work(thread: int) -> None:
+        try:
+            for number in count(thread * 1_000_000):
+                grant(ledger, number, user_id="ada", amount=1)
+                answered.append(number)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test must see it
+            raised.append(error)
+
+    threads = [Thread(target=work, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    ledger.close()
+    for thread in threads:
+        thread.join(30)
+    assert len(raised) == 4
+    assert all(isinstance(error, LedgerNotOpen | ScoringError) for error in raised), raised
+    # No connection counts as in use, which a fork would wait for.
+    began = time.monotonic()
+    assert in_child(lambda: "forked") == "forked"
+    assert time.monotonic() - began < 10
+    with Scoring(event_store) as scoring:
+        for number in answered:
+            assert (
+                scoring.grant(**make_grant(number, user_id="ada", amount=1).model_dump()).status
+                == "DUPLICATE"
+            )
 
 
 def test_threads_share_a_ledger(database: Any, event_store: dict[str, str]) -> None:

@@ -94,6 +94,19 @@ def test_a_sum_that_mongo_refuses_is_traced_to_its_grant(
     assert read_model.grants.count_documents({"userId": "bob"}) == 0
 
 
+def test_whoever_waits_behind_a_poison_event_is_told_of_it(
+    scoring: Scoring, ledger: ScoreLedger, tmp_path: Path
+) -> None:
+    """Not that perhaps no worker is running."""
+    poison = grant(scoring, 1, "bob")
+    receipt = grant(scoring, 2, "ada")
+    with damaged(tmp_path / EVENTS, poison.position):
+        with pytest.raises(PoisonEvent):
+            ledger.catch_up()
+        with pytest.raises(TimeoutError, match=rf"gave up .*position {poison.position} .*park"):
+            ledger.wait(receipt, timeout=0.1)
+
+
 def test_a_poison_event_parks_its_stream_and_the_others_go_on(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
 ) -> None:

@@ -487,7 +487,7 @@ def test_readers_never_see_a_mixture_during_50_switches(  # noqa: PLR0915 - one 
                     rows = board.top(1000, by="ledger")
                     scores = {row.score for row in rows}
                     assert (len(rows), len(scores)) == (users + 7, 1)
-                    page = history.grants("reader-3")
+                    page = history.history("reader-3")
                     assert (len(page), len({grant.amount for grant in page})) == (2, 1)
                     totals = history.totals("reader-3")
                     assert totals is not None

@@ -66,7 +66,7 @@ def test_every_call_of_a_repository_is_a_span_with_the_field_s_attributes(
         "db.namespace": read_model.database.name,
         "db.collection.name": "score_grants",
         "db.operation.name": "find",
-        "code.function.name": "projections.history.UserHistory.grants",
+        "code.function.name": "projections.history.UserHistory.history",
     }
     told = " ".join(str(attributes(span)) + span.name for span in telemetry.spans)
     assert "ada" not in told, "nothing may tell users apart"

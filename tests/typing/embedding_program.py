@@ -85,12 +85,16 @@ def use(ledger: ScoreLedger) -> None:
     assert_type(ledger.status(), LedgerStatus)
     assert_type(ledger.verify(), Verification)
     Shop(ledger, ledger.leaderboard).paid(order=4711, customer="ada", at=now)
+    projected: ScoreGrantRepository = ledger
+    assert_type(projected.history("ada"), list[GrantRow])
 
 
 class Pages:
     """A stand-in that fits a port."""
 
-    def grants(self, user_id: str, *, after: int | None = None, limit: int = 100) -> list[GrantRow]:
+    def history(
+        self, user_id: str, *, after: int | None = None, limit: int = 100
+    ) -> list[GrantRow]:
         return []
 
     def totals(self, user_id: str) -> UserTotals | None:
