@@ -15,13 +15,14 @@ from projections.errors import (
     ShapeChanged,
     StreamParked,
 )
-from projections.history import GrantRow, UserTotals
+from projections.history import GrantRow, UserHistory, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
 from projections.ledger import LedgerStatus, ScoreLedger
 from projections.mongo import MongoScoreView
 from projections.parking import ParkedStream
 from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
 from projections.projection import ScoreGrantsProjection
+from projections.read_model import ReadModel
 from projections.rebuild import RebuildOutcome
 from projections.settings import Settings
 from projections.unparking import Unparked
@@ -44,6 +45,7 @@ __all__ = [
     "Progress",
     "ProjectionError",
     "ProjectionWorker",
+    "ReadModel",
     "ReadModelUnavailable",
     "RebuildOutcome",
     "RebuildSuperseded",
@@ -55,6 +57,7 @@ __all__ = [
     "StreamParked",
     "Unparked",
     "UserDrift",
+    "UserHistory",
     "UserScoreRepository",
     "UserTotals",
     "Verification",

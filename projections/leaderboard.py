@@ -12,7 +12,7 @@ from pymongo.errors import ConnectionFailure, OperationFailure
 
 from projections.driver_errors import translated
 from projections.errors import ReadModelUnavailable
-from scoring.rules import normalised_user_id
+from scoring.rules import MAX_TOTAL, normalised_user_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,8 +79,7 @@ class Leaderboard:
             ReadModelUnavailable: if MongoDB failed.
         """
         field = _field(by)
-        if n < 0:
-            raise ValueError(f"n must be 0 or more; got {n}")
+        _check_number("n", n, at_least=0)
         if n == 0:
             return []
         return self._reading(field, lambda moment: _ranked(moment.rows(limit=n)))
@@ -119,8 +118,7 @@ class Leaderboard:
             ReadModelUnavailable: if MongoDB failed.
         """
         field = _field(by)
-        if k < 0:
-            raise ValueError(f"k must be 0 or more; got {k}")
+        _check_number("k", k, at_least=0)
         user_id = normalised_user_id(user.user_id if isinstance(user, LeaderboardRow) else user)
 
         def read(moment: _Moment) -> list[LeaderboardRow]:
@@ -151,13 +149,15 @@ class Leaderboard:
 
         Raises:
             ValueError: if ``limit`` is less than 1 or ``by`` is not known.
+            TypeError: if ``after`` is not a row.
             ReadModelUnavailable: if MongoDB failed.
         """
         field = _field(by)
-        if limit < 1:
-            raise ValueError(f"limit must be 1 or more; got {limit}")
+        _check_number("limit", limit, at_least=1)
         if after is None:
             return self.top(limit, by)
+        if not isinstance(after, LeaderboardRow):
+            raise TypeError(f"after must be the last LeaderboardRow of the page; got {after!r}")
 
         def read(moment: _Moment) -> list[LeaderboardRow]:
             # The place itself is still taken, unless its user has moved.
@@ -184,8 +184,7 @@ class Leaderboard:
             ReadModelUnavailable: if MongoDB failed.
         """
         field = _field(by)
-        if size < 1:
-            raise ValueError(f"size must be 1 or more; got {size}")
+        _check_number("size", size, at_least=1)
         return self._pages(size, field)
 
     def _pages(self, size: int, field: str) -> Iterator[list[LeaderboardRow]]:
@@ -381,8 +380,14 @@ def _ranked_after(
     return rows + (_ranked(lower, row.rank + ties()) if lower else [])
 
 
+def _check_number(name: str, number: object, *, at_least: int) -> None:
+    # The server takes 64 bits, and one row more than a page is asked for.
+    if not isinstance(number, int) or not at_least <= number < MAX_TOTAL:
+        raise ValueError(f"{name} must be an integer of {at_least} or more; got {number!r}")
+
+
 def _field(by: str) -> str:
     try:
         return _FIELDS[by]
-    except KeyError:
+    except (KeyError, TypeError):
         raise ValueError(f"by must be 'recomputed' or 'ledger'; got {by!r}") from None

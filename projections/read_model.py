@@ -127,10 +127,15 @@ class ReadModel:
         """Check that the server can do transactions, and create what is missing.
 
         Raises:
-            ReadModelUnavailable: if the server is not there, or is a standalone one.
+            ReadModelUnavailable: if the server is not there, or is not of a replica set.
         """
         with translated():
             hello = self.client.admin.command("hello")
+            if hello.get("isreplicaset"):
+                raise ReadModelUnavailable(
+                    "the MongoDB server is started for a replica set that was never initiated: run "
+                    "rs.initiate() on it once, one node is enough"
+                )
             if "setName" not in hello and hello.get("msg") != "isdbgrid":
                 raise ReadModelUnavailable(
                     "the MongoDB server is a standalone one, which cannot do transactions: start "

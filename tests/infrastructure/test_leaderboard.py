@@ -163,16 +163,20 @@ def test_a_wrong_argument_is_named(read_model: ReadModel) -> None:
     """At the call, not at the first row."""
     board: Any = Leaderboard(read_model)
     cases: tuple[tuple[Callable[[], Any], str], ...] = (
-        (lambda: board.top(-1), "n must be 0 or more"),
-        (lambda: board.around("ada", -1), "k must be 0 or more"),
-        (lambda: board.page(limit=0), "limit must be 1 or more"),
-        (lambda: board.pages(size=0), "size must be 1 or more"),
+        (lambda: board.top(-1), "n must be an integer of 0 or more"),
+        (lambda: board.top("3"), "n must be an integer"),
+        (lambda: board.top(2**70), "n must be an integer"),
+        (lambda: board.around("ada", -1), "k must be an integer of 0 or more"),
+        (lambda: board.page(limit=0), "limit must be an integer of 1 or more"),
+        (lambda: board.page(after=("ada", 3)), "after must be the last LeaderboardRow"),
+        (lambda: board.pages(size=0), "size must be an integer of 1 or more"),
+        (lambda: board.top(1, by=["ledger"]), "by must be"),
         (lambda: board.top(1, by="score"), "by must be 'recomputed' or 'ledger'"),
         (lambda: board.pages(by="score"), "by must be"),
         (lambda: board.rank_of(" ada"), "user_id must be"),
     )
     for call, message in cases:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             call()
 
 

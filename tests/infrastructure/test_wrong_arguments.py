@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from pymongo import MongoClient
 
 from projections import ProjectionError, ReadModelUnavailable, ScoreLedger, Settings
+from projections.embedded import find_mongod
+from projections.embedded.launch import free_port
 from projections.ledger import open_scoring
 from projections.mongo import connect
 from scoring import Scoring, ScoringError
@@ -153,3 +156,24 @@ def test_a_page_that_cannot_be_is_refused(
         pytest.raises(ValueError, match="an integer"),
     ):
         ledger.history("ada", **page)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [([], "standalone.*--replSet"), (["--replSet", "rs0"], r"never initiated.*rs\.initiate\(\)")],
+)
+def test_a_server_that_cannot_do_transactions_is_told_what_it_lacks(
+    tmp_path: Path, arguments: list[str], cure: str
+) -> None:
+    """Over a direct connection, which does not look for a replica set."""
+    port = free_port(None)
+    place = ["--dbpath", str(tmp_path), "--bind_ip", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(
+        [str(find_mongod()), *place, *arguments], stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+            with pytest.raises(ReadModelUnavailable, match=cure):
+                ScoreLedger.open(folder=tmp_path / "ledger", mongo=uri)
+        finally:
+            server.kill()
