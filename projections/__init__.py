@@ -17,7 +17,7 @@ from projections.errors import (
 )
 from projections.history import GrantRow, UserHistory, UserTotals
 from projections.leaderboard import Leaderboard, LeaderboardRow
-from projections.ledger import LedgerStatus, ScoreLedger
+from projections.ledger import ScoreLedger
 from projections.mongo import MongoScoreView
 from projections.parking import ParkedStream
 from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
@@ -25,6 +25,7 @@ from projections.projection import ScoreGrantsProjection
 from projections.read_model import ReadModel
 from projections.rebuild import RebuildOutcome
 from projections.settings import Settings
+from projections.status import LedgerStatus
 from projections.unparking import Unparked
 from projections.verification import Difference, Verification, VerificationProgress
 from projections.worker import Progress, ProjectionWorker

@@ -5,21 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import WaitInterruptedError
-from eventsourcing.utils import Environment
-from pymongo import MongoClient
-from pymongo.database import Database
 
 from projections.drift import Drift, UserDrift, measure_drift
-from projections.driver_errors import translated
-from projections.embedded import open_server
 from projections.errors import (
     LedgerNotOpen,
     ProjectionError,
@@ -28,208 +20,38 @@ from projections.errors import (
 )
 from projections.handover import Gone, keep_for_ever, watch_for_forks
 from projections.metrics import observe
-from projections.mongo import MongoScoreView, connect
-from projections.read_model import ReadModel
+from projections.opening import open_read_model, open_scoring
 from projections.rebuild import Rebuild, RebuildOutcome
 from projections.repositories import TracedScoreView, registered
-from projections.settings import SQLITE_MODULE, Settings
+from projections.settings import Settings
+from projections.status import LedgerStatus, status_of
 from projections.unparking import Unparked, Unparking
 from projections.verify import verify_totals
 from projections.verify_events import verify_events
 from projections.worker import Progress, ProjectionWorker
 from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 from scoring.identity import user_stream_id
-from scoring.retrying import OPENING_FAILED, reading
+from scoring.retrying import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from datetime import datetime
     from os import PathLike
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from pymongo import MongoClient
+    from pymongo.database import Database
+
     from projections.history import GrantRow, UserTotals
-    from projections.parking import ParkedStream
-    from projections.read_model import Document
+    from projections.mongo import MongoScoreView
     from projections.verification import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_AFTER_ERROR_SECONDS = 1.0
 _LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
-_PARKED_SHOWN = 20
-_EVENTS_ASKED_FOR_THEIR_TIME = 10
 _CLOSED = "the ledger is closed: open a new one with ScoreLedger.open()"
-_POSTGRES_PLACE = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_DBNAME")
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerStatus:
-    """Where a ledger stands.
-
-    Attributes:
-        event_store: The library's persistence module that keeps the events.
-        events: Where: a file or a database.
-        newest_position: Newest position of the event store; 0 when empty.
-        read_model: Host, port and database of the read model.
-        tracked_position: Position up to which it stands for the event store.
-        lag_events: Events between the two, claims included.
-        lag_seconds: How long ago the oldest of them was recorded; 0 if there is none, ``None`` if
-            it does not say.
-        users: Users in the read model.
-        grants: Grants in the read model.
-        foreign_grants: Grants that met a foreign document in their place and were not added.
-        generation: Which generation of the read model is live; each rebuild makes the next.
-        building: The generation that a rebuild is making, or left when it was interrupted.
-        building_position: How far that one has come.
-        kept_generations: Generations that were replaced and not dropped yet.
-        parked_count: Streams with an event that cannot be projected, left behind from there on.
-        parked_streams: The first of them.
-        worker_error: Why a worker last gave up, if no worker has come further since.
-    """
-
-    event_store: str
-    events: str
-    newest_position: int
-    read_model: str
-    tracked_position: int
-    lag_events: int
-    lag_seconds: float | None
-    users: int
-    grants: int
-    foreign_grants: int
-    generation: int
-    building: int | None
-    building_position: int | None
-    kept_generations: list[int]
-    parked_count: int
-    parked_streams: list[ParkedStream]
-    worker_error: str | None
-
-
-def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = None) -> Scoring:
-    """Open the event store alone, as the settings and the library's variables say.
-
-    Args:
-        settings: Where the default store is.
-        event_store: The library's variables; default, those of the environment.
-
-    Raises:
-        ProjectionError: if it cannot be opened, in one sentence.
-    """
-    given = {} if event_store is None else _own_variables(event_store)
-    # The library's own default is a store in memory, where nothing survives the process.
-    env = {**given, **settings.event_store(given)}
-    if env.get("SQLITE_DBNAME") == ":memory:" and env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
-        raise ProjectionError(
-            "SQLITE_DBNAME is ':memory:', which is a database of its own for every connection and "
-            "so for every thread: name a file"
-        )
-    if env.get("SQLITE_DBNAME") == str(settings.events_file):
-        _make(settings.folder)
-    try:
-        return Scoring(env)
-    except Exception as error:
-        reason = str(error)
-        if reason.startswith(OPENING_FAILED):
-            reason = f"{reason.removeprefix(OPENING_FAILED)}; {_cure(env)}"
-        raise ProjectionError(
-            f"the event store cannot be opened with {_place(env)}: {reason}"
-        ) from error
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ProjectionError(
-            f"the folder {folder} cannot be made ({error.strerror}): name one that this process "
-            "may write to, by the argument folder or SCORE_LEDGER_FOLDER"
-        ) from error
-
-
-def _place(env: Mapping[str, str]) -> str:
-    """Return the persistence module, and where it was told to look."""
-    module = env["PERSISTENCE_MODULE"]
-    names = ("SQLITE_DBNAME",) if module == SQLITE_MODULE else _POSTGRES_PLACE
-    found = Environment(Scoring.name, {**os.environ, **env})
-    return " ".join([module, *(f"{name}={found.get(name)}" for name in names if found.get(name))])
-
-
-def _cure(env: Mapping[str, str]) -> str:
-    if env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
-        return "name a file that is SQLite's, or a new one in a folder that may be written to"
-    return "check that the server runs, and what the variables say of host, user and password"
-
-
-def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
-    given: object = event_store
-    if not isinstance(given, Mapping) or not all(
-        isinstance(text, str) for item in given.items() for text in item
-    ):
-        raise ProjectionError(
-            "event_store must map names of variables to texts, as in "
-            f'{{"PERSISTENCE_MODULE": "{SQLITE_MODULE}", "SQLITE_DBNAME": "events.sqlite"}}'
-        )
-    env = dict(event_store)
-    # The environment of another application may carry that application's prefix.
-    if isinstance(event_store, Environment) and event_store.name:
-        prefix = f"{event_store.name.upper()}_"
-        env |= {k.removeprefix(prefix): v for k, v in env.items() if k.startswith(prefix)}
-    return env
-
-
-def open_read_model(
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    mongo: MongoClient[Any] | Database[Any] | str | None = None,
-    mongo_database: str | None = None,
-) -> ReadModel:
-    """Open the read model alone; what is opened for it is closed by ``stack``, a client given not.
-
-    Args:
-        settings: Where MongoDB is, unless ``mongo`` says so.
-        stack: Takes what has to be closed.
-        mongo: A client, a database or a URI.
-        mongo_database: Name of the database, unless ``mongo`` is one; default, the settings'.
-
-    Raises:
-        ProjectionError: if it cannot be opened, in one sentence.
-    """
-    if isinstance(mongo, Database):
-        if mongo_database not in {None, mongo.name}:
-            raise ProjectionError(
-                f"two databases were given, {mongo.name!r} and {mongo_database!r}: give one"
-            )
-        mongo_database = mongo.name
-        mongo = mongo.client
-    if isinstance(mongo, MongoClient):
-        client = cast("MongoClient[Document]", mongo)
-    elif mongo is None or isinstance(mongo, str):
-        if mongo == "":
-            # Perhaps a variable of the application's that is not set: not to be guessed at.
-            raise ProjectionError(
-                "mongo is an empty text: give a URI, or leave it out for MONGO_URI or a mongod of "
-                "the folder's own"
-            )
-        uri = mongo or settings.mongo_uri
-        if uri is None:
-            server = open_server(settings.folder / "mongo", mongod=settings.mongod)
-            uri = stack.enter_context(server).uri
-        client = stack.enter_context(connect(uri))
-    else:
-        raise ProjectionError(
-            f"mongo must be a MongoClient, a Database of one, or a URI, not a "
-            f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
-            "asyncio.to_thread"
-        )
-    with translated():
-        read_model = ReadModel(
-            client, settings.mongo_database if mongo_database is None else mongo_database
-        )
-    read_model.prepare()
-    return read_model
 
 
 class ScoreLedger:
@@ -582,40 +404,7 @@ class ScoreLedger:
             ScoringError: if the event store cannot be read.
             ReadModelUnavailable: if MongoDB failed.
         """
-        newest = reading(self._scoring.recorder.max_notification_id) or 0
-        tracked = self._view.max_tracking_id(self._scoring.name) or 0
-        env = self._scoring.env
-        module = env.get("PERSISTENCE_MODULE") or ""
-        names = (
-            ("SQLITE_DBNAME",) if module == SQLITE_MODULE else ("POSTGRES_HOST", "POSTGRES_DBNAME")
-        )
-        users, grants = self._view.read_model.counts()
-        generations = self._view.read_model.generations.await_settled()
-        return LedgerStatus(
-            event_store=module,
-            events=" ".join(filter(None, (env.get(name) for name in names))),
-            newest_position=newest,
-            read_model=self._view.read_model.place(),
-            tracked_position=tracked,
-            lag_events=max(0, newest - tracked),
-            lag_seconds=self._lag_seconds(tracked) if newest > tracked else 0.0,
-            users=users,
-            grants=grants,
-            foreign_grants=self._view.foreign_count(self._scoring.name),
-            generation=generations.generation,
-            building=generations.building,
-            building_position=self._building_position(generations.building),
-            kept_generations=self._view.read_model.generations.kept(),
-            parked_count=self._view.parking.count(),
-            parked_streams=self._view.parking.streams(limit=_PARKED_SHOWN),
-            worker_error=self._view.failure(self._scoring.name) if newest > tracked else None,
-        )
-
-    def _building_position(self, building: int | None) -> int | None:
-        if building is None:
-            return None
-        view = MongoScoreView(self._view.read_model.of_generation(building))
-        return view.max_tracking_id(self._scoring.name) or 0
+        return status_of(self._scoring, self._view)
 
     def close(self) -> None:
         """Stop the worker at a batch boundary and close what was opened; may be called again.
@@ -665,19 +454,6 @@ class ScoreLedger:
     ) -> None:
         """Close the ledger."""
         self.close()
-
-    def _lag_seconds(self, tracked: int) -> float | None:
-        oldest = reading(
-            lambda: self._scoring.recorder.select_notifications(
-                start=tracked, limit=_EVENTS_ASKED_FOR_THEIR_TIME, inclusive_of_start=False
-            )
-        )
-        for notification in oldest:
-            # The first one may be poison, or another application's.
-            with suppress(Exception):
-                event: Any = self._scoring.mapper.to_domain_event(notification)
-                return max(0.0, float((datetime.now(UTC) - event.timestamp).total_seconds()))
-        return None
 
     def _stream_of(self, receipt: GrantReceipt | ContributionReceipt) -> str:
         if receipt.user_id is not None:

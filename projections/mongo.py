@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import suppress
-from decimal import Decimal
 from threading import Condition, Event, Lock
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pymongo
-from bson.decimal128 import Decimal128
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from eventsourcing.persistence import (
@@ -39,10 +37,7 @@ from pymongo.errors import (
 from projections.batches import (
     Batch,
     Projected,
-    ProjectedBucket,
-    ProjectedGrant,
     Writes,
-    grant_document,
     writes_of,
 )
 from projections.driver_errors import translated
@@ -50,11 +45,12 @@ from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
 from projections.liveness import whereabouts
 from projections.parking import OnError, Parking
 from projections.read_model import Document, ReadModel
+from projections.redelivery import unseen_events
 from projections.switching import NOT_HELD
 from projections.transactions import TransactionRunner, await_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from eventsourcing.utils import Environment, EnvType
     from pymongo.client_session import ClientSession
@@ -75,7 +71,6 @@ _ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeEr
 _COMMAND_BYTES: Final = 12 * 1024 * 1024
 _COMMAND_STATEMENTS: Final = 100_000
 _ARRAY_ENTRY_BYTES: Final = 8
-_LOOKUP_SIZE: Final = 1000
 _ATTEMPTS_AGAINST_FOREIGN_WRITERS: Final = 5
 
 _ASK_SECONDS: Final = 1.0
@@ -317,7 +312,7 @@ class MongoScoreView(TrackingRecorder):
 
         def add_sparing(session: ClientSession) -> None:
             nonlocal met
-            unseen, foreign, seen = self._unseen(events(session), session)
+            unseen, foreign, seen = unseen_events(events(session), self.read_model, session)
             met = foreign + seen > 0
             move(session, foreign)
             self._add(writes_of(unseen), session)
@@ -365,75 +360,6 @@ class MongoScoreView(TrackingRecorder):
             if self._transactions is not None:
                 self._transactions.close()
                 self._transactions = None
-
-    def _unseen(
-        self, events: Sequence[Projected], session: ClientSession
-    ) -> tuple[list[Projected], int, int]:
-        """Return the events that are not there, and how many are foreign and redelivered."""
-        grants = [event for event in events if isinstance(event, ProjectedGrant)]
-        buckets = [event for event in events if isinstance(event, ProjectedBucket)]
-        unseen: list[Projected] = self._unseen_buckets(buckets, session)
-        foreign = 0
-        redelivered = len(buckets) - len(unseen)
-        for start in range(0, len(grants), _LOOKUP_SIZE):
-            window = grants[start : start + _LOOKUP_SIZE]
-            in_place, seen = self._documents_in_place_of(window, session)
-            for grant in window:
-                if grant.event.grant_id in seen:
-                    redelivered += 1
-                elif grant.event.grant_id in in_place or grant.position in in_place:
-                    foreign += 1
-                    logger.warning(
-                        "a foreign document is in the place of grant %r at position %d",
-                        grant.event.grant_id,
-                        grant.position,
-                    )
-                else:
-                    unseen.append(grant)
-        unseen.sort(key=lambda event: event.position)
-        return unseen, foreign, redelivered
-
-    def _unseen_buckets(
-        self, buckets: Sequence[ProjectedBucket], session: ClientSession
-    ) -> list[Projected]:
-        """Return those that come after the versions to which their users were projected."""
-        versions: dict[str, int] = {}
-        user_ids = sorted({bucket.event.user_id for bucket in buckets})
-        for start in range(0, len(user_ids), _LOOKUP_SIZE):
-            window = user_ids[start : start + _LOOKUP_SIZE]
-            found = self.read_model.users.find(
-                {"_id": {"$in": window}}, {"version": 1}, session=session
-            )
-            versions |= {document["_id"]: document["version"] for document in found}
-        return [
-            bucket
-            for bucket in buckets
-            if bucket.event.originator_version > versions.get(bucket.event.user_id, 0)
-        ]
-
-    def _documents_in_place_of(
-        self, grants: Sequence[ProjectedGrant], session: ClientSession
-    ) -> tuple[set[Any], set[str]]:
-        """Return the ids and positions that are taken, and the grant ids that are redelivered."""
-        expected = {grant.event.grant_id: grant_document(grant) for grant in grants}
-        in_place: set[Any] = set()
-        seen: set[str] = set()
-        found = self.read_model.grants.find(
-            {
-                "$or": [
-                    {"grantId": {"$in": list(expected)}},
-                    {"_id": {"$in": [grant.position for grant in grants]}},
-                ]
-            },
-            session=session,
-        )
-        for document in found:
-            grant_id = document.get("grantId")
-            if isinstance(grant_id, str) and _is_same_grant(document, expected.get(grant_id)):
-                seen.add(grant_id)
-            else:
-                in_place.update(_keys_taken_by(document))
-        return in_place, seen
 
     def _move_position(self, batch: Batch, session: ClientSession, *, foreign: int) -> None:
         # First in the transaction, so that of two workers one stops before it has done the work.
@@ -598,32 +524,6 @@ def _refusal(error: OperationFailure) -> str | None:
         return None
     items = (error.details or {}).get("writeErrors") or [{"errmsg": str(error)}]
     return str(items[0]["errmsg"])
-
-
-def _keys_taken_by(document: Document) -> Iterable[Any]:
-    """Yield the id and grant ids that a document takes, as values equal to a grant's own.
-
-    A foreign document may hold anything: an array takes each of its members, and numbers of all
-    types are one to the unique index.
-    """
-    grant_ids = document.get("grantId")
-    for value in (
-        document["_id"],
-        *(grant_ids if isinstance(grant_ids, list) else [grant_ids]),
-    ):
-        if isinstance(value, Decimal128):
-            yield value.to_decimal()
-        elif isinstance(value, str | int | float | Decimal):
-            yield value
-
-
-def _is_same_grant(document: Document, expected: Document | None) -> bool:
-    if expected is None:
-        return False
-    # The time of recording is stored in milliseconds but carried in microseconds by the event.
-    return all(
-        document.get(name) == value for name, value in expected.items() if name != "recordedAt"
-    )
 
 
 def _position_moved(batch: Batch) -> PositionMoved:

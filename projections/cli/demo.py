@@ -20,7 +20,8 @@ from projections.cli.importing import GrantImport, ImportSummary
 from projections.cli.reading import print_leaderboard, print_user
 from projections.cli.verifying import print_verification
 from projections.jsonl import read_lines
-from projections.ledger import ScoreLedger, open_scoring
+from projections.ledger import ScoreLedger
+from projections.opening import open_scoring
 from projections.settings import SQLITE_MODULE, Settings
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from projections.cli.console import (
     stop_on_signals,
 )
 from projections.jsonl import BadLine, Line, parse_grant, read_lines
-from projections.ledger import open_scoring
+from projections.opening import open_scoring
 from projections.settings import Settings
 from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, Scoring
 

@@ -9,7 +9,7 @@ import typer
 
 from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
 from projections.jsonl import parse_amount, parse_moment, parse_points
-from projections.ledger import open_scoring
+from projections.opening import open_scoring
 from projections.settings import Settings
 from scoring import GrantStatus
 

@@ -1,0 +1,153 @@
+"""Opening the two stores of a ledger from settings, variables, or what an application has open."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from eventsourcing.utils import Environment
+from pymongo import MongoClient
+from pymongo.database import Database
+
+from projections.driver_errors import translated
+from projections.embedded import open_server
+from projections.errors import ProjectionError
+from projections.mongo import connect
+from projections.read_model import ReadModel
+from projections.settings import SQLITE_MODULE, Settings
+from scoring import Scoring
+from scoring.retrying import OPENING_FAILED
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from projections.read_model import Document
+
+_POSTGRES_PLACE = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_DBNAME")
+
+
+def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = None) -> Scoring:
+    """Open the event store alone, as the settings and the library's variables say.
+
+    Args:
+        settings: Where the default store is.
+        event_store: The library's variables; default, those of the environment.
+
+    Raises:
+        ProjectionError: if it cannot be opened, in one sentence.
+    """
+    given = {} if event_store is None else _own_variables(event_store)
+    # The library's own default is a store in memory, where nothing survives the process.
+    env = {**given, **settings.event_store(given)}
+    if env.get("SQLITE_DBNAME") == ":memory:" and env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
+        raise ProjectionError(
+            "SQLITE_DBNAME is ':memory:', which is a database of its own for every connection and "
+            "so for every thread: name a file"
+        )
+    if env.get("SQLITE_DBNAME") == str(settings.events_file):
+        _make(settings.folder)
+    try:
+        return Scoring(env)
+    except Exception as error:
+        reason = str(error)
+        if reason.startswith(OPENING_FAILED):
+            reason = f"{reason.removeprefix(OPENING_FAILED)}; {_cure(env)}"
+        raise ProjectionError(
+            f"the event store cannot be opened with {_place(env)}: {reason}"
+        ) from error
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProjectionError(
+            f"the folder {folder} cannot be made ({error.strerror}): name one that this process "
+            "may write to, by the argument folder or SCORE_LEDGER_FOLDER"
+        ) from error
+
+
+def _place(env: Mapping[str, str]) -> str:
+    """Return the persistence module, and where it was told to look."""
+    module = env["PERSISTENCE_MODULE"]
+    names = ("SQLITE_DBNAME",) if module == SQLITE_MODULE else _POSTGRES_PLACE
+    found = Environment(Scoring.name, {**os.environ, **env})
+    return " ".join([module, *(f"{name}={found.get(name)}" for name in names if found.get(name))])
+
+
+def _cure(env: Mapping[str, str]) -> str:
+    if env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
+        return "name a file that is SQLite's, or a new one in a folder that may be written to"
+    return "check that the server runs, and what the variables say of host, user and password"
+
+
+def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
+    given: object = event_store
+    if not isinstance(given, Mapping) or not all(
+        isinstance(text, str) for item in given.items() for text in item
+    ):
+        raise ProjectionError(
+            "event_store must map names of variables to texts, as in "
+            f'{{"PERSISTENCE_MODULE": "{SQLITE_MODULE}", "SQLITE_DBNAME": "events.sqlite"}}'
+        )
+    env = dict(event_store)
+    # The environment of another application may carry that application's prefix.
+    if isinstance(event_store, Environment) and event_store.name:
+        prefix = f"{event_store.name.upper()}_"
+        env |= {k.removeprefix(prefix): v for k, v in env.items() if k.startswith(prefix)}
+    return env
+
+
+def open_read_model(
+    settings: Settings,
+    stack: ExitStack,
+    *,
+    mongo: MongoClient[Any] | Database[Any] | str | None = None,
+    mongo_database: str | None = None,
+) -> ReadModel:
+    """Open the read model alone; what is opened for it is closed by ``stack``, a client given not.
+
+    Args:
+        settings: Where MongoDB is, unless ``mongo`` says so.
+        stack: Takes what has to be closed.
+        mongo: A client, a database or a URI.
+        mongo_database: Name of the database, unless ``mongo`` is one; default, the settings'.
+
+    Raises:
+        ProjectionError: if it cannot be opened, in one sentence.
+    """
+    if isinstance(mongo, Database):
+        if mongo_database not in {None, mongo.name}:
+            raise ProjectionError(
+                f"two databases were given, {mongo.name!r} and {mongo_database!r}: give one"
+            )
+        mongo_database = mongo.name
+        mongo = mongo.client
+    if isinstance(mongo, MongoClient):
+        client = cast("MongoClient[Document]", mongo)
+    elif mongo is None or isinstance(mongo, str):
+        if mongo == "":
+            # Perhaps a variable of the application's that is not set: not to be guessed at.
+            raise ProjectionError(
+                "mongo is an empty text: give a URI, or leave it out for MONGO_URI or a mongod of "
+                "the folder's own"
+            )
+        uri = mongo or settings.mongo_uri
+        if uri is None:
+            server = open_server(settings.folder / "mongo", mongod=settings.mongod)
+            uri = stack.enter_context(server).uri
+        client = stack.enter_context(connect(uri))
+    else:
+        raise ProjectionError(
+            f"mongo must be a MongoClient, a Database of one, or a URI, not a "
+            f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
+            "asyncio.to_thread"
+        )
+    with translated():
+        read_model = ReadModel(
+            client, settings.mongo_database if mongo_database is None else mongo_database
+        )
+    read_model.prepare()
+    return read_model

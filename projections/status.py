@@ -1,0 +1,119 @@
+"""Where a ledger stands: positions, counts, generations, and what went wrong."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from projections.mongo import MongoScoreView
+from projections.settings import SQLITE_MODULE
+from scoring.retrying import reading
+
+if TYPE_CHECKING:
+    from projections.parking import ParkedStream
+    from scoring import Scoring
+
+_PARKED_SHOWN = 20
+_EVENTS_ASKED_FOR_THEIR_TIME = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatus:
+    """Where a ledger stands.
+
+    Attributes:
+        event_store: The library's persistence module that keeps the events.
+        events: Where: a file or a database.
+        newest_position: Newest position of the event store; 0 when empty.
+        read_model: Host, port and database of the read model.
+        tracked_position: Position up to which it stands for the event store.
+        lag_events: Events between the two, claims included.
+        lag_seconds: How long ago the oldest of them was recorded; 0 if there is none, ``None`` if
+            it does not say.
+        users: Users in the read model.
+        grants: Grants in the read model.
+        foreign_grants: Grants that met a foreign document in their place and were not added.
+        generation: Which generation of the read model is live; each rebuild makes the next.
+        building: The generation that a rebuild is making, or left when it was interrupted.
+        building_position: How far that one has come.
+        kept_generations: Generations that were replaced and not dropped yet.
+        parked_count: Streams with an event that cannot be projected, left behind from there on.
+        parked_streams: The first of them.
+        worker_error: Why a worker last gave up, if no worker has come further since.
+    """
+
+    event_store: str
+    events: str
+    newest_position: int
+    read_model: str
+    tracked_position: int
+    lag_events: int
+    lag_seconds: float | None
+    users: int
+    grants: int
+    foreign_grants: int
+    generation: int
+    building: int | None
+    building_position: int | None
+    kept_generations: list[int]
+    parked_count: int
+    parked_streams: list[ParkedStream]
+    worker_error: str | None
+
+
+def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
+    """Return where a ledger stands.
+
+    Raises:
+        ScoringError: if the event store cannot be read.
+        ReadModelUnavailable: if MongoDB failed.
+    """
+    newest = reading(scoring.recorder.max_notification_id) or 0
+    tracked = view.max_tracking_id(scoring.name) or 0
+    env = scoring.env
+    module = env.get("PERSISTENCE_MODULE") or ""
+    names = ("SQLITE_DBNAME",) if module == SQLITE_MODULE else ("POSTGRES_HOST", "POSTGRES_DBNAME")
+    users, grants = view.read_model.counts()
+    generations = view.read_model.generations.await_settled()
+    return LedgerStatus(
+        event_store=module,
+        events=" ".join(filter(None, (env.get(name) for name in names))),
+        newest_position=newest,
+        read_model=view.read_model.place(),
+        tracked_position=tracked,
+        lag_events=max(0, newest - tracked),
+        lag_seconds=_lag_seconds(scoring, tracked) if newest > tracked else 0.0,
+        users=users,
+        grants=grants,
+        foreign_grants=view.foreign_count(scoring.name),
+        generation=generations.generation,
+        building=generations.building,
+        building_position=_building_position(scoring, view, generations.building),
+        kept_generations=view.read_model.generations.kept(),
+        parked_count=view.parking.count(),
+        parked_streams=view.parking.streams(limit=_PARKED_SHOWN),
+        worker_error=view.failure(scoring.name) if newest > tracked else None,
+    )
+
+
+def _building_position(scoring: Scoring, view: MongoScoreView, building: int | None) -> int | None:
+    if building is None:
+        return None
+    built = MongoScoreView(view.read_model.of_generation(building))
+    return built.max_tracking_id(scoring.name) or 0
+
+
+def _lag_seconds(scoring: Scoring, tracked: int) -> float | None:
+    oldest = reading(
+        lambda: scoring.recorder.select_notifications(
+            start=tracked, limit=_EVENTS_ASKED_FOR_THEIR_TIME, inclusive_of_start=False
+        )
+    )
+    for notification in oldest:
+        # The first one may be poison, or another application's.
+        with suppress(Exception):
+            event: Any = scoring.mapper.to_domain_event(notification)
+            return max(0.0, float((datetime.now(UTC) - event.timestamp).total_seconds()))
+    return None
