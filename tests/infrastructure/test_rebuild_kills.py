@@ -130,13 +130,14 @@ def kill_at_random(
     in_a_transaction = 0
     while at.total() < kills:
         before = under_way(live)
+        target = randomness.randrange(scoring.recorder.max_notification_id() or 1)
         process = victim.start()
         wait_for(process, lambda before=before: under_way(live) != before)  # type: ignore[misc]
         if at.total() % 2:
             wait_for(process, lambda: live.positions.find_one({"hold": {"$exists": True}}))
-            time.sleep(randomness.uniform(0, 0.03))
-        else:
-            time.sleep(randomness.uniform(0, 0.5))
+        else:  # by how far it has got: starting and ending take longer than the work
+            wait_for(process, lambda target=target: built(live) >= target)  # type: ignore[misc]
+        time.sleep(randomness.uniform(0, 0.03))
         at[victim.kill(process)] += 1
         in_a_transaction += open_transactions(live) > 0
         scoring.grant_many([make_grant(100_000 + at.total())])
@@ -150,6 +151,12 @@ def kill_at_random(
 def under_way(live: ReadModel) -> list[Any]:
     """What changes as soon as a rebuild does anything."""
     return [live.generations.state(), *live.positions.find({"generation": {"$exists": True}})]
+
+
+def built(live: ReadModel) -> int:
+    """How far the generation that is built has come; beyond everything if none is."""
+    positions = live.positions.find({"generation": {"$exists": True}})
+    return max((document.get("position") or 0 for document in positions), default=2**63)
 
 
 def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -> None:
