@@ -36,7 +36,7 @@ class Victim:
             "MONGO_DATABASE": live.database.name,
             "PERSISTENCE_MODULE": "eventsourcing.sqlite",
             "SQLITE_DBNAME": str(folder / "events.sqlite"),
-            "SCORE_LEDGER_BATCH_SIZE": "200",
+            "SCORE_LEDGER_BATCH_SIZE": "400",
         }
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -154,9 +154,9 @@ def under_way(live: ReadModel) -> list[Any]:
 
 
 def built(live: ReadModel) -> int:
-    """How far the generation that is built has come; beyond everything if none is."""
+    """How far the generation that is built has come; -1 before it has a position."""
     positions = live.positions.find({"generation": {"$exists": True}})
-    return max((document.get("position") or 0 for document in positions), default=2**63)
+    return max((document.get("position") or 0 for document in positions), default=-1)
 
 
 def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -> None:
