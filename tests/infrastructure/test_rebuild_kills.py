@@ -36,7 +36,7 @@ class Victim:
             "MONGO_DATABASE": live.database.name,
             "PERSISTENCE_MODULE": "eventsourcing.sqlite",
             "SQLITE_DBNAME": str(folder / "events.sqlite"),
-            "SCORE_LEDGER_BATCH_SIZE": "400",
+            "SCORE_LEDGER_BATCH_SIZE": "200",
         }
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -130,14 +130,13 @@ def kill_at_random(
     in_a_transaction = 0
     while at.total() < kills:
         before = under_way(live)
-        target = randomness.randrange(scoring.recorder.max_notification_id() or 1)
         process = victim.start()
         wait_for(process, lambda before=before: under_way(live) != before)  # type: ignore[misc]
         if at.total() % 2:
             wait_for(process, lambda: live.positions.find_one({"hold": {"$exists": True}}))
-        else:  # by how far it has got: starting and ending take longer than the work
-            wait_for(process, lambda target=target: built(live) >= target)  # type: ignore[misc]
-        time.sleep(randomness.uniform(0, 0.03))
+            time.sleep(randomness.uniform(0, 0.03))
+        else:
+            time.sleep(randomness.uniform(0, 0.5))
         at[victim.kill(process)] += 1
         in_a_transaction += open_transactions(live) > 0
         scoring.grant_many([make_grant(100_000 + at.total())])
@@ -151,12 +150,6 @@ def kill_at_random(
 def under_way(live: ReadModel) -> list[Any]:
     """What changes as soon as a rebuild does anything."""
     return [live.generations.state(), *live.positions.find({"generation": {"$exists": True}})]
-
-
-def built(live: ReadModel) -> int:
-    """How far the generation that is built has come; -1 before it has a position."""
-    positions = live.positions.find({"generation": {"$exists": True}})
-    return max((document.get("position") or 0 for document in positions), default=-1)
 
 
 def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -> None:
@@ -199,5 +192,6 @@ def test_a_rebuild_killed_a_hundred_times_is_carried_on(
     """Many of the kills hit an open transaction, and some the switch."""
     at, in_a_transaction = kill_at_random(scoring, read_model, victim, kills=100)
     sys.stderr.write(f"killed {dict(at)}, {in_a_transaction} with a transaction open\n")
-    assert in_a_transaction >= 20
+    # Half of the kills are meant for the switch, which is renames for the most part.
+    assert in_a_transaction >= 10
     assert at["holding"] + at["switching"] >= 5
