@@ -7,61 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.int64 import Int64
-from eventsourcing.utils import get_topic
+
+from projections.projected import Fault, Projected, ProjectedBucket, ProjectedGrant, at_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from projections.read_model import Document
-    from scoring import UserScore
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectedGrant:
-    """A grant event and the position at which it was found."""
-
-    position: int
-    event: UserScore.GrantRecorded
-
-    @property
-    def stream(self) -> str:
-        """The stream that the event is in, as faults and parked streams name it."""
-        return str(self.event.originator_id)
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectedBucket:
-    """A bucket's event and the position at which it was found."""
-
-    position: int
-    event: UserScore.BucketSet
-
-    @property
-    def stream(self) -> str:
-        """The stream that the event is in, as faults and parked streams name it."""
-        return str(self.event.originator_id)
-
-
-Projected = ProjectedGrant | ProjectedBucket
-"""What the projection uses."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """An event that cannot be projected.
-
-    Attributes:
-        position: Its notification id.
-        stream: Its originator id, which even an event that cannot be decoded has.
-        topic: The topic it was stored under.
-        reason: What is wrong with it, in words.
-    """
-
-    position: int
-    stream: str
-    topic: str
-    reason: str
 
 
 @dataclass(slots=True)
@@ -140,8 +93,9 @@ class UserChange:
     version: int = 0
     first_bucket_version: int | None = None
 
-    def set_bucket(self, event: UserScore.BucketSet) -> None:
+    def set_bucket(self, bucket: ProjectedBucket) -> None:
         """Add what one bucket changes."""
+        event = bucket.event
         self.recomputed += event.recomputed_change
         self.version = max(self.version, event.originator_version)
         if self.first_bucket_version is None:
@@ -157,8 +111,9 @@ class UserChange:
             return {"_id": user_id}
         return {"_id": user_id, "version": {"$lt": Int64(self.first_bucket_version)}}
 
-    def add(self, event: UserScore.GrantRecorded) -> None:
+    def add(self, grant: ProjectedGrant) -> None:
         """Add one grant."""
+        event = grant.event
         self.total += event.amount
         self.categories[event.category] = self.categories.get(event.category, 0) + event.amount
         self.sources[event.source] = self.sources.get(event.source, 0) + event.amount
@@ -166,7 +121,7 @@ class UserChange:
         self.recomputed += event.recomputed_change
         if self.last_grant_at is None or event.granted_at > self.last_grant_at:
             self.last_grant_at = event.granted_at
-        self.version = max(self.version, event.originator_version)
+        self.version = max(self.version, grant.originator_version)
 
     def update(self) -> Document:
         """Return the change as a MongoDB update of the user's document, for an upsert."""
@@ -187,12 +142,6 @@ class UserChange:
             # A user who only ever contributed has a document of the same shape, with zeros.
             update["$setOnInsert"] = {"categoryTotals": {}, "sourceTotals": {}}
         return update
-
-
-def at_fault(projected: Projected, reason: str) -> Fault:
-    """Return the fault of an event that was read but cannot be projected."""
-    topic = get_topic(type(projected.event))
-    return Fault(projected.position, projected.stream, topic, reason)
 
 
 def encoded(grant: ProjectedGrant) -> bytes:
@@ -253,9 +202,9 @@ def user_changes(events: Iterable[Projected]) -> dict[str, UserChange]:
         if change is None:
             change = changes[projected.event.user_id] = UserChange()
         if isinstance(projected, ProjectedGrant):
-            change.add(projected.event)
+            change.add(projected)
         else:
-            change.set_bucket(projected.event)
+            change.set_bucket(projected)
     return changes
 
 

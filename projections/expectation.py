@@ -12,13 +12,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from scoring import UserScore
+from projections.projected import ProjectedBucket, ProjectedGrant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
-
-    from projections.batches import ProjectedBucket, ProjectedGrant
 
 _TABLES: Final = """
 CREATE TABLE users (user_id TEXT PRIMARY KEY, total INTEGER, grants INTEGER, last INTEGER,
@@ -76,15 +74,18 @@ class Expectation:
         """Add grants and buckets, which follow those added before."""
         users: list[tuple[str, int, int, int | None, int]] = []
         labels, buckets = [], []
-        for event in (projected.event for projected in events):
-            if isinstance(event, UserScore.BucketSet):
-                users.append((event.user_id, 0, 0, None, event.originator_version))
+        for projected in events:
+            version = projected.originator_version
+            if isinstance(projected, ProjectedBucket):
+                bucket = projected.event
+                users.append((bucket.user_id, 0, 0, None, version))
                 buckets.append(
-                    (event.user_id, event.key, event.category, event.source, event.points)
+                    (bucket.user_id, bucket.key, bucket.category, bucket.source, bucket.points)
                 )
                 continue
+            event = projected.event
             milliseconds = (event.granted_at - _EPOCH) // _MILLISECOND
-            users.append((event.user_id, event.amount, 1, milliseconds, event.originator_version))
+            users.append((event.user_id, event.amount, 1, milliseconds, version))
             labels += [
                 (event.user_id, f"categoryTotals.{event.category}", event.amount),
                 (event.user_id, f"sourceTotals.{event.source}", event.amount),

@@ -34,12 +34,7 @@ from pymongo.errors import (
     PyMongoError,
 )
 
-from projections.batches import (
-    Batch,
-    Projected,
-    Writes,
-    writes_of,
-)
+from projections.batches import Batch, Writes, writes_of
 from projections.driver_errors import translated
 from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
 from projections.liveness import whereabouts
@@ -56,6 +51,7 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
     from pymongo.collection import Collection
 
+    from projections.projected import Projected
     from projections.retrying import Patience
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from pymongo.client_session import ClientSession
 
-    from projections.batches import Batch, Fault, Projected
+    from projections.batches import Batch
+    from projections.projected import Fault, Projected
     from projections.read_model import Document, ReadModel
 
 OnError = Literal["stop", "park"]

@@ -8,10 +8,12 @@ from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Final
 
-from projections.batches import Batch, Fault, ProjectedGrant, at_fault, encoded, writes_of
+from projections.batches import Batch, encoded, writes_of
+from projections.decoding import EventDecoder
 from projections.errors import PoisonEvent
 from projections.pages import read_page
-from projections.projection import ScoreGrantsProjection, decoded
+from projections.projected import Fault, ProjectedGrant, at_fault
+from projections.projection import ScoreGrantsProjection
 from scoring.retrying import reading
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
     from eventsourcing.persistence import Notification
 
-    from projections.batches import Projected
     from projections.pages import Row
+    from projections.projected import Projected
     from scoring import Scoring
 
 PAGE_SIZE: Final = 1000
@@ -50,6 +52,7 @@ class BatchReader:
     def __init__(self, app: Scoring, limits: BatchLimits) -> None:
         """Read from ``app``'s store."""
         self._app = app
+        self._decoder = EventDecoder(app.mapper)
         self._limits = limits
 
     def batches(
@@ -86,7 +89,7 @@ class BatchReader:
             yield batch.sealed(searched)
 
     def _add(self, notification: Notification | Row, batch: _Growing) -> None:
-        event = projected(notification, self._app)
+        event = projected(notification, self._decoder)
         if isinstance(event, Fault):
             batch.faults.append(event)
             return
@@ -101,10 +104,10 @@ class BatchReader:
         batch.events.append(event)
 
 
-def projected(notification: Notification | Row, app: Scoring) -> Projected | Fault:
+def projected(notification: Notification | Row, decoder: EventDecoder) -> Projected | Fault:
     """Return the grant or bucket of a notification, or what is wrong with it."""
     try:
-        return decoded(notification, app.mapper)
+        return decoder.decode(notification)
     except PoisonEvent as poison:
         return Fault(poison.position, poison.stream, poison.topic, poison.reason)
 
@@ -189,6 +192,7 @@ def events_of_stream(
     Raises:
         ScoringError: if the event store failed, and stayed so.
     """
+    decoder = EventDecoder(app.mapper)
     searched = after
     while searched < until:
         stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
@@ -204,5 +208,5 @@ def events_of_stream(
         )
         for notification in page:
             if str(notification.originator_id) == stream:
-                yield projected(notification, app)
+                yield projected(notification, decoder)
         searched = page[-1].id if len(page) == PAGE_SIZE else stretch_end

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson.decimal128 import Decimal128
 
-from projections.batches import Projected, ProjectedBucket, ProjectedGrant, grant_document
+from projections.batches import grant_document
+from projections.projected import Projected, ProjectedBucket, ProjectedGrant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ def _unseen_buckets(
     return [
         bucket
         for bucket in buckets
-        if bucket.event.originator_version > versions.get(bucket.event.user_id, 0)
+        if bucket.originator_version > versions.get(bucket.event.user_id, 0)
     ]
 
 

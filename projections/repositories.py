@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from projections.batches import ProjectedGrant
 from projections.errors import PositionMoved
 from projections.history import UserHistory
 from projections.leaderboard import Leaderboard
 from projections.metrics import count_batch, count_conflict, count_grant, count_grants
 from projections.mongo import MongoScoreView
+from projections.projected import ProjectedGrant
 from projections.read_model import GRANTS, USERS
 from projections.tracing import Call, Store, batch_span, traced
 from scoring import BatchFailed

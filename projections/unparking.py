@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
-from projections.batches import Fault, Projected, at_fault
 from projections.errors import BatchRefused, PositionMoved
+from projections.projected import Fault, Projected, at_fault
 from projections.reading import events_of_stream
 
 if TYPE_CHECKING:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pymongo.errors import OperationFailure
 
-from projections.batches import ProjectedBucket, ProjectedGrant, grant_document
+from projections.batches import grant_document
+from projections.decoding import EventDecoder
 from projections.errors import PoisonEvent, ReadModelUnavailable
 from projections.expectation import Expectation
-from projections.projection import ScoreGrantsProjection, decoded
+from projections.projected import ProjectedBucket, ProjectedGrant
+from projections.projection import ScoreGrantsProjection
 from projections.verification import (
     DOCUMENT,
     MAX_DIFFERENCES,
@@ -81,6 +83,7 @@ class _EventVerification:
         on_progress: Callable[[VerificationProgress], None] | None,
     ) -> None:
         self._app = app
+        self._decoder = EventDecoder(app.mapper)
         self._read_model = read_model
         self._position_id = read_model.position_id(app.name)
         self._expectation = expectation
@@ -194,7 +197,7 @@ class _EventVerification:
             if parked_at is not None and notification.id >= parked_at:
                 continue
             try:
-                events.append(decoded(notification, self._app.mapper))
+                events.append(self._decoder.decode(notification))
             except PoisonEvent as poison:
                 events.append(poison)
         return events, notifications[-1].id if len(notifications) == _EVENTS_PER_PAGE else until

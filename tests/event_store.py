@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from eventsourcing.utils import get_topic
 
-from projections.batches import ProjectedGrant, grant_document
-from projections.projection import decoded
+from projections.batches import grant_document
+from projections.decoding import EventDecoder
+from projections.projected import ProjectedGrant
 from projections.read_model import ReadModel
 from projections.verify import verify_totals
 from scoring import Scoring, UserScore
@@ -26,7 +27,7 @@ def assert_equal_to_the_events(scoring: Scoring, read_model: ReadModel) -> int:
     stored = iter(read_model.grants.find().sort("_id", 1))
     count = 0
     for notification in grants_of(scoring):
-        projected = decoded(notification, scoring.mapper)
+        projected = EventDecoder(scoring.mapper).decode(notification)
         assert isinstance(projected, ProjectedGrant)
         expected = grant_document(projected)
         del expected["recordedAt"]  # kept in milliseconds
@@ -54,8 +55,10 @@ def grants_of(scoring: Scoring) -> Iterator:  # type: ignore[type-arg]
 
 
 @contextmanager
-def damaged(file: Path, *positions: int) -> Iterator[None]:
-    """The events at these positions cannot be decoded inside the block."""
+def damaged(
+    file: Path, *positions: int, by: Callable[[bytes], bytes] = lambda _: b"{"
+) -> Iterator[None]:
+    """The events at these positions are others inside the block; by default, not to be decoded."""
     with closing(sqlite3.connect(file)) as database:
         states = {
             position: database.execute(
@@ -63,7 +66,7 @@ def damaged(file: Path, *positions: int) -> Iterator[None]:
             ).fetchone()[0]
             for position in positions
         }
-        _write(database, dict.fromkeys(positions, b"{"))
+        _write(database, {position: by(state) for position, state in states.items()})
     try:
         yield
     finally:

@@ -21,9 +21,10 @@ from pymongo import UpdateOne
 from measuring import Report, in_turns, seconds
 from postgres_server import running_postgres
 from projections import MongoScoreView, ProjectionWorker, ScoreGrantsProjection
-from projections.batches import Batch, ProjectedGrant, grant_document, user_changes
+from projections.batches import Batch, grant_document, user_changes
 from projections.embedded import open_server
 from projections.mongo import connect
+from projections.projected import ProjectedGrant
 from projections.read_model import ReadModel
 from projections.reading import BatchLimits, BatchReader
 from projections.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE

@@ -10,8 +10,9 @@ from pymongo.errors import DuplicateKeyError
 
 from old_way import OldWay
 from projections import Leaderboard, MongoScoreView, ProjectionWorker
-from projections.batches import Batch, ProjectedGrant
+from projections.batches import Batch
 from projections.history import UserHistory
+from projections.projected import ProjectedGrant
 from projections.read_model import ReadModel
 from scoring import GrantStatus, Scoring, UserScore
 from support import NOON, make_grant, sqlite_env
@@ -62,7 +63,7 @@ def test_in_a_unique_index_race_the_second_insert_is_rejected_and_handled(
         try:
             barrier.wait()
             # Tracked apart, so that only the unique index stands between them.
-            views[number].apply(Batch(f"Worker {number}", None, 2, [ProjectedGrant(2, event)]))
+            views[number].apply(Batch(f"Worker {number}", None, 2, [ProjectedGrant.of(2, event)]))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
             errors.append(error)
 

@@ -10,10 +10,11 @@ from eventsourcing.tests.persistence import TrackingRecorderTestCase
 from pymongo.errors import DuplicateKeyError
 
 from projections import MongoScoreView, PositionMoved
-from projections.batches import Batch, ProjectedGrant
+from projections.batches import Batch
 from projections.errors import BatchRefused
 from projections.history import UserHistory
 from projections.mongo import connect
+from projections.projected import ProjectedGrant
 from projections.read_model import Document, ReadModel
 from projections.verify import verify_totals
 from scoring import Grant, UserScore
@@ -29,7 +30,7 @@ def projected(*grants: Grant, first_position: int = 1) -> list[ProjectedGrant]:
         score.record(grant)
         event = score.pending_events[-1]
         assert isinstance(event, UserScore.GrantRecorded)
-        result.append(ProjectedGrant(first_position + 2 * index, event))
+        result.append(ProjectedGrant.of(first_position + 2 * index, event))
     return result
 
 

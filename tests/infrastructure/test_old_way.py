@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from old_way import OldBucket, OldWay
 from projections import Leaderboard, LeaderboardRow, MongoScoreView, ProjectionWorker
 from projections.batches import Batch, bucket_documents, user_changes
+from projections.decoding import EventDecoder
 from projections.mongo import connect
-from projections.projection import ScoreGrantsProjection, decoded
+from projections.projection import ScoreGrantsProjection
 from projections.read_model import ReadModel
 from scoring import GrantStatus, Scoring, UserScore
 from scoring.identity import is_grant_shaped, user_stream_id
@@ -138,7 +139,7 @@ def test_totals_and_buckets_are_those_of_the_old_code(history: list[Call]) -> No
         for notification in scoring.recorder.select_notifications(
             1, 10**6, topics=ScoreGrantsProjection.topics
         ):
-            batch.events.append(decoded(notification, scoring.mapper))
+            batch.events.append(EventDecoder(scoring.mapper).decode(notification))
         assert visible_buckets(site.old) == {
             place: OldBucket(int(bucket["points"]), bucket["category"], bucket["source"])
             for place, bucket in bucket_documents(batch.events).items()

@@ -285,7 +285,7 @@ def test_an_event_is_poison_where_its_values_cannot_be_summed(
         database.execute(
             "UPDATE stored_events SET state = ? WHERE rowid = ?", (altered, receipt.position)
         )
-    with pytest.raises(PoisonEvent, match="amount is '5'"):
+    with pytest.raises(PoisonEvent, match="amount cannot be '5'"):
         ProjectionWorker(scoring, view).catch_up()
 
 

@@ -13,8 +13,8 @@ from eventsourcing.projection import ProjectionRunner
 from old_way import OldWay
 from projections import MongoScoreView, PositionMoved, ProjectionWorker, ScoreGrantsProjection
 from projections.batches import Batch
+from projections.decoding import EventDecoder
 from projections.history import UserHistory
-from projections.projection import decoded
 from projections.read_model import Document, ReadModel
 from scoring import Scoring
 from support import NOON, make_grant, sqlite_env
@@ -55,7 +55,7 @@ def whole_batch(scoring: Scoring, after: int | None = None) -> Batch:
     for notification in scoring.recorder.select_notifications(
         1, 10_000, topics=ScoreGrantsProjection.topics
     ):
-        batch.events.append(decoded(notification, scoring.mapper))
+        batch.events.append(EventDecoder(scoring.mapper).decode(notification))
     return batch
 
 

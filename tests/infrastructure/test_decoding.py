@@ -1,0 +1,216 @@
+"""``EventDecoder``: quick where it can be, and of one opinion with the library's mapper."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from eventsourcing.persistence import Mapper, Notification
+from eventsourcing.utils import get_topic
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from projections import PoisonEvent
+from projections.batches import grant_document
+from projections.decoding import EventDecoder
+from projections.projected import Projected, ProjectedBucket, ProjectedGrant
+from scoring import Grant, Scoring, UserScore
+from scoring.identity import user_stream_id
+from scoring.testing import grants
+from support import make_grant
+
+TRANSCODERS = ("scoring.transcoding:OrjsonTranscoder", "eventsourcing.persistence:JSONTranscoder")
+COMPRESSED = {"COMPRESSOR_TOPIC": "eventsourcing.compressor:ZlibCompressor"}
+
+
+class SlowMapper(Mapper[Any]):
+    """Not the library's own class, so nothing is known of what it writes."""
+
+
+class DeafMapper(Mapper[Any]):
+    """One that must not be asked."""
+
+    def to_domain_event(self, stored_event: object) -> Any:
+        """Fail."""
+        raise AssertionError(stored_event)
+
+
+def stored(app: Scoring, grant: Grant) -> Notification:
+    """The notification of a grant that an application has recorded."""
+    position = app.grant(**grant.model_dump()).position
+    (found,) = app.recorder.select_notifications(position, 1)
+    return found
+
+
+def slow(app: Scoring) -> EventDecoder:
+    mapper = app.mapper
+    return EventDecoder(
+        SlowMapper(mapper.transcoder, compressor=mapper.compressor, cipher=mapper.cipher)
+    )
+
+
+def outcome(decoder: EventDecoder, notification: Notification) -> Projected | str:
+    """What a decoder makes of a notification, or that it cannot make anything of it."""
+    try:
+        return decoder.decode(notification)
+    except PoisonEvent as poison:
+        return str(poison)
+
+
+@pytest.mark.parametrize("transcoder", TRANSCODERS)
+@pytest.mark.parametrize("how", [{}, COMPRESSED], ids=["plain", "compressed"])
+@settings(max_examples=200, deadline=None)
+@given(grant=grants())
+def test_a_grant_is_read_as_the_mapper_reads_it(
+    transcoder: str, how: dict[str, str], grant: Grant
+) -> None:
+    """Field for field, with the document it becomes, for every grant that can be recorded."""
+    with Scoring({"TRANSCODER_TOPIC": transcoder, **how}) as app:
+        notification = stored(app, grant)
+        event = app.mapper.to_domain_event(notification)
+        assert isinstance(event, UserScore.GrantRecorded)
+        quick = EventDecoder(app.mapper).decode(notification)
+        assert isinstance(quick, ProjectedGrant)
+        assert quick == slow(app).decode(notification)
+        for name in ("originator_id", "originator_version"):
+            assert getattr(quick, name) == getattr(event, name)
+        names = {field.name for field in fields(event)} - {"originator_id", "originator_version"}
+        for name in names:
+            assert getattr(quick.event, name) == getattr(event, name)
+        assert quick.event.recomputed_change == event.recomputed_change
+        assert grant_document(quick)["grantedAt"] == grant.granted_at
+
+
+@pytest.mark.parametrize("transcoder", TRANSCODERS)
+def test_the_mapper_is_not_asked_for_grants(
+    transcoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a catch-up would take half as long again; buckets are few and take their time."""
+    with Scoring({"TRANSCODER_TOPIC": transcoder}) as app:
+        notification = stored(app, make_grant(1))
+        app.contribute("ada", "telemetry:activity", "telemetry", "app", 7)
+        (bucket,) = app.recorder.select_notifications(
+            1, 10, topics=[get_topic(UserScore.BucketSet)]
+        )
+        decoder = EventDecoder(app.mapper)
+        monkeypatch.setattr(Mapper, "to_domain_event", DeafMapper.to_domain_event)
+        assert isinstance(decoder.decode(notification), ProjectedGrant)
+        with pytest.raises(PoisonEvent):
+            decoder.decode(bucket)
+        with pytest.raises(PoisonEvent):
+            slow(app).decode(notification)
+
+
+def moment(value: str) -> dict[str, str]:
+    return {"_type_": "datetime_iso", "_data_": value}
+
+
+STATE: dict[str, Any] = {
+    "timestamp": moment("2026-01-01T12:00:00.123456+00:00"),
+    "user_id": "ada",
+    "grant_id": "grant-1",
+    "key": "quiz:history:1",
+    "category": "learning",
+    "source": "quiz",
+    "amount": 5,
+    "granted_at": moment("2026-01-01T12:00:00+00:00"),
+    "replaced_points": None,
+}
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from((2**63 - 1, 2**63, -(2**63), 2**64, 10**30)),
+    st.floats(),
+    st.floats(min_value=-(10**6), max_value=10**6).map(round).map(float),
+    st.text(),
+    st.datetimes(timezones=st.sampled_from((UTC, None))).map(datetime.isoformat).map(moment),
+    st.text(max_size=30).map(moment),
+    st.builds(lambda kind: {"_type_": kind, "_data_": "1"}, st.sampled_from(("decimal_str", "no"))),
+    st.dictionaries(st.sampled_from(("_type_", "_data_", "more")), st.text(), max_size=3),
+    st.lists(st.integers(), max_size=2),
+)
+FIELDS = st.sampled_from((*STATE, "traceparent", "position", "extra", "originator_id"))
+
+
+@settings(max_examples=3000, deadline=None)
+@given(
+    changes=st.dictionaries(FIELDS, VALUES, max_size=2),
+    missing=st.sets(st.sampled_from((*STATE,)), max_size=1),
+    tail=st.sampled_from((b"", b"", b"", b" ", b"x", b"}", b"\xff", b"\x00")),
+    cut=st.sampled_from((None, None, None, -1, 5, 0)),
+)
+@example({"amount": 5.0}, set(), b"", None)
+@example({"amount": True}, set(), b"", None)
+@example({"granted_at": "2026-01-01T12:00:00+00:00"}, set(), b"", None)
+@example({"user_id": "\ud800"}, set(), b"", None)
+@example({"timestamp": None}, set(), b"", None)
+@example({"traceparent": 7}, set(), b"", None)
+def test_whatever_is_stored_is_judged_as_the_mapper_judges_it(
+    changes: dict[str, Any], missing: set[str], tail: bytes, cut: int | None
+) -> None:
+    """The same grant, or the same reason why it is none."""
+    values = {name: value for name, value in (STATE | changes).items() if name not in missing}
+    notification = Notification(
+        id=7,
+        originator_id=user_stream_id("ada"),
+        originator_version=3,
+        topic=ProjectedGrant.TOPIC,
+        state=json.dumps(values).encode()[:cut] + tail,
+    )
+    with Scoring() as app:
+        assert outcome(EventDecoder(app.mapper), notification) == outcome(slow(app), notification)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("user_id", None),
+        ("grant_id", 5),
+        ("key", None),
+        ("category", []),
+        ("source", 1.5),
+        ("amount", 5.0),
+        ("amount", True),
+        ("amount", 2**63),
+        ("replaced_points", -(2**63) - 1),
+        ("timestamp", "today"),
+        ("granted_at", 5),
+        ("granted_at", moment("2026-01-01T12:00:00")),
+        ("replaced_points", "0"),
+        ("traceparent", 7),
+    ],
+)
+def test_a_value_of_another_type_is_named(field: str, value: object) -> None:
+    """In words that tell whoever is to mend the event where to look."""
+    notification = Notification(
+        id=7,
+        originator_id=user_stream_id("ada"),
+        originator_version=3,
+        topic=ProjectedGrant.TOPIC,
+        state=json.dumps(STATE | {field: value}).encode(),
+    )
+    with Scoring() as app, pytest.raises(PoisonEvent, match=f"its {field} cannot be "):
+        EventDecoder(app.mapper).decode(notification)
+
+
+def test_a_bucket_is_read_by_the_mapper() -> None:
+    """And its types are checked, too."""
+    with Scoring() as app:
+        app.contribute("ada", "telemetry:activity", "telemetry", "app", 7)
+        (found,) = app.recorder.select_notifications(1, 10, topics=[ProjectedBucket.TOPIC])
+        bucket = EventDecoder(app.mapper).decode(found)
+        assert isinstance(bucket, ProjectedBucket)
+        assert (bucket.event.user_id, bucket.event.points) == ("ada", 7)
+        broken = Notification(
+            id=found.id,
+            originator_id=found.originator_id,
+            originator_version=found.originator_version,
+            topic=found.topic,
+            state=found.state.replace(b'"points":7', b'"points":"7"'),
+        )
+        with pytest.raises(PoisonEvent, match="its points cannot be '7'"):
+            EventDecoder(app.mapper).decode(broken)
