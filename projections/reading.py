@@ -130,14 +130,12 @@ class _Growing:
         )
 
     def sealed(self, position: int) -> Batch:
-        return Batch(
-            self.application_name,
-            self.after,
-            position,
-            self.events,
-            self.faults,
-            writes_of(self.events, self.documents),
-        )
+        writes = None
+        # What cannot be added up or encoded together is refused when the batch is applied, and
+        # traced to its event there.
+        with suppress(Exception):
+            writes = writes_of(self.events, self.documents)
+        return Batch(self.application_name, self.after, position, self.events, self.faults, writes)
 
 
 @contextmanager

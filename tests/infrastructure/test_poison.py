@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -92,6 +93,36 @@ def test_a_sum_that_mongo_refuses_is_traced_to_its_grant(
         "grantCount": 10,
     }
     assert read_model.grants.count_documents({"userId": "bob"}) == 0
+
+
+def test_a_sum_beyond_64_bits_is_traced_to_the_grant_that_exceeds_it(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """Each of them could be kept, but not what they add up to, be it in one batch or in several."""
+    receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(20)]
+
+    def enlarged(state: bytes) -> bytes:
+        return json.dumps(json.loads(state) | {"amount": 2**62}).encode()
+
+    with damaged(tmp_path / EVENTS, *(receipts[number].position for number in (3, 7)), by=enlarged):
+        with pytest.raises(PoisonEvent) as poison:
+            ProjectionWorker(scoring, view).catch_up()
+        assert poison.value.position == receipts[7].position
+        assert counted(read_model) == {"ada": 4, "bob": 3}
+        parking(scoring, view).catch_up()
+        assert counted(read_model) == {"ada": 10, "bob": 3}
+    # 64 bits are exceeded by a single number, too.
+    late = grant(scoring, 21, "ada")
+
+    def beyond(state: bytes) -> bytes:
+        return json.dumps(json.loads(state) | {"replaced_points": 10**30}).encode()
+
+    with (
+        damaged(tmp_path / EVENTS, late.position, by=beyond),
+        pytest.raises(PoisonEvent, match="replaced_points") as poison,
+    ):
+        ProjectionWorker(scoring, view).catch_up()
+    assert poison.value.position == late.position
 
 
 def test_whoever_waits_behind_a_poison_event_is_told_of_it(
