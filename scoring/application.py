@@ -18,12 +18,12 @@ from scoring.contributing import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
 from scoring.errors import BatchFailed, ScoringError
 from scoring.event_store import ScoringEventStore
-from scoring.forking import close_at_forks
 from scoring.grants import Grant
 from scoring.receipts import Score
 from scoring.recording import ChunkRecorder, RefusedAt
 from scoring.retrying import opening, reading
 from scoring.rules import normalised_user_id
+from scoring.sqlite import PatientConnectionPool
 from scoring.user_score import UserScore
 from scoring.user_scores import UserScores
 
@@ -132,11 +132,10 @@ class Scoring(Application[UUID]):
     def construct_recorder(self) -> ApplicationRecorder:
         """Construct the recorder; processes that open one new store together may collide."""
         if isinstance(self.factory, SQLiteFactory):
-            # A reader's connection first: the library's pool never lets go of its lock on writing
-            # when a writer's connection cannot be opened, as while others switch the file to WAL.
             datastore = self.factory.datastore
-            close_at_forks(datastore.pool)
-            opening(lambda: datastore.pool.put_connection(datastore.pool.get_connection()))
+            datastore.pool = PatientConnectionPool(
+                db_name=datastore.pool.db_name, lock_timeout=datastore.pool.lock_timeout
+            )
         return opening(super().construct_recorder)
 
     def construct_event_store(self) -> EventStore[UUID]:

@@ -1,0 +1,188 @@
+"""SQLite's connections: never closed under a statement that runs, never inherited over a fork.
+
+The library's pool, when it is closed, closes connections that other threads are using. SQLite does
+not allow that: the process may crash. A pool of ours waits until they are returned.
+
+SQLite keeps its file locks in tables of the process. A forked child inherits the tables but not the
+locks, so a connection that the child opens on the same file believes in locks that nobody holds,
+and the next process to close the file deletes the write-ahead log under it: grants that the child
+was told are recorded would be lost (https://www.sqlite.org/howtocorrupt.html, section 2.6). Idle
+connections are therefore closed for the moment of the fork; the pool opens new ones when asked.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from threading import get_ident, local
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
+
+from eventsourcing.persistence import ConnectionPoolClosedError
+from eventsourcing.sqlite import SQLiteConnectionPool
+
+from scoring.errors import ScoringError
+
+if TYPE_CHECKING:
+    from eventsourcing.sqlite import SQLiteConnection
+
+PATIENCE_SECONDS: Final = 20.0
+"""How long forking and closing wait for transactions of other threads: longer than these wait for
+the file."""
+
+_pools: WeakSet[PatientConnectionPool] = WeakSet()
+_held: list[PatientConnectionPool] = []
+_in_use: set[Path] = set()
+_inherited: set[Path] = set()
+
+
+class PatientConnectionPool(SQLiteConnectionPool):
+    """A pool that waits for its connections before it is closed, and before the process forks."""
+
+    def __init__(self, *, db_name: str, lock_timeout: int | None = None) -> None:
+        """Connect to a file when first asked for a connection.
+
+        Raises:
+            ScoringError: if this process itself was forked while its parent used the file.
+        """
+        self._retired = False
+        # Who uses each connection, by the thread's number.
+        self._users: dict[int, int] = {}
+        self._asking = local()
+        super().__init__(db_name=db_name, lock_timeout=lock_timeout)
+        # One in memory would be lost with its connections, and no other process can see it.
+        if not self.is_sqlite_memory_mode:
+            if self._file in _inherited:
+                raise ScoringError(
+                    f"{db_name} was in use when this process was forked, so SQLite's locks on it "
+                    "cannot be trusted here: fork again when no transaction is open, or start the "
+                    "process with multiprocessing's method spawn"
+                )
+            _pools.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether no connection is given out any more."""
+        return self._retired
+
+    def get_connection(
+        self, timeout: float | None = None, *, is_writer: bool | None = None
+    ) -> SQLiteConnection:
+        """Return a connection, as the library does.
+
+        Raises:
+            ConnectionPoolClosedError: if the pool was closed, if only while this thread waited.
+            ConnectionUnavailableError: if none is to be had in time.
+        """
+        self._asking.is_writer = is_writer
+        return super().get_connection(timeout, is_writer=is_writer)
+
+    def _get_connection(self, timeout: float = 0.0) -> SQLiteConnection:
+        try:
+            if self._retired:
+                raise ConnectionPoolClosedError
+            connection = super()._get_connection(timeout)
+        except BaseException:
+            self._give_up_asking()
+            raise
+        self._users[id(connection)] = get_ident()
+        return connection
+
+    def _give_up_asking(self) -> None:
+        # Which the library forgets: nobody would ever write again, or read in memory.
+        is_writer, self._asking.is_writer = self._asking.is_writer, None
+        if is_writer is True:
+            self._num_writers -= 1
+            self._writer_lock.release()
+        elif is_writer is False:
+            with self._no_readers:
+                self._num_readers -= 1
+                self._no_readers.notify_all()
+
+    def put_connection(self, conn: SQLiteConnection) -> None:
+        """Take a connection back; once the pool is closed, close it."""
+        with self._put_condition:
+            if self._retired:
+                conn._closing.set()  # noqa: SLF001 - as the library's own timer tells the pool
+            self._users.pop(id(conn), None)
+            super().put_connection(conn)
+            self._put_condition.notify_all()
+
+    def close(self) -> None:
+        """Close all connections, as soon as other threads have returned theirs.
+
+        None is given out from now on. What is not returned in ``PATIENCE_SECONDS``, and what the
+        calling thread itself uses, as in a signal handler, is closed when it is returned.
+        """
+        with self._put_condition:
+            if self._retired:
+                return
+            self._retired = True
+            self._put_condition.notify_all()
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while self._others_use_connections() and self._put_condition.wait(
+                max(0.0, deadline - time.monotonic())
+            ):
+                pass
+            self._close_idle()
+
+    def hold(self) -> bool:
+        """Close all connections and keep others from opening any; false if some stay in use."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        if not self._get_semaphore.acquire(timeout=PATIENCE_SECONDS):
+            return False
+        self._put_condition.acquire()
+        while self._in_use:
+            if not self._put_condition.wait(max(0.0, deadline - time.monotonic())):
+                self.release()
+                return False
+        self._close_idle()
+        return True
+
+    def release(self) -> None:
+        """End a ``hold``."""
+        self._put_condition.release()
+        self._get_semaphore.release()
+
+    @property
+    def _file(self) -> Path:
+        return Path(self.db_name.removeprefix("file:").partition("?")[0]).resolve()
+
+    def _others_use_connections(self) -> bool:
+        return any(user != get_ident() for user in self._users.values())
+
+    def _close_idle(self) -> None:
+        while self._pool:
+            self._pool.popleft().close()
+
+
+def _before() -> None:
+    for pool in list(_pools):
+        if pool.hold():
+            _held.append(pool)
+        else:
+            _in_use.add(pool._file)  # noqa: SLF001 - of the same module
+
+
+def _after() -> None:
+    while _held:
+        _held.pop().release()
+
+
+def _after_in_parent() -> None:
+    _after()
+    _in_use.clear()
+
+
+def _after_in_child() -> None:
+    _inherited.update(_in_use)
+    _in_use.clear()
+    _after()
+    for pool in list(_pools):
+        pool._users.clear()  # noqa: SLF001 - threads of the parent: nobody will return them here
+
+
+os.register_at_fork(
+    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)

@@ -1,0 +1,199 @@
+"""Closing an application on SQLite while other threads use it: no crash, and nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Thread
+from types import FrameType
+
+import pytest
+from eventsourcing.persistence import ConnectionPoolClosedError
+from eventsourcing.sqlite import SQLiteDatastore, SQLiteFactory
+
+import scoring.sqlite
+from receipts_check import read_ledger
+from scoring import Scoring, ScoringError
+from scoring.sqlite import PatientConnectionPool
+from support import make_grant, sqlite_env
+
+# In a process of its own, as what it is to show is that the process survives.
+_CLOSING_UNDER_LOAD = """
+import random, sys, time
+from itertools import count
+from pathlib import Path
+from threading import Thread
+from scoring import Scoring, ScoringError
+from support import make_grant, sqlite_env
+
+def work(app, first):
+    try:
+        for number in count(first):
+            app.grant(**make_grant(number, user_id="ada").model_dump())
+            answered.append(number)
+    except ScoringError:
+        pass
+
+answered = []
+for generation in range(10):
+    app = Scoring(sqlite_env(Path(sys.argv[1])))
+    threads = [Thread(target=work, args=(app, (10 * generation + n) * 10**6)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(random.uniform(0.02, 0.15))
+    app.close()
+    began = time.monotonic()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began < 2, "threads waited for a pool that was closed"
+print(*answered)
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Scoring]:
+    with Scoring(sqlite_env(tmp_path / "events.sqlite")) as app:
+        app.grant(**make_grant(0).model_dump())
+        yield app
+
+
+def datastore(app: Scoring) -> SQLiteDatastore:
+    assert isinstance(app.factory, SQLiteFactory)
+    return app.factory.datastore
+
+
+def pool_of(app: Scoring) -> PatientConnectionPool:
+    pool = datastore(app).pool
+    assert isinstance(pool, PatientConnectionPool)
+    return pool
+
+
+def test_closing_under_load_crashes_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    """What was answered is recorded, and what was refused is not."""
+    file = tmp_path / "events.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", _CLOSING_UNDER_LOAD, str(file)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answered = {f"grant-{number}" for number in done.stdout.split()}
+    assert len(answered) > 40
+    with Scoring(sqlite_env(file)) as app:
+        assert read_ledger(app).events.keys() == answered
+
+
+def test_closing_waits_for_a_transaction_of_another_thread(app: Scoring) -> None:
+    """And commands that wait for their turn behind it are refused at once, not one by one."""
+    begun, refused = Event(), []
+
+    def slow() -> None:
+        with datastore(app).transaction(commit=True) as cursor:
+            cursor.execute("CREATE TABLE slow (i)")
+            begun.set()
+            time.sleep(0.5)
+
+    def waiting(number: int) -> None:
+        try:
+            app.grant(**make_grant(number).model_dump())
+        except ScoringError as error:
+            refused.append(str(error))
+
+    threads = [Thread(target=slow), *(Thread(target=waiting, args=(n,)) for n in range(1, 5))]
+    threads[0].start()
+    begun.wait()
+    for thread in threads[1:]:
+        thread.start()
+    time.sleep(0.1)
+    began = time.monotonic()
+    app.close()
+    assert 0.2 < time.monotonic() - began < 2
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began < 2
+    assert len(refused) == 4
+    assert all("was closed" in reason for reason in refused)
+    with Scoring(app.env) as again:
+        assert [*read_ledger(again).events] == ["grant-0"]
+        with datastore(again).transaction(commit=False) as cursor:
+            cursor.execute("SELECT * FROM slow")
+
+
+def test_a_signal_handler_may_close_what_it_interrupts(app: Scoring) -> None:
+    """It does not wait for its own thread; the transaction it came into ends as it would have."""
+
+    def handle(signal_number: int, frame: FrameType | None) -> None:
+        del signal_number, frame
+        app.close()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        began = time.monotonic()
+        with datastore(app).transaction(commit=True) as cursor:
+            signal.raise_signal(signal.SIGUSR1)
+            cursor.execute("CREATE TABLE interrupted (i)")
+        assert time.monotonic() - began < 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(ScoringError, match="was closed"):
+        app.grant(**make_grant(1).model_dump())
+    with Scoring(app.env) as again, datastore(again).transaction(commit=False) as cursor:
+        cursor.execute("SELECT * FROM interrupted")
+
+
+def test_closing_does_not_wait_for_ever(app: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is still in use then is closed by whoever returns it."""
+    monkeypatch.setattr(scoring.sqlite, "PATIENCE_SECONDS", 0.2)
+    begun, end, kept = Event(), Event(), []
+
+    def stuck() -> None:
+        with datastore(app).get_connection(commit=False) as connection:
+            kept.append(connection)
+            begun.set()
+            end.wait()
+            connection.cursor().execute("SELECT 1")
+
+    thread = Thread(target=stuck)
+    thread.start()
+    begun.wait()
+    app.close()
+    assert not kept[0].closed
+    end.set()
+    thread.join()
+    assert kept[0].closed
+
+
+def test_a_connection_that_cannot_be_opened_holds_up_nobody(
+    app: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own pool keeps its lock on writing for ever then."""
+    pool = pool_of(app)
+
+    def fail(_: object) -> None:
+        raise OSError("too many open files")
+
+    for is_writer in (True, False):
+        assert pool.hold()  # which closes all connections, so that one has to be opened
+        pool.release()
+        with monkeypatch.context() as patch:
+            patch.setattr(PatientConnectionPool, "_create_connection", fail)
+            with pytest.raises(OSError, match="too many"):
+                pool.get_connection(is_writer=is_writer)
+        pool.put_connection(pool.get_connection(1, is_writer=True))
+
+
+def test_a_closed_pool_gives_nothing_out(app: Scoring) -> None:
+    """Closing again changes nothing."""
+    pool = pool_of(app)
+    app.close()
+    app.close()
+    assert pool.closed
+    for is_writer in (True, False, None):
+        with pytest.raises(ConnectionPoolClosedError):
+            pool.get_connection(is_writer=is_writer)
