@@ -9,7 +9,13 @@ from msgspec import DecodeError
 from msgspec.json import Decoder
 
 from projections.errors import PoisonEvent
-from projections.projected import GrantState, Projected, ProjectedBucket, ProjectedGrant
+from projections.projected import (
+    GrantState,
+    Projected,
+    ProjectedBucket,
+    ProjectedGrant,
+    stream_name,
+)
 from scoring import UserScore
 from scoring.transcoding import OrjsonTranscoder
 
@@ -55,7 +61,7 @@ class EventDecoder:
         except Exception as error:
             raise PoisonEvent(
                 position=notification.id,
-                stream=str(notification.originator_id),
+                stream=stream_name(notification.originator_id),
                 topic=notification.topic,
                 reason=str(error),
             ) from error

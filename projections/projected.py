@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
+from uuid import UUID
 
 from eventsourcing.utils import get_topic
 from msgspec import Meta, Struct, field
 
 from scoring import UserScore
 
-if TYPE_CHECKING:
-    from uuid import UUID
-
-
 _MAX_INT64: Final = 2**63 - 1
 Int64 = Annotated[int, Meta(ge=-_MAX_INT64 - 1, le=_MAX_INT64)]
 """An integer that MongoDB can keep."""
 
 
-class StoredMoment(Struct, gc=False, frozen=True, tag_field="_type_", tag="datetime_iso"):
+class StoredMoment(Struct, gc=False, frozen=True, forbid_unknown_fields=True):
     """A datetime in the JSON of the ``eventsourcing`` library."""
 
+    tag: Literal["datetime_iso"] = field(name="_type_")
     value: Annotated[datetime, Meta(tz=True)] = field(name="_data_")
 
 
@@ -58,14 +57,14 @@ class GrantState(Struct, gc=False, frozen=True, forbid_unknown_fields=True):
         _check(event, (int, type(None)), "replaced_points")
         _check(event, (str, type(None)), "traceparent")
         return cls(
-            StoredMoment(event.timestamp),
+            StoredMoment("datetime_iso", event.timestamp),
             event.user_id,
             event.grant_id,
             event.key,
             event.category,
             event.source,
             event.amount,
-            StoredMoment(event.granted_at),
+            StoredMoment("datetime_iso", event.granted_at),
             event.replaced_points,
             event.traceparent,
         )
@@ -111,7 +110,7 @@ class ProjectedGrant(Struct, gc=False, frozen=True):
     @property
     def stream(self) -> str:
         """The stream that the event is in, as faults and parked streams name it."""
-        return str(self.originator_id)
+        return stream_name(self.originator_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ class ProjectedBucket:
     @property
     def stream(self) -> str:
         """The stream that the event is in, as faults and parked streams name it."""
-        return str(self.event.originator_id)
+        return stream_name(self.event.originator_id)
 
 
 Projected = ProjectedGrant | ProjectedBucket
@@ -160,6 +159,15 @@ class Fault:
     stream: str
     topic: str
     reason: str
+
+
+def stream_name(originator_id: UUID | str) -> str:
+    """Return the name of a stream; stores may hold its id as text, with hyphens or without."""
+    if isinstance(originator_id, UUID):
+        return str(originator_id)
+    with suppress(ValueError):
+        return str(UUID(originator_id))
+    return originator_id
 
 
 def at_fault(projected: Projected, reason: str) -> Fault:

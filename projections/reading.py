@@ -12,7 +12,7 @@ from projections.batches import Batch, encoded, writes_of
 from projections.decoding import EventDecoder
 from projections.errors import PoisonEvent
 from projections.pages import read_page
-from projections.projected import Fault, ProjectedGrant, at_fault
+from projections.projected import Fault, ProjectedGrant, at_fault, stream_name
 from projections.projection import ScoreGrantsProjection
 from scoring.retrying import reading
 
@@ -205,6 +205,6 @@ def events_of_stream(
             )
         )
         for notification in page:
-            if str(notification.originator_id) == stream:
+            if stream_name(notification.originator_id) == stream:
                 yield projected(notification, decoder)
         searched = page[-1].id if len(page) == PAGE_SIZE else stretch_end

@@ -11,7 +11,7 @@ from projections.batches import grant_document
 from projections.decoding import EventDecoder
 from projections.errors import PoisonEvent, ReadModelUnavailable
 from projections.expectation import Expectation
-from projections.projected import ProjectedBucket, ProjectedGrant
+from projections.projected import ProjectedBucket, ProjectedGrant, stream_name
 from projections.projection import ScoreGrantsProjection
 from projections.verification import (
     DOCUMENT,
@@ -193,7 +193,7 @@ class _EventVerification:
         )
         events: list[ProjectedGrant | ProjectedBucket | PoisonEvent] = []
         for notification in notifications:
-            parked_at = self._parked.get(str(notification.originator_id))
+            parked_at = self._parked.get(stream_name(notification.originator_id))
             if parked_at is not None and notification.id >= parked_at:
                 continue
             try:

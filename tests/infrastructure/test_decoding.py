@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from eventsourcing.persistence import Mapper, Notification
@@ -108,6 +110,7 @@ def moment(value: str) -> dict[str, str]:
     return {"_type_": "datetime_iso", "_data_": value}
 
 
+MOMENT = moment("2026-01-01T12:00:00+00:00")
 STATE: dict[str, Any] = {
     "timestamp": moment("2026-01-01T12:00:00.123456+00:00"),
     "user_id": "ada",
@@ -116,7 +119,7 @@ STATE: dict[str, Any] = {
     "category": "learning",
     "source": "quiz",
     "amount": 5,
-    "granted_at": moment("2026-01-01T12:00:00+00:00"),
+    "granted_at": MOMENT,
     "replaced_points": None,
 }
 VALUES = st.one_of(
@@ -148,6 +151,10 @@ FIELDS = st.sampled_from((*STATE, "traceparent", "position", "extra", "originato
 @example({"granted_at": "2026-01-01T12:00:00+00:00"}, set(), b"", None)
 @example({"user_id": "\ud800"}, set(), b"", None)
 @example({"timestamp": None}, set(), b"", None)
+@example({"granted_at": MOMENT | {"_type_": "other"}}, set(), b"", None)
+@example({"granted_at": MOMENT | {"more": 1}}, set(), b"", None)
+@example({"granted_at": {"_typ_": "datetime_iso", "_data_": MOMENT["_data_"]}}, set(), b"", None)
+@example({"granted_at": {"_data_": MOMENT["_data_"]}}, set(), b"", None)
 @example({"traceparent": 7}, set(), b"", None)
 def test_whatever_is_stored_is_judged_as_the_mapper_judges_it(
     changes: dict[str, Any], missing: set[str], tail: bytes, cut: int | None
@@ -214,3 +221,23 @@ def test_a_bucket_is_read_by_the_mapper() -> None:
         )
         with pytest.raises(PoisonEvent, match="its points cannot be '7'"):
             EventDecoder(app.mapper).decode(broken)
+
+
+@pytest.mark.parametrize("as_text", [str, lambda stream: stream.hex], ids=["hyphens", "none"])
+def test_a_stream_has_one_name_however_a_store_writes_it(as_text: Callable[[UUID], str]) -> None:
+    """With ORIGINATOR_ID_TYPE=text, too: a parked stream is found again by its name."""
+    stream = user_stream_id("ada")
+    for state in (json.dumps(STATE).encode(), b"{"):
+        notification: Any = Notification(
+            id=7,
+            originator_id=as_text(stream),
+            originator_version=3,
+            topic=ProjectedGrant.TOPIC,
+            state=state,
+        )
+        with Scoring() as app:
+            try:
+                found = EventDecoder(app.mapper).decode(notification).stream
+            except PoisonEvent as poison:
+                found = poison.stream
+        assert found == str(stream)
