@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -31,15 +30,6 @@ _open_ledgers: WeakSet[ScoreLedger] = WeakSet()
 def watch_for_forks(ledger: ScoreLedger) -> None:
     """Make this ledger unusable in children that this process forks."""
     _open_ledgers.add(ledger)
-
-
-def keep_for_ever(value: object) -> None:
-    """Never let this object be collected, not even when the interpreter ends.
-
-    Connections that a child inherited are its parent's: closing them here would say goodbye to the
-    servers in the parent's name, and a garbage collector closes what nobody refers to.
-    """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 def _after_in_child() -> None:

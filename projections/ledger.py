@@ -18,9 +18,10 @@ from projections.errors import (
     ReadModelUnavailable,
     StreamParked,
 )
-from projections.handover import Gone, keep_for_ever, watch_for_forks
+from projections.handover import Gone, watch_for_forks
 from projections.metrics import observe
 from projections.opening import open_read_model, open_scoring
+from projections.projected import stream_name
 from projections.rebuild import Rebuild, RebuildOutcome
 from projections.repositories import TracedScoreView, registered
 from projections.settings import Settings
@@ -31,6 +32,7 @@ from projections.verify_events import verify_events
 from projections.worker import Progress, ProjectionWorker
 from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 from scoring.identity import user_stream_id
+from scoring.inheritance import keep_for_ever
 from scoring.retrying import reading
 
 if TYPE_CHECKING:
@@ -461,7 +463,7 @@ class ScoreLedger:
         found = reading(
             lambda: self._scoring.recorder.select_notifications(start=receipt.position, limit=1)
         )
-        return str(found[0].originator_id) if found else ""
+        return stream_name(found[0].originator_id) if found else ""
 
     def _worker(
         self,

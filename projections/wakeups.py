@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from eventsourcing.popo import POPOApplicationRecorder
 from eventsourcing.sqlite import SQLiteRecorder
@@ -116,7 +117,7 @@ def _files_of(recorder: object) -> tuple[Path, ...]:
     """Return the files of a SQLite store that change with every commit of any process."""
     if not isinstance(recorder, SQLiteRecorder) or recorder.datastore.pool.is_sqlite_memory_mode:
         return ()
-    file = recorder.datastore.pool.db_name.removeprefix("file:").partition("?")[0]
+    file = unquote(recorder.datastore.pool.db_name.removeprefix("file:").partition("?")[0])
     return Path(file), Path(f"{file}-wal")
 
 

@@ -1,11 +1,17 @@
-"""Loaded aggregates, kept for the next command, each in the hands of one thread at a time."""
+"""Loaded aggregates, kept for the next command, each in the hands of one thread at a time.
+
+In a child that was forked both classes begin with locks of their own: a thread of the parent may
+have held one, and here it never lets go.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -30,6 +36,11 @@ class CheckOutCache:
         self._maxsize = maxsize
         self._scores: OrderedDict[str, UserScore] = OrderedDict()
         self._lock = Lock()
+        _live.add(self)
+
+    def begin_anew(self) -> None:
+        """Forget who holds the lock."""
+        self._lock = Lock()
 
     def take(self, user_id: str) -> UserScore | None:
         """Remove and return the user's aggregate, or return ``None``."""
@@ -53,6 +64,11 @@ class StripedLocks:
     def __init__(self, *, stripes: int = 256) -> None:
         """Make the locks."""
         self._locks = [Lock() for _ in range(stripes)]
+        _live.add(self)
+
+    def begin_anew(self) -> None:
+        """Forget who holds the locks."""
+        self._locks = [Lock() for _ in self._locks]
 
     def hold(self, user_ids: Collection[str]) -> AbstractContextManager[object]:
         """Hold the locks of these users, always taken in one order so that none waits for ever."""
@@ -67,3 +83,14 @@ class StripedLocks:
             for stripe in stripes:
                 stack.enter_context(self._locks[stripe])
             yield
+
+
+_live: WeakSet[CheckOutCache | StripedLocks] = WeakSet()
+
+
+def _after_in_child() -> None:
+    for locked in list(_live):
+        locked.begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_in_child)

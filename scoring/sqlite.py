@@ -15,14 +15,16 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from threading import get_ident, local
+from threading import Condition, Lock, RLock, Semaphore, get_ident, local
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote
 from weakref import WeakSet
 
 from eventsourcing.persistence import ConnectionPoolClosedError
 from eventsourcing.sqlite import SQLiteConnectionPool
 
 from scoring.errors import ScoringError
+from scoring.inheritance import keep_for_ever
 
 if TYPE_CHECKING:
     from eventsourcing.sqlite import SQLiteConnection
@@ -32,9 +34,13 @@ PATIENCE_SECONDS: Final = 20.0
 the file."""
 
 _pools: WeakSet[PatientConnectionPool] = WeakSet()
+_inherited: set[Path] = set()
+"""Files that were in use when this process was forked."""
+
+_fork_lock = RLock()
 _held: list[PatientConnectionPool] = []
 _in_use: set[Path] = set()
-_inherited: set[Path] = set()
+"""What a fork that is under way keeps until it is over; one thread forks at a time."""
 
 
 class PatientConnectionPool(SQLiteConnectionPool):
@@ -50,16 +56,13 @@ class PatientConnectionPool(SQLiteConnectionPool):
         # Who uses each connection, by the thread's number.
         self._users: dict[int, int] = {}
         self._asking = local()
-        super().__init__(db_name=db_name, lock_timeout=lock_timeout)
+        super().__init__(db_name=_absolute(db_name), lock_timeout=lock_timeout)
+        self.file = Path(unquote(self.db_name.removeprefix("file:").partition("?")[0])).resolve()
         # One in memory would be lost with its connections, and no other process can see it.
         if not self.is_sqlite_memory_mode:
-            if self._file in _inherited:
-                raise ScoringError(
-                    f"{db_name} was in use when this process was forked, so SQLite's locks on it "
-                    "cannot be trusted here: fork again when no transaction is open, or start the "
-                    "process with multiprocessing's method spawn"
-                )
-            _pools.add(self)
+            self._check_inheritance()
+            with _fork_lock:
+                _pools.add(self)
 
     @property
     def closed(self) -> bool:
@@ -79,15 +82,17 @@ class PatientConnectionPool(SQLiteConnectionPool):
         return super().get_connection(timeout, is_writer=is_writer)
 
     def _get_connection(self, timeout: float = 0.0) -> SQLiteConnection:
-        try:
-            if self._retired:
-                raise ConnectionPoolClosedError
-            connection = super()._get_connection(timeout)
-        except BaseException:
-            self._give_up_asking()
-            raise
-        self._users[id(connection)] = get_ident()
-        return connection
+        with self._put_condition:
+            try:
+                self._check_inheritance()
+                if self._retired:
+                    raise ConnectionPoolClosedError
+                connection = super()._get_connection(timeout)
+            except BaseException:
+                self._give_up_asking()
+                raise
+            self._users[id(connection)] = get_ident()
+            return connection
 
     def _give_up_asking(self) -> None:
         # Which the library forgets: nobody would ever write again, or read in memory.
@@ -116,8 +121,6 @@ class PatientConnectionPool(SQLiteConnectionPool):
         calling thread itself uses, as in a signal handler, is closed when it is returned.
         """
         with self._put_condition:
-            if self._retired:
-                return
             self._retired = True
             self._put_condition.notify_all()
             deadline = time.monotonic() + PATIENCE_SECONDS
@@ -130,6 +133,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
     def hold(self) -> bool:
         """Close all connections and keep others from opening any; false if some stay in use."""
         deadline = time.monotonic() + PATIENCE_SECONDS
+        if get_ident() in self._users.values():
+            return False  # for it would wait for itself
         if not self._get_semaphore.acquire(timeout=PATIENCE_SECONDS):
             return False
         self._put_condition.acquire()
@@ -142,12 +147,34 @@ class PatientConnectionPool(SQLiteConnectionPool):
 
     def release(self) -> None:
         """End a ``hold``."""
-        self._put_condition.release()
-        self._get_semaphore.release()
+        try:
+            self._put_condition.release()
+        finally:
+            self._get_semaphore.release()
 
-    @property
-    def _file(self) -> Path:
-        return Path(self.db_name.removeprefix("file:").partition("?")[0]).resolve()
+    def begin_anew(self) -> None:
+        """Forget, in a child that was forked, the parent's threads, connections and locks.
+
+        A thread of the parent may have held any of the locks, or waited for it; here it never
+        lets go.
+        """
+        # Closing them here could delete the log that the parent goes on writing.
+        keep_for_ever([*self._pool, *self._in_use.values()])
+        self._pool.clear()
+        self._in_use.clear()
+        self._users.clear()
+        self._num_readers = self._num_writers = 0
+        self._get_semaphore = Semaphore()
+        self._put_condition, self._no_readers = Condition(), Condition()
+        self._writer_lock = Lock()
+
+    def _check_inheritance(self) -> None:
+        if self.file in _inherited:
+            raise ScoringError(
+                f"{self.file} was in use when this process was forked, so SQLite's locks on it "
+                "cannot be trusted here: fork again when no transaction is open, or start the "
+                "process with multiprocessing's method spawn"
+            )
 
     def _others_use_connections(self) -> bool:
         return any(user != get_ident() for user in self._users.values())
@@ -157,30 +184,41 @@ class PatientConnectionPool(SQLiteConnectionPool):
             self._pool.popleft().close()
 
 
+def _absolute(db_name: str) -> str:
+    """Return a name that means the same file after the process has changed its directory."""
+    if SQLiteConnectionPool.detect_memory_mode(db_name):
+        return db_name
+    if db_name.startswith("file:"):
+        name = db_name.removeprefix("file:")
+        return db_name if name.startswith("/") else f"file:{quote(str(Path.cwd()))}/{name}"
+    return str(Path.cwd() / db_name)
+
+
 def _before() -> None:
+    _fork_lock.acquire()
     for pool in list(_pools):
         if pool.hold():
             _held.append(pool)
         else:
-            _in_use.add(pool._file)  # noqa: SLF001 - of the same module
-
-
-def _after() -> None:
-    while _held:
-        _held.pop().release()
+            _in_use.add(pool.file)
 
 
 def _after_in_parent() -> None:
-    _after()
-    _in_use.clear()
+    try:
+        while _held:
+            _held.pop().release()
+        _in_use.clear()
+    finally:
+        _fork_lock.release()
 
 
 def _after_in_child() -> None:
     _inherited.update(_in_use)
     _in_use.clear()
-    _after()
+    _held.clear()
     for pool in list(_pools):
-        pool._users.clear()  # noqa: SLF001 - threads of the parent: nobody will return them here
+        pool.begin_anew()
+    _fork_lock.release()
 
 
 os.register_at_fork(

@@ -1,0 +1,158 @@
+"""Forking a process with an application on SQLite: what parent and child may go on with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Each in a process of its own: a fork that hangs, or a store that is lost, must not be the test's.
+_BEGIN = """
+import os, sys, threading, time
+import scoring.sqlite
+from scoring import Scoring, ScoringError
+from support import make_grant, sqlite_env
+
+app = Scoring(sqlite_env(sys.argv[1]))
+pool = app.factory.datastore.pool
+
+def grant(number, app=app):
+    return app.grant(**make_grant(number).model_dump()).status.name
+
+def in_child(work):
+    # What it returns, or what it raises; nothing at all if it hangs.
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            said = str(work())
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writer, said.encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return said
+
+grant(0)
+"""
+_MANY_THREADS_FORK = """
+sys.setswitchinterval(1e-5)
+until = time.monotonic() + 2
+out = []
+
+def forking(first):
+    number = first
+    while time.monotonic() < until:
+        number += 1
+        out.append((grant(number), in_child(lambda: grant(number))))
+
+threads = [threading.Thread(target=forking, args=(n * 10**6,)) for n in range(1, 4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(out) > 10, len(out)
+assert set(out) == {("RECORDED", "DUPLICATE")}, set(out)
+assert grant(0) == "DUPLICATE"
+"""
+_IN_USE_AT_THE_FORK = """
+scoring.sqlite.PATIENCE_SECONDS = 0.3
+begun, end = threading.Event(), threading.Event()
+
+def busy():
+    with app.factory.datastore.transaction(commit=True):
+        begun.set()
+        end.wait()
+
+thread = threading.Thread(target=busy)
+thread.start()
+begun.wait()
+
+def in_vain():
+    app.close()  # which does not wait for a thread that is not here
+    return in_child(lambda: 1), grant(1)
+
+for work in (in_vain, lambda: grant(1), lambda: Scoring(app.env)):
+    began = time.monotonic()
+    said = in_child(work)
+    assert said.startswith("ScoringError") and "in use when this process was forked" in said, said
+    assert time.monotonic() - began < 2
+end.set()
+thread.join()
+assert grant(1) == "RECORDED"
+assert in_child(lambda: grant(1)) == "DUPLICATE"
+"""
+_IN_ONES_OWN_TRANSACTION = """
+began = time.monotonic()
+with app.factory.datastore.transaction(commit=False):
+    said = in_child(lambda: grant(1))
+assert "in use when this process was forked" in said, said
+assert time.monotonic() - began < 5, "it waited for itself"
+assert grant(1) == "RECORDED"
+"""
+_OTHERS_ASK_MEANWHILE = """
+def asking():
+    while not done.is_set():
+        grant(0)
+
+def work():
+    # Each is to have its turn, though threads of the parent were waiting for theirs.
+    began = time.monotonic()
+    for number in range(8):
+        grant(number)
+    return time.monotonic() - began
+
+done = threading.Event()
+threads = [threading.Thread(target=asking) for _ in range(4)]
+for thread in threads:
+    thread.start()
+took = [float(in_child(work)) for _ in range(20)]
+done.set()
+for thread in threads:
+    thread.join()
+assert max(took) < 3, took
+"""
+_ANOTHER_DIRECTORY = """
+os.makedirs("elsewhere")
+os.chdir("elsewhere")
+assert grant(1) == "RECORDED"
+assert in_child(lambda: grant(1)) == "DUPLICATE"
+assert grant(2) == "RECORDED"
+assert os.listdir() == []
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        _MANY_THREADS_FORK,
+        _IN_USE_AT_THE_FORK,
+        _IN_ONES_OWN_TRANSACTION,
+        _OTHERS_ASK_MEANWHILE,
+        _ANOTHER_DIRECTORY,
+    ],
+    ids=["many threads fork", "in use", "own transaction", "others ask", "another directory"],
+)
+@pytest.mark.parametrize("name", ["events.sqlite", "file:events.sqlite?mode=rwc"])
+def test_parent_and_child_go_on_or_are_told_why_not(
+    program: str, name: str, tmp_path: Path
+) -> None:
+    """Named by a path that is relative to where the process began, as a file and as a URI."""
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _BEGIN + program, name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert (tmp_path / "events.sqlite").exists()
