@@ -169,7 +169,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         self._writer_lock = Lock()
 
     def _check_inheritance(self) -> None:
-        if self.file in _inherited:
+        if _inherited and self.file in _inherited:
             raise ScoringError(
                 f"{self.file} was in use when this process was forked, so SQLite's locks on it "
                 "cannot be trusted here: fork again when no transaction is open, or start the "
