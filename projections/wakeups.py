@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 from eventsourcing.popo import POPOApplicationRecorder
 from eventsourcing.sqlite import SQLiteRecorder
+
+from scoring.sqlite import PatientConnectionPool
 
 if TYPE_CHECKING:
     from typing import Self
@@ -115,10 +116,10 @@ class WakeUps:
 
 def _files_of(recorder: object) -> tuple[Path, ...]:
     """Return the files of a SQLite store that change with every commit of any process."""
-    if not isinstance(recorder, SQLiteRecorder) or recorder.datastore.pool.is_sqlite_memory_mode:
+    pool = recorder.datastore.pool if isinstance(recorder, SQLiteRecorder) else None
+    if not isinstance(pool, PatientConnectionPool) or pool.is_sqlite_memory_mode:
         return ()
-    file = unquote(recorder.datastore.pool.db_name.removeprefix("file:").partition("?")[0])
-    return Path(file), Path(f"{file}-wal")
+    return pool.file, Path(f"{pool.file}-wal")
 
 
 def _stamps(files: tuple[Path, ...]) -> list[tuple[int, int] | None]:

@@ -138,11 +138,16 @@ class PatientConnectionPool(SQLiteConnectionPool):
         if not self._get_semaphore.acquire(timeout=PATIENCE_SECONDS):
             return False
         self._put_condition.acquire()
-        while self._in_use:
-            if not self._put_condition.wait(max(0.0, deadline - time.monotonic())):
+        is_empty = False
+        try:
+            while self._in_use:
+                if not self._put_condition.wait(max(0.0, deadline - time.monotonic())):
+                    return False
+            self._close_idle()
+            is_empty = True
+        finally:
+            if not is_empty:  # nor when Ctrl-C ends the waiting
                 self.release()
-                return False
-        self._close_idle()
         return True
 
     def release(self) -> None:
@@ -196,11 +201,13 @@ def _absolute(db_name: str) -> str:
 
 def _before() -> None:
     _fork_lock.acquire()
-    for pool in list(_pools):
-        if pool.hold():
-            _held.append(pool)
-        else:
-            _in_use.add(pool.file)
+    pools = list(_pools)
+    try:
+        for pool in pools:
+            if pool.hold():
+                _held.append(pool)  # noqa: PERF401 - is to be there if the next one raises
+    finally:
+        _in_use.update(pool.file for pool in pools if pool not in _held)
 
 
 def _after_in_parent() -> None:

@@ -87,6 +87,31 @@ thread.join()
 assert grant(1) == "RECORDED"
 assert in_child(lambda: grant(1)) == "DUPLICATE"
 """
+_INTERRUPTED_WHILE_IT_WAITS = """
+import signal
+
+sys.unraisablehook = lambda _: None  # Python tells of what a fork's hooks raise, and forks
+begun, end = threading.Event(), threading.Event()
+
+def busy():
+    with app.factory.datastore.transaction(commit=True):
+        begun.set()
+        end.wait()
+
+thread = threading.Thread(target=busy)
+thread.start()
+begun.wait()
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+began = time.monotonic()
+said = in_child(lambda: grant(1))
+assert "in use when this process was forked" in said, said
+assert time.monotonic() - began < 5
+end.set()
+thread.join()
+assert grant(1) == "RECORDED"
+assert in_child(lambda: grant(1)) == "DUPLICATE"
+"""
 _IN_ONES_OWN_TRANSACTION = """
 began = time.monotonic()
 with app.factory.datastore.transaction(commit=False):
@@ -127,17 +152,17 @@ assert os.listdir() == []
 """
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        _MANY_THREADS_FORK,
-        _IN_USE_AT_THE_FORK,
-        _IN_ONES_OWN_TRANSACTION,
-        _OTHERS_ASK_MEANWHILE,
-        _ANOTHER_DIRECTORY,
-    ],
-    ids=["many threads fork", "in use", "own transaction", "others ask", "another directory"],
-)
+PROGRAMS = {
+    "many threads fork": _MANY_THREADS_FORK,
+    "in use": _IN_USE_AT_THE_FORK,
+    "interrupted": _INTERRUPTED_WHILE_IT_WAITS,
+    "own transaction": _IN_ONES_OWN_TRANSACTION,
+    "others ask": _OTHERS_ASK_MEANWHILE,
+    "another directory": _ANOTHER_DIRECTORY,
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 @pytest.mark.parametrize("name", ["events.sqlite", "file:events.sqlite?mode=rwc"])
 def test_parent_and_child_go_on_or_are_told_why_not(
     program: str, name: str, tmp_path: Path
