@@ -13,6 +13,7 @@ import pytest
 from projections.embedded import open_server
 from projections.mongo import MongoScoreView, connect
 from projections.read_model import ReadModel
+from replica_set import ReplicaSet, running_replica_set
 from scoring import Scoring
 from support import sqlite_env
 from telemetry import Telemetry
@@ -33,6 +34,20 @@ def mongo_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("mongo")
     with open_server(folder, extra_args=["--setParameter", "enableTestCommands=1"]) as server:
         yield server.uri
+
+
+@pytest.fixture(scope="session")
+def _replica_set(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaSet]:
+    with running_replica_set(tmp_path_factory.mktemp("replica-set")) as replicas:
+        yield replicas
+
+
+@pytest.fixture
+def replica_set(_replica_set: ReplicaSet) -> Iterator[ReplicaSet]:
+    """Three nodes, healthy at the beginning of a test and again at its end."""
+    _replica_set.await_healthy()
+    yield _replica_set
+    _replica_set.await_healthy()
 
 
 @pytest.fixture
