@@ -2,10 +2,138 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from uuid import uuid4
+
+import pytest
 from pymongo import WriteConcern
 
+from command_line import COMMAND
+from event_store import assert_equal_to_the_events
+from projections import Leaderboard, ReadModelUnavailable
 from projections.mongo import connect
+from projections.read_model import ReadModel
+from projections.verify_events import verify_events
 from replica_set import ReplicaSet
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+GRANTS = 1500
+
+
+def step_down(replica_set: ReplicaSet) -> None:
+    replica_set.step_down()
+
+
+def kill(replica_set: ReplicaSet) -> None:
+    replica_set.kill(replica_set.primary())
+
+
+def freeze(replica_set: ReplicaSet) -> None:
+    """Until another is elected; then there are two that believe to be primary."""
+    node = replica_set.primary()
+    replica_set.freeze(node)
+    replica_set.primary()
+    replica_set.thaw(node)
+
+
+@pytest.mark.parametrize("lose_the_primary", [step_down, kill, freeze], ids=lambda f: f.__name__)
+def test_a_worker_outlives_its_primary_and_projects_every_grant_once(
+    lose_the_primary: Callable[[ReplicaSet], None],
+    replica_set: ReplicaSet,
+    scoring: Scoring,
+    tmp_path: Path,
+) -> None:
+    """In the middle of its catch-up; readers never see anything but a sum of whole grants."""
+    grants = [make_grant(number) for number in range(GRANTS)]
+    scoring.grant_many(grants)
+    balances: dict[str, list[int]] = defaultdict(lambda: [0])
+    for grant in grants:
+        balances[grant.user_id].append(balances[grant.user_id][-1] + grant.amount)
+    with connect(replica_set.uri) as client:
+        model = ReadModel(client, f"test_{uuid4().hex}")
+        model.prepare()
+        with reading(model, balances), following(model, replica_set, tmp_path) as worker:
+            while model.grants.estimated_document_count() < GRANTS / 4:
+                time.sleep(0.002)
+            lose_the_primary(replica_set)
+            replica_set.await_healthy()
+            newest = scoring.recorder.max_notification_id()
+            while position_of(model) != newest:
+                assert worker.poll() is None, worker.communicate()
+                time.sleep(0.05)
+        assert assert_equal_to_the_events(scoring, model) == GRANTS
+        assert verify_events(scoring, model).ok
+        client.drop_database(model.database.name)
+
+
+def position_of(model: ReadModel) -> int:
+    document = model.positions.find_one({"_id": "Scoring"})
+    return document["position"] if document else 0
+
+
+@contextmanager
+def following(
+    model: ReadModel, replica_set: ReplicaSet, folder: Path
+) -> Iterator[subprocess.Popen[str]]:
+    """A worker in small batches, as a process of its own, that ends well when it is told to."""
+    with subprocess.Popen(
+        [COMMAND, "project", "--follow"],
+        env={
+            **os.environ,
+            **sqlite_env(folder / "events.sqlite"),
+            "MONGO_URI": replica_set.uri,
+            "MONGO_DATABASE": model.database.name,
+            "SCORE_LEDGER_BATCH_SIZE": "20",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        try:
+            yield worker
+            worker.terminate()
+            assert worker.wait() == 0, worker.communicate()
+        finally:
+            worker.kill()
+
+
+@contextmanager
+def reading(model: ReadModel, balances: dict[str, list[int]]) -> Iterator[None]:
+    """Every balance that is read inside the block is one that the user had, and none goes back."""
+    leaderboard = Leaderboard(model)
+    stop = Event()
+    wrong: list[str] = []
+
+    def read() -> None:
+        last: dict[str, int] = defaultdict(int)
+        while not stop.is_set():
+            try:
+                rows = leaderboard.top(100, by="ledger")
+            except ReadModelUnavailable as error:
+                if not error.transient:
+                    wrong.append(f"a reader was told to give up: {error}")
+                continue
+            for row in rows:
+                if row.score not in balances[row.user_id] or row.score < last[row.user_id]:
+                    wrong.append(f"{row} after {last[row.user_id]}")
+                last[row.user_id] = row.score
+
+    thread = Thread(target=read)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert not wrong
 
 
 def test_what_only_a_primary_has_seen_is_rolled_back(replica_set: ReplicaSet) -> None:
