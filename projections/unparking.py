@@ -96,15 +96,15 @@ class Unparking:
         while not self._stop.is_set():
             until = self._view.max_tracking_id(self._app.name) or 0
             grants, fault, following = self._read(parked, until, chunk)
+            ends_at = fault or following
             try:
-                if fault is None and following is None:
+                if ends_at is None:
                     self._finish(parked, grants, until)
                     return None
+                # Even if it stays where it is: what is wrong there may be something else by now.
+                self._proceed(parked, grants, ends_at)
                 if fault is not None:
-                    if grants or fault.position != parked.position:
-                        self._proceed(parked, grants, fault)
                     return self._view.parking.find(parked.stream)
-                self._proceed(parked, grants, following)
             except BatchRefused as refused:
                 if len(grants) > 1:
                     # Chunks shrink until the culprit stands alone, with what is before it done.
@@ -136,9 +136,7 @@ class Unparking:
             grants.append(event)
         return grants, None, None
 
-    def _proceed(self, parked: ParkedStream, grants: list[Projected], to: Fault | None) -> None:
-        assert to is not None  # noqa: S101 - for the type checker
-
+    def _proceed(self, parked: ParkedStream, grants: list[Projected], to: Fault) -> None:
         def move(session: ClientSession, foreign: int) -> None:
             # Also what keeps this transaction from straddling a switch.
             self._view.hold_position(self._app.name, session)

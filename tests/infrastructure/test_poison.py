@@ -24,7 +24,8 @@ from projections.errors import TooManyParked
 from projections.parking import ParkedStream
 from projections.read_model import ReadModel
 from projections.settings import Settings
-from projections.unparking import Unparking
+from projections.switching import Switch
+from projections.unparking import Unparked, Unparking
 from scoring import GrantReceipt, GrantStatus, Scoring
 from scoring.identity import user_stream_id
 from support import make_grant, sqlite_env
@@ -247,6 +248,93 @@ def test_a_stream_that_mongo_still_refuses_stays_parked_at_the_grant_it_refuses(
     database.command("collMod", "score_grants", validator={})
     assert ledger.unpark().streams == 1
     assert assert_equal_to_the_events(scoring, view.read_model) == 12
+
+
+def test_a_stream_that_stays_parked_says_what_is_wrong_with_it_now(
+    scoring: Scoring, view: MongoScoreView, ledger: ScoreLedger, tmp_path: Path
+) -> None:
+    """Whoever has mended one fault is not told of it again, but of the next in the same place."""
+    receipt = grant(scoring, 1, "bob")
+    with damaged(tmp_path / EVENTS, receipt.position):
+        parking(scoring, view).catch_up()
+    (first,) = view.parking.streams()
+
+    def in_words(state: bytes) -> bytes:
+        return json.dumps(json.loads(state) | {"amount": "many"}).encode()
+
+    with damaged(tmp_path / EVENTS, receipt.position, by=in_words):
+        (still,) = ledger.unpark().still_parked
+    assert (still.position, still.parked_at) == (first.position, first.parked_at)
+    assert "amount cannot be 'many'" in still.reason
+    assert ledger.status().parked_streams == [still]
+
+
+@pytest.mark.parametrize("second_fault", [False, True], ids=["to its end", "up to a fault"])
+def test_unparking_waits_while_a_switch_holds_the_position(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, *, second_fault: bool
+) -> None:
+    """Nothing is committed that could straddle the renames; released, it goes on by itself."""
+    receipts = [grant(scoring, number, "bob") for number in range(6)]
+    with damaged(tmp_path / EVENTS, receipts[2].position):
+        parking(scoring, view).catch_up()
+    still = [receipts[4].position] if second_fault else []
+    building = view.read_model.of_generation(2)
+    switch = Switch(view.read_model, building, scoring.name)
+    outcomes: list[Unparked] = []
+    with damaged(tmp_path / EVENTS, *still):
+        unparking = Thread(
+            target=lambda: outcomes.append(
+                Unparking(scoring, view).run([*view.parking.streams()]),
+            )
+        )
+        assert switch.hold()
+        unparking.start()
+        try:
+            unparking.join(0.5)
+            assert unparking.is_alive()
+            assert counted(view.read_model) == {"bob": 2}
+            assert [parked.position for parked in view.parking.streams()] == [receipts[2].position]
+        finally:
+            switch.release()
+            unparking.join()
+    (outcome,) = outcomes
+    assert [parked.position for parked in outcome.still_parked] == still
+    assert outcome.grants == counted(view.read_model)["bob"] - 2 == (2 if second_fault else 4)
+
+
+@pytest.mark.parametrize("second_fault", [False, True], ids=["to its end", "up to a fault"])
+def test_foreign_documents_that_unparking_meets_are_counted(
+    scoring: Scoring,
+    ledger: ScoreLedger,
+    view: MongoScoreView,
+    tmp_path: Path,
+    *,
+    second_fault: bool,
+) -> None:
+    """As those that a worker meets are: their grants are missing, and status must say so."""
+    receipts = [grant(scoring, number, "bob") for number in range(6)]
+    with damaged(tmp_path / EVENTS, receipts[1].position):
+        parking(scoring, view).catch_up()
+    view.read_model.grants.insert_many(
+        [{"_id": 10**6, "grantId": "grant-2"}, {"_id": receipts[3].position, "grantId": "theirs"}]
+    )
+    with damaged(tmp_path / EVENTS, *([receipts[5].position] if second_fault else [])):
+        ledger.unpark()
+    assert ledger.status().foreign_grants == 2
+    assert counted(view.read_model) == {"bob": 3 if second_fault else 4}
+
+
+def test_a_stream_with_two_faults_is_parked_at_the_first_whichever_is_found_first(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path
+) -> None:
+    """That an event cannot be decoded is seen at once; what MongoDB refuses, only when sent."""
+    receipts = [grant(scoring, number, "bob") for number in range(2)]
+    view.read_model.database.command(
+        "collMod", "score_grants", validator={"grantId": {"$ne": "grant-0"}}
+    )
+    with damaged(tmp_path / EVENTS, receipts[1].position):
+        parking(scoring, view).catch_up()
+    assert [parked.position for parked in view.parking.streams()] == [receipts[0].position]
 
 
 def test_unparking_beside_busy_workers_loses_and_doubles_nothing(

@@ -16,6 +16,7 @@ from projections.batches import Batch
 from projections.decoding import EventDecoder
 from projections.history import UserHistory
 from projections.read_model import Document, ReadModel
+from projections.verify import verify_totals
 from scoring import Scoring
 from support import NOON, make_grant, sqlite_env
 
@@ -179,6 +180,54 @@ def test_buckets_alone_are_redelivered_without_effect(
     user = read_model.users.find_one({"_id": "ada"})
     assert user is not None
     assert (user["recomputedTotal"], user["version"]) == (8, 4)
+
+
+def test_a_batch_of_buckets_partly_projected_before_counts_what_is_new(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """As after a lost position: the first bucket of a user tells that there is something old."""
+    for points in (5, 3):
+        scoring.contribute("ada", "a", "x", "s", points)
+    scoring.contribute("ada", "b", "x", "s", 1)
+    view.apply(whole_batch(scoring))
+    read_model.positions.delete_many({})
+    scoring.contribute("ada", "b", "x", "s", 2)
+    scoring.contribute("ada", "c", "x", "s", 20)
+    scoring.contribute("bob", "a", "x", "s", 7)
+    view.apply(whole_batch(scoring))
+    totals = {user["_id"]: user["recomputedTotal"] for user in read_model.users.find()}
+    assert totals == {"ada": 25, "bob": 7}
+    assert verify_totals(read_model).ok
+
+
+def test_a_redelivery_is_looked_up_in_pages(
+    scoring: Scoring,
+    view: MongoScoreView,
+    read_model: ReadModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of grants and of users with buckets; old, foreign and new ones on every page but the last."""
+    monkeypatch.setattr("projections.redelivery._LOOKUP_SIZE", 10)
+    for number in range(25):
+        scoring.grant(**make_grant(number).model_dump())
+        scoring.contribute(f"user-{number:02}", "a", "x", "s", 3)
+    view.apply(whole_batch(scoring))
+    before = everything(read_model)
+    read_model.positions.delete_many({})
+    view.apply(whole_batch(scoring))
+    assert everything(read_model) == before
+    read_model.positions.delete_many({})
+    for number in range(25, 38):
+        scoring.grant(**make_grant(number).model_dump())
+        scoring.contribute(f"user-{number:02}", "a", "x", "s", 3)
+    foreign = [{"_id": 10**6 + number, "grantId": f"grant-{number}"} for number in (26, 37)]
+    read_model.grants.insert_many(foreign)
+    view.apply(whole_batch(scoring))
+    assert read_model.grants.count_documents({}) == 38
+    assert view.foreign_count("Scoring") == 2
+    users = list(read_model.users.find())
+    assert sum(user["recomputedTotal"] for user in users) == 3 * 38
+    assert sum(user["grantCount"] for user in users) == 36
 
 
 def test_a_bucket_beside_a_foreign_grant_is_projected(

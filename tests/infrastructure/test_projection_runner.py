@@ -17,6 +17,7 @@ from projections import (
     ScoreGrantsProjection,
 )
 from projections.read_model import ReadModel
+from projections.settings import Settings
 from scoring import Scoring
 from support import make_grant
 
@@ -99,6 +100,29 @@ def run_and_compare(env: dict[str, str], mongo_uri: str, read_model: ReadModel) 
         runner.app.grant(**make_grant(60).model_dump())
         ProjectionWorker(runner.app, runner.view).catch_up()
         assert assert_equal_to_the_events(runner.app, read_model) == 61
+
+
+def test_the_librarys_runner_uses_the_database_that_ledgers_use_unless_told(
+    mongo_uri: str,
+) -> None:
+    """So that both find the same read model if neither names one."""
+    env = {"SCOREGRANTSPROJECTION_PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": mongo_uri}
+    with (
+        ProjectionRunner(
+            application_class=Scoring,
+            projection_class=ScoreGrantsProjection,
+            view_class=MongoScoreView,
+            env=env,
+        ) as runner,
+        closing(runner.view),
+    ):
+        database = runner.view.read_model.database
+        try:
+            runner.wait(runner.app.grant(**make_grant(1).model_dump()).position, timeout=20)
+            assert database.name == Settings().mongo_database == "score_ledger"
+            assert runner.view.read_model.grants.count_documents({}) == 1
+        finally:
+            database.client.drop_database(database)
 
 
 def test_the_persistence_module_says_what_it_needs() -> None:

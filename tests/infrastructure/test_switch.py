@@ -11,6 +11,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from eventsourcing.persistence import Tracking
 from pymongo import MongoClient
 from pymongo.monitoring import (
     CommandFailedEvent,
@@ -241,6 +242,27 @@ def test_a_held_position_is_not_moved(scoring: Scoring, live: ReadModel) -> None
     assert view.max_tracking_id(scoring.name) == position
     switch.release()
     view.apply(Batch(scoring.name, position, position + 1))
+    assert view.max_tracking_id(scoring.name) == position + 1
+
+
+def test_the_librarys_way_of_tracking_waits_for_a_hold_and_then_goes_on(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """As its own projections do, which know nothing of switches."""
+    view = MongoScoreView(live)
+    switch = built(scoring, live)
+    position = view.max_tracking_id(scoring.name)
+    assert position is not None
+    assert switch.hold()
+    tracking = Thread(target=view.insert_tracking, args=[Tracking(scoring.name, position + 1)])
+    tracking.start()
+    try:
+        tracking.join(0.3)
+        assert tracking.is_alive()
+        assert view.max_tracking_id(scoring.name) == position
+    finally:
+        switch.release()
+        tracking.join()
     assert view.max_tracking_id(scoring.name) == position + 1
 
 

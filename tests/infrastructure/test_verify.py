@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from bson.int64 import Int64
 
+from event_store import damaged as unreadable
 from projections import MongoScoreView, ProjectionWorker, Verification, VerificationProgress
 from projections.mongo import connect
 from projections.read_model import ReadModel
@@ -344,6 +345,78 @@ def test_an_event_that_cannot_be_read_is_a_difference_of_its_own(
     database.close()
     outcome = verify_events(scoring, projected)
     assert [(d.what, d.position) for d in outcome.differences] == [("event", 2)]
+
+
+def test_of_a_user_with_an_unreadable_event_no_bucket_is_compared(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """It may be the event that set it; the other users' are compared all the same."""
+    ada, bob = (scoring.award_badge(user, "first", 5, NOON) for user in ("ada", "bob"))
+    ProjectionWorker(scoring, view).catch_up()
+    read_model.buckets.update_many({}, {"$set": {"points": 6}})
+    with unreadable(tmp_path / "events.sqlite", ada.position):
+        outcome = verify_events(scoring, read_model)
+    assert [(d.user_id, d.what, d.position) for d in outcome.differences] == [
+        (None, "event", ada.position),
+        ("bob", "points", None),
+    ]
+    assert bob.position > ada.position
+
+
+def test_a_mended_stream_that_is_still_parked_is_not_missing(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """That it is parked is said; what was left behind with it is no damage."""
+    receipts = [
+        scoring.grant(**make_grant(number, user_id=("ada", "bob")[number % 2]).model_dump())
+        for number in range(10)
+    ]
+    with unreadable(tmp_path / "events.sqlite", receipts[5].position):
+        ProjectionWorker(scoring, view, on_error="park").catch_up()
+    outcome = verify_events(scoring, read_model)
+    assert (outcome.differences, outcome.grants, outcome.users) == ([], 7, 2)
+    # What was projected before it is compared, up to the last one.
+    read_model.grants.delete_one({"_id": receipts[3].position})
+    outcome = verify_events(scoring, read_model)
+    assert [(d.what, d.position) for d in outcome.differences] == [(DOCUMENT, receipts[3].position)]
+
+
+def test_a_user_without_grants_is_compared_wherever_they_sort(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Before, between and behind those with grants, whose totals have labels."""
+    for user in ("bob", "dan"):
+        scoring.grant(**make_grant(1, user_id=user, grant_id=user).model_dump())
+    for user in ("ada", "cyd", "eve"):
+        scoring.contribute(user, "a", "x", "s", 3)
+    ProjectionWorker(scoring, view).catch_up()
+    outcome = verify_events(scoring, read_model)
+    assert (outcome.ok, outcome.users, outcome.buckets) == (True, 5, 3)
+    read_model.users.update_many({}, {"$inc": {"recomputedTotal": 1}})
+    assert found(verify_events(scoring, read_model)) == {
+        (user, "recomputedTotal") for user in ("ada", "bob", "cyd", "dan", "eve")
+    }
+
+
+def test_the_latest_time_of_a_grant_counts_in_whatever_order_they_come(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Be it the first, the last, or beside buckets, which have none."""
+    for user, hours in (("early", (1, 2, 3)), ("late", (3, 2, 1)), ("mixed", (2, 3, 1))):
+        scoring.contribute(user, "a", "x", "s", 1)
+        for hour in hours:
+            moment = NOON + timedelta(hours=hour)
+            grant = make_grant(hour, user_id=user, grant_id=f"{user}-{hour}", granted_at=moment)
+            scoring.grant(**grant.model_dump())
+        scoring.contribute(user, "a", "x", "s", 2)
+    ProjectionWorker(scoring, view).catch_up()
+    assert verify_events(scoring, read_model).ok
+    assert verify_totals(read_model).ok
+    for moment in (NOON + timedelta(hours=1), NOON + timedelta(hours=2)):
+        read_model.users.update_many({}, {"$set": {"lastGrantAt": moment}})
+        expected = {(user, "lastGrantAt") for user in ("early", "late", "mixed")}
+        assert found(verify_events(scoring, read_model)) == expected
+        assert found(verify_totals(read_model)) == expected
 
 
 def test_pages_of_events_and_users_meet_without_a_gap(
