@@ -28,9 +28,19 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PERSISTENCE_MODULE", raising=False)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--mongo-uri`` names a replica set for all tests, which saves starting one for a few."""
+    parser.addoption("--mongo-uri", help="of a replica set that is started with enableTestCommands")
+
+
 @pytest.fixture(scope="session")
-def mongo_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mongo_uri(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """A replica set of one node that serves the whole run."""
+    if uri := request.config.getoption("--mongo-uri"):
+        yield uri
+        return
     folder = tmp_path_factory.mktemp("mongo")
     with open_server(folder, extra_args=["--setParameter", "enableTestCommands=1"]) as server:
         yield server.uri
