@@ -17,6 +17,7 @@ from projections.projected import (
     stream_name,
 )
 from scoring import UserScore
+from scoring.topics import ImportedTopicsMapper
 from scoring.transcoding import OrjsonTranscoder
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class EventDecoder:
     def __init__(self, mapper: Mapper[Any]) -> None:
         """Decode what this mapper stored."""
         self._mapper = mapper
-        self._state_is_json = type(mapper) is Mapper and _writes_json(mapper.transcoder)
+        self._state_is_json = type(mapper) in {Mapper, ImportedTopicsMapper} and _writes_json(
+            mapper.transcoder
+        )
 
     def decode(self, notification: Notification | Row) -> Projected:
         """Return the grant or bucket of a notification whose topic is one of the projection's.

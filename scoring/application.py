@@ -24,6 +24,7 @@ from scoring.recording import ChunkRecorder, RefusedAt
 from scoring.retrying import opening, reading
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientConnectionPool
+from scoring.topics import ImportedTopicsMapper
 from scoring.user_score import UserScore
 from scoring.user_scores import UserScores
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from eventsourcing.domain import DomainEventProtocol, MutableOrImmutableAggregate
-    from eventsourcing.persistence import ApplicationRecorder, EventStore, Recording
+    from eventsourcing.persistence import ApplicationRecorder, EventStore, Mapper, Recording
     from eventsourcing.utils import Environment, EnvType
 
     from scoring.receipts import ContributionReceipt, GrantReceipt
@@ -128,6 +129,17 @@ class Scoring(Application[UUID]):
                 "APPLICATION_RECORDER_TOPIC", "scoring.postgres:FlushingApplicationRecorder"
             )
         return chosen
+
+    def construct_mapper(self) -> Mapper[UUID]:
+        """Construct the mapper, which imports nothing that a stored topic names.
+
+        ``MAPPER_TOPIC`` chooses another.
+        """
+        if self.env.get("MAPPER_TOPIC"):
+            return super().construct_mapper()
+        return self.factory.mapper(
+            transcoder=self.construct_transcoder(), mapper_class=ImportedTopicsMapper
+        )
 
     def construct_recorder(self) -> ApplicationRecorder:
         """Construct the recorder; processes that open one new store together may collide."""

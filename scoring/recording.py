@@ -126,6 +126,8 @@ class CommandRecorder(ABC, Generic[AnswerT]):
                     return answer
             except STORE_ERRORS as error:
                 failure = error
+                if is_hopeless(error) and not isinstance(error, ConnectionPoolClosedError):
+                    raise ScoringError(self._unknown("cannot be read", error)) from error
             if self._taken_count() > taken_before:
                 continue  # something was learnt, and there are only so many ids to learn about
             if isinstance(failure, RefusedAt):
@@ -141,9 +143,12 @@ class CommandRecorder(ABC, Generic[AnswerT]):
                 f"{self._subject} lost the race for their users' streams {tried} and were "
                 "not recorded: try again when fewer writers grant to the same users"
             )
+        return self._unknown(f"failed {tried}", failure)
+
+    def _unknown(self, what: str, failure: Exception) -> str:
         return (
-            f"the event store failed {tried} ({failure}), so it is unknown whether "
-            f"{self._subject} are recorded: {self._cure}"
+            f"the event store {what} ({failure}), so it is unknown whether {self._subject} are "
+            f"recorded: {self._cure}"
         )
 
     def _search_positions(

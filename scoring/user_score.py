@@ -20,6 +20,7 @@ from eventsourcing.domain import (
     MutableOrImmutableAggregate,
     Snapshot,
 )
+from eventsourcing.utils import TopicError
 
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
@@ -71,7 +72,13 @@ class UserScoreSnapshot(Snapshot):
         return snapshot
 
     def mutate(self, _: None) -> BaseAggregate[UUID]:
-        """Return the aggregate as it was, with nothing pending."""
+        """Return the aggregate as it was, with nothing pending.
+
+        Raises:
+            TopicError: if it is a snapshot of something else.
+        """
+        if self.topic != UserScore.TOPIC:
+            raise TopicError(f"the topic {self.topic!r} is not that of a UserScore")
         score = super().mutate(None)
         buckets = {key: Bucket(*values) for key, *values in score.__dict__["buckets"]}
         object.__setattr__(score, "buckets", buckets)
