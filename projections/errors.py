@@ -76,6 +76,14 @@ class BatchRefused(ProjectionError):  # noqa: N818 - what happened to it
     """MongoDB refuses something in a batch for what it is, so trying again cannot help."""
 
 
+class BatchTooSlow(ReadModelUnavailable):
+    """MongoDB gave up the transaction of a batch for its age, so less should be tried at once."""
+
+    def __init__(self, message: str) -> None:
+        """Say what happened; it may pass, since a server is not always as slow."""
+        super().__init__(message, transient=True)
+
+
 class StreamParked(ProjectionError):  # noqa: N818 - a state, not a mistake
     """What was asked for is in a stream that is parked, so it is not visible.
 

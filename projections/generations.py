@@ -22,10 +22,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import pymongo
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from projections.driver_errors import translated
+from projections.driver_errors import ANSWER_SECONDS, answered, translated
 from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
+from projections.sessions import in_session
 from projections.switching import in_transaction, lift_silent_hold, roll_forward
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class Generations:
 
     def state(self, session: ClientSession | None = None) -> GenerationState:
         """Return what the control document says."""
-        with translated():
+        with answered():
             document = self._read_model.control.find_one({"_id": CONTROL_ID}, session=session)
         if document is None:  # the database was made before there were generations, or just now
             return GenerationState(1, self._read_model.shape)
@@ -110,7 +112,13 @@ class Generations:
         """
         self._check_shape(self.await_settled())
 
-    def consistently(self, read: Callable[[ClientSession], T], *, any_shape: bool = False) -> T:
+    def consistently(
+        self,
+        read: Callable[[ClientSession], T],
+        *,
+        any_shape: bool = False,
+        seconds: float | None = ANSWER_SECONDS,
+    ) -> T:
         """Return what ``read`` returns, read from one generation.
 
         ``read`` is given the session to read with, and is called again if a switch came between.
@@ -121,6 +129,7 @@ class Generations:
         Args:
             read: Reads; may be called several times.
             any_shape: Whether documents of another release's shape will do.
+            seconds: How long reading may take; ``None`` for what reads everything.
 
         Raises:
             ShapeChanged: if they will not, and the live documents have another shape.
@@ -128,16 +137,15 @@ class Generations:
         """
         # Causally consistent, so that after a change of primary the generation is not read from
         # before what was read of the documents.
-        with (
-            translated(),
-            self._read_model.client.start_session(causal_consistency=True) as session,
-        ):
+
+        def read_of_one(session: ClientSession) -> T:
             if self._seen is None:
                 self._seen = self.await_settled(session).generation
             while True:
                 seen, failure, result = self._seen, None, None
                 try:
-                    result = read(session)
+                    with pymongo.timeout(seconds):
+                        result = read(session)
                 except OperationFailure as error:  # a rename ends the cursors on a collection
                     failure = error
                 state = self.state(session)
@@ -148,6 +156,9 @@ class Generations:
                         raise failure
                     return result  # type: ignore[return-value] # read() returned it
                 self._seen = self.await_settled(session).generation
+
+        with translated():
+            return in_session(self._read_model.client, read_of_one, causal_consistency=True)
 
     def await_settled(self, session: ClientSession | None = None) -> GenerationState:
         """Wait while a switch is under way, carry it on if it has fallen silent.
@@ -191,7 +202,8 @@ class Generations:
         held = False
         with translated():
             while True:
-                document = self._read_model.positions.find_one({"_id": position_id})
+                with answered():
+                    document = self._read_model.positions.find_one({"_id": position_id})
                 if document is None and self._read_model.generation is not None:
                     raise RebuildSuperseded(
                         f"generation {self._read_model.generation} is not being built any more: "
@@ -289,7 +301,7 @@ class Generations:
 
     def _suffixed(self) -> list[tuple[int, str]]:
         """Return the numbers and names of collections that are not of the live generation."""
-        with translated():
+        with answered():
             names = self._read_model.database.list_collection_names()
         found = []
         for name in names:
@@ -308,4 +320,5 @@ class Generations:
             "$lt": ["$switching.at", {"$subtract": ["$$NOW", SILENT_SWITCH_SECONDS * 1000]}]
         }
         query: Document = {"_id": CONTROL_ID, "switching": {"$exists": True}, "$expr": silent}
-        return self._read_model.control.find_one(query, {"_id": 1}) is not None
+        with answered():
+            return self._read_model.control.find_one(query, {"_id": 1}) is not None

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from pymongo.errors import ConnectionFailure, OperationFailure
 
-from projections.driver_errors import translated
+from projections.driver_errors import (
+    answered,
+    is_other_collection,
+    is_snapshot_gone,
+    translated,
+)
 from projections.errors import ReadModelUnavailable
+from projections.sessions import discarding, in_session
 from scoring.rules import MAX_TOTAL, normalised_user_id
 
 if TYPE_CHECKING:
@@ -29,9 +35,6 @@ By = Literal["recomputed", "ledger"]
 
 _FIELDS: Final[dict[str, str]] = {"recomputed": "recomputedTotal", "ledger": "totalScore"}
 
-# The collection was changed, or the snapshot fell out of the server's window, while it was read.
-_SNAPSHOT_IS_GONE: Final = frozenset({239, 246})
-_UUID_MISMATCH: Final = 361
 _SNAPSHOT_ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.02
 
@@ -194,6 +197,7 @@ class Leaderboard:
             _if_replaced(
                 "a rebuild replaced the leaderboard while it was read: read it again from its start"
             ),
+            discarding(self._read_model.client),
             self._read_model.client.start_session(snapshot=True) as session,
         ):
             moment = _Moment(self._users, field, session, self._uuid)
@@ -214,12 +218,16 @@ class Leaderboard:
             # Asked for by the UUID under which it was live, the collection is found only as long
             # as no switch has renamed it. To ask which generation is live would take as long as
             # reading a page.
-            with (
-                translated(),
-                suppress(OperationFailure, ConnectionFailure),  # it is tried once more below
-                self._read_model.client.start_session(snapshot=True) as session,
-            ):
-                return read(_Moment(self._users, field, session, known))
+            with answered():
+                try:
+                    return in_session(
+                        self._read_model.client,
+                        lambda session: read(_Moment(self._users, field, session, known)),
+                        snapshot=True,
+                    )
+                except (OperationFailure, ConnectionFailure) as error:
+                    if error.timeout:  # twice as long is not what anybody would wait
+                        raise
 
         def from_one_moment(watching: ClientSession) -> tuple[T, Binary | None]:
             for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
@@ -234,7 +242,7 @@ class Leaderboard:
                             watching.advance_operation_time(session.operation_time)
                         return result, uuid
                 except OperationFailure as error:
-                    if error.code not in _SNAPSHOT_IS_GONE or attempt == _SNAPSHOT_ATTEMPTS:
+                    if not is_snapshot_gone(error) or attempt == _SNAPSHOT_ATTEMPTS:
                         raise
                 time.sleep(_PAUSE_SECONDS * attempt)
             raise AssertionError  # the last attempt returns or raises
@@ -252,7 +260,7 @@ def _if_replaced(advice: str) -> Iterator[None]:
     try:
         yield
     except OperationFailure as error:
-        if error.code == _UUID_MISMATCH:
+        if is_other_collection(error):
             raise ReadModelUnavailable(advice) from error
         raise
 

@@ -10,7 +10,7 @@ import logging
 import time
 from contextlib import suppress
 from threading import Condition, Event, Lock
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pymongo
 from bson.errors import BSONError
@@ -35,7 +35,7 @@ from pymongo.errors import (
 )
 
 from projections.batches import Batch, Writes, writes_of
-from projections.driver_errors import translated
+from projections.driver_errors import answered, is_duplicate_key, refusal, translated
 from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
 from projections.liveness import whereabouts
 from projections.parking import OnError, Parking
@@ -58,16 +58,20 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_DATABASE: Final = "score_ledger"
 
-_DUPLICATE_KEY: Final = 11000
-# What the server answers when it is the document or the sum that it does not take: bad values and
-# types (a sum beyond 64 bits among them), a validator, sizes. A whole transaction can be too large.
-_REFUSALS: Final = frozenset({2, 9, 14, 28, 40, 52, 56, 57, 121, 257, 10334, 17280, 17419, 17420})
 _ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeError)
 # A command is a document, so at most 16 MiB; and it has at most 100,000 statements.
 _COMMAND_BYTES: Final = 12 * 1024 * 1024
 _COMMAND_STATEMENTS: Final = 100_000
 _ARRAY_ENTRY_BYTES: Final = 8
 _ATTEMPTS_AGAINST_FOREIGN_WRITERS: Final = 5
+
+# The driver asks each server all the time whether it is there: a frozen one is noticed after the
+# second and the third of these together, and then every other question to it is given up, too.
+_TIME_LIMITS: Final[dict[str, Any]] = {
+    "serverSelectionTimeoutMS": 10_000,
+    "connectTimeoutMS": 3_000,
+    "heartbeatFrequencyMS": 2_000,
+}
 
 _ASK_SECONDS: Final = 1.0
 _SHORTEST_ASK_SECONDS: Final = 0.25
@@ -78,12 +82,17 @@ _LONGEST_LOOK_SECONDS: Final = 0.02
 def connect(uri: str) -> MongoClient[Document]:
     """Return a client for a URI; it connects when first used.
 
+    What the URI says of time limits holds; unless it does, a server that does not answer any more
+    is given up within five seconds, together with what is being asked of it.
+
     Raises:
         ReadModelUnavailable: if the URI cannot be understood.
     """
     with translated():
         try:
-            return MongoClient(uri, serverSelectionTimeoutMS=10_000, appname="score-ledger")
+            chosen = uri.lower()
+            limits = {k: ms for k, ms in _TIME_LIMITS.items() if f"{k}=".lower() not in chosen}
+            return MongoClient(uri, appname="score-ledger", **limits)
         except (ValueError, TypeError) as error:  # a port or an option out of range
             raise ReadModelUnavailable(f"MONGO_URI is not usable: {error}") from error
 
@@ -108,9 +117,9 @@ class MongoScoreView(TrackingRecorder):
         Raises:
             IntegrityError: if it is there already, or further.
         """
-        with translated():
-            while True:
-                try:
+        while True:
+            try:
+                with answered():
                     self.read_model.positions.update_one(
                         {
                             "_id": self.read_model.position_id(tracking.application_name),
@@ -120,10 +129,11 @@ class MongoScoreView(TrackingRecorder):
                         {"$set": {"position": tracking.notification_id}},
                         upsert=True,
                     )
-                    return
-                except DuplicateKeyError as error:
-                    if self.read_model.generations.await_release(tracking.application_name):
-                        continue
+                return
+            except ReadModelUnavailable as error:
+                if not isinstance(error.__cause__, DuplicateKeyError):
+                    raise
+                if not self.read_model.generations.await_release(tracking.application_name):
                     raise IntegrityError(
                         f"position {tracking.notification_id} of {tracking.application_name} "
                         "is tracked already"
@@ -131,7 +141,7 @@ class MongoScoreView(TrackingRecorder):
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """Return the tracked position of an application, or ``None``."""
-        with translated():
+        with answered():
             document = self.read_model.positions.find_one(
                 {"_id": self.read_model.position_id(application_name)}
             )
@@ -177,7 +187,7 @@ class MongoScoreView(TrackingRecorder):
 
     def foreign_count(self, application_name: str) -> int:
         """Return how many grants met a foreign document in their place and were not added."""
-        with translated():
+        with answered():
             document = self.read_model.positions.find_one(
                 {"_id": self.read_model.position_id(application_name)}
             )
@@ -244,6 +254,7 @@ class MongoScoreView(TrackingRecorder):
             PositionMoved: if the tracked position is not ``batch.after``; nothing was changed.
             PoisonEvent: at the first fault, if that is to stop; nothing was changed.
             BatchRefused: if MongoDB refuses something in the batch; nothing was changed.
+            BatchTooSlow: if it took longer than MongoDB keeps a transaction; nothing was changed.
             ShapeChanged: if the live documents have another shape by now.
             RebuildSuperseded: if the view's generation is not being built any more.
             ReadModelUnavailable: if MongoDB failed; the batch may be applied again.
@@ -279,6 +290,7 @@ class MongoScoreView(TrackingRecorder):
 
         Raises:
             BatchRefused: if MongoDB refuses one of them; nothing was changed.
+            BatchTooSlow: if it took longer than MongoDB keeps a transaction; nothing was changed.
             ReadModelUnavailable: if MongoDB failed; it may be tried again.
         """
         self._add_once(events, move, writes=None, stop=stop)
@@ -326,12 +338,12 @@ class MongoScoreView(TrackingRecorder):
                         if self._try_to_run(add_sparing, stop):
                             break
                     else:
-                        self._transactions.run(add_sparing, stop=stop)
+                        self._transactions.run(add_sparing, stop=stop, divisible=True)
                     self._expects_redelivery = met
             except _ENCODING_ERRORS as error:
                 raise BatchRefused(str(error)) from error
             except OperationFailure as error:
-                reason = _refusal(error)
+                reason = refusal(error)
                 if reason is None:
                     raise
                 raise BatchRefused(reason) from error
@@ -343,9 +355,9 @@ class MongoScoreView(TrackingRecorder):
         """Run a transaction; false if it met a duplicate key."""
         assert self._transactions is not None  # noqa: S101 - for the type checker
         try:
-            self._transactions.run(work, stop=stop)
+            self._transactions.run(work, stop=stop, divisible=True)
         except BulkWriteError as error:
-            if _DUPLICATE_KEY not in _write_errors(error):
+            if not is_duplicate_key(error):
                 raise
             return False
         return True
@@ -506,20 +518,6 @@ def _parts(statements: list[bytes]) -> Iterator[list[bytes]]:
         part.append(statement)
     if part:
         yield part
-
-
-def _write_errors(error: OperationFailure) -> set[int]:
-    details = error.details or {}
-    return {item["code"] for item in details.get("writeErrors", ())}
-
-
-def _refusal(error: OperationFailure) -> str | None:
-    """Return why the server refuses what is in a batch, if that is what it does."""
-    codes = _write_errors(error) or {error.code or 0}
-    if not codes <= _REFUSALS:
-        return None
-    items = (error.details or {}).get("writeErrors") or [{"errmsg": str(error)}]
-    return str(items[0]["errmsg"])
 
 
 def _position_moved(batch: Batch) -> PositionMoved:

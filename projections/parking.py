@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from projections.driver_errors import translated
+from projections.driver_errors import answered
 from projections.errors import PoisonEvent, TooManyParked
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Parking:
         Raises:
             ReadModelUnavailable: if MongoDB failed.
         """
-        with translated():
+        with answered():
             return [_parked(found) for found in self._collection.find().sort("position", 1)[:limit]]
 
     def count(self) -> int:
@@ -72,7 +72,7 @@ class Parking:
         Raises:
             ReadModelUnavailable: if MongoDB failed.
         """
-        with translated():
+        with answered():
             return self._collection.count_documents({})
 
     def find(self, stream: str, *, session: ClientSession | None = None) -> ParkedStream | None:
@@ -81,7 +81,7 @@ class Parking:
         Raises:
             ReadModelUnavailable: if MongoDB failed.
         """
-        with translated():
+        with answered():
             found = self._collection.find_one({"_id": stream}, session=session)
         return None if found is None else _parked(found)
 

@@ -7,16 +7,17 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
+from threading import Event
 from typing import TYPE_CHECKING, Final
 
-from projections.errors import RebuildSuperseded
+from projections.errors import ReadModelUnavailable, RebuildSuperseded
 from projections.mongo import MongoScoreView
+from projections.retrying import Patience
 from projections.switching import SILENT_HOLD_SECONDS, Switch, roll_forward
 from scoring.retrying import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from threading import Event
 
     from projections.read_model import ReadModel
     from projections.worker import Progress, ProjectionWorker
@@ -88,16 +89,33 @@ class Rebuild:
             RebuildSuperseded: if another rebuild has given up this generation.
             ReadModelUnavailable: if MongoDB failed.
         """
-        building = self._begin(fresh=fresh)
+        patience = Patience(stop or Event())
+        building = patience.sit_out(lambda: self._begin(fresh=fresh))
+
+        position = 0
+
+        def watched(progress: Progress) -> None:
+            nonlocal position
+            position = progress.position
+            patience.restored()
+            (on_progress or _unwatched)(progress)
+
+        patience.restored()
         try:
             with closing(MongoScoreView(building)) as view:
-                return self._build(view, stop, on_progress or _unwatched)
+                return patience.sit_out(lambda: self._build(view, stop, watched))
         except RebuildSuperseded:
-            state = self._live.generations.await_settled()
+            state = patience.sit_out(self._live.generations.await_settled)
             if state.generation != building.generation:
                 raise
-            # Another rebuild shared the work and was the first to switch.
-            return RebuildOutcome(state.generation, self._live_position(), live=True)
+            # Another rebuild shared the work and was the first to switch, or this one was and had
+            # to ask again.
+            live_position = patience.sit_out(self._live_position)
+            return RebuildOutcome(state.generation, live_position, live=True)
+        except ReadModelUnavailable:
+            if stop is None or not stop.is_set():
+                raise
+            return RebuildOutcome(building.generation or 0, position, live=False)
 
     def _begin(self, *, fresh: bool) -> ReadModel:
         building = self._live.of_generation(self._live.generations.begin(fresh=fresh))

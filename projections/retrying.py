@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from projections.errors import ReadModelUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from threading import Event
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 60.0
 """How long a failure that may pass is put up with before it is raised."""
@@ -46,3 +54,18 @@ class Patience:
         longest = _FIRST_PAUSE_SECONDS * 2 ** min(self._attempts, 10)
         longest = min(_LONGEST_PAUSE_SECONDS, longest)
         self._stop.wait(random.uniform(longest / 2, longest))  # noqa: S311 - jitter, not a secret
+
+    def sit_out(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, called again as long as MongoDB's failures may pass.
+
+        Raises:
+            ReadModelUnavailable: if one cannot, or has not for too long.
+        """
+        while True:
+            try:
+                return work()
+            except ReadModelUnavailable as error:
+                if not error.transient or self.is_exhausted:
+                    raise
+                logger.info("trying again: %s", error)
+                self.pause()

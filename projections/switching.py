@@ -23,7 +23,13 @@ from uuid import uuid4
 from bson.binary import Binary
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from projections.driver_errors import translated
+from projections.driver_errors import (
+    answered,
+    is_no_collection,
+    is_other_collection,
+    is_out_of_time,
+    translated,
+)
 from projections.errors import ProjectionError, ReadModelUnavailable
 from projections.transactions import TransactionRunner
 
@@ -42,14 +48,7 @@ SILENT_HOLD_SECONDS: Final = 5.0
 
 _CONTROL: Final[Document] = {"_id": "read-model"}
 _RENAME_MILLISECONDS: Final = 10_000
-_UUID_MISMATCH: Final = 361
-_DONE_BY_ANOTHER: Final = frozenset(
-    {
-        26,  # NamespaceNotFound: it has another name by now
-        _UUID_MISMATCH,  # likewise, and its old name was given to another
-        50,  # MaxTimeMSExpired: somebody reads it in a transaction; asked again by the next step
-    }
-)
+_WIRE_VERSION_OF_6_0: Final = 17
 
 
 class Switch:
@@ -71,15 +70,20 @@ class Switch:
             ReadModelUnavailable: if it cannot.
         """
         nothing = self._live.database[f"{self._building.name_of(self._live.generational[0])}_none"]
-        try:
-            nothing.rename(f"{nothing.name}_at_all", collectionUUID=Binary.from_uuid(uuid4()))
-        except OperationFailure as error:
-            if error.code == _UUID_MISMATCH:
-                return
-        raise ReadModelUnavailable(
-            "the MongoDB server is older than 6.0, whose renames can name the collection that they "
-            "mean: a rebuild needs that, so that its switch survives being killed; upgrade it"
-        )
+        with answered():
+            try:
+                nothing.rename(f"{nothing.name}_at_all", collectionUUID=Binary.from_uuid(uuid4()))
+            except OperationFailure as error:
+                if is_other_collection(error):
+                    return
+                server = self._live.client.admin.command("hello")
+                if server["maxWireVersion"] >= _WIRE_VERSION_OF_6_0:
+                    raise
+                raise ReadModelUnavailable(
+                    "the MongoDB server is older than 6.0, whose renames can name the collection "
+                    "that they mean: a rebuild needs that, so that its switch survives being "
+                    "killed; upgrade it"
+                ) from error
 
     def hold(self) -> bool:
         """Hold the live position, unless somebody else does; return whether it is held."""
@@ -103,7 +107,7 @@ class Switch:
 
     def renew(self) -> None:
         """Say that the hold is still wanted."""
-        with translated():
+        with answered():
             self._live.positions.update_one(
                 {"_id": self._live_id, "hold.token": self._token},
                 {"$currentDate": {"hold.at": True}},
@@ -283,7 +287,10 @@ class _Rename:
                 maxTimeMS=_RENAME_MILLISECONDS,
             )
         except OperationFailure as error:
-            if error.code not in _DONE_BY_ANOTHER:
+            # Somebody else has done it: the collection has another name by now, or its old name was
+            # given to another. Out of time: somebody reads it in a transaction; the next step asks
+            # again.
+            if not (is_no_collection(error) or is_other_collection(error) or is_out_of_time(error)):
                 raise
 
 

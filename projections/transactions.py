@@ -10,18 +10,27 @@ harm: its transaction is aborted whole, and it tries again.
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import suppress
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
 import pymongo
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from projections.driver_errors import is_transient
+from projections.driver_errors import (
+    is_conflict,
+    is_outcome_unknown,
+    is_transaction_gone,
+    is_transient,
+)
+from projections.errors import BatchTooSlow
 from projections.liveness import Liveness
 from projections.retrying import Patience
+from projections.sessions import discarding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +41,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WRITE_CONFLICT: Final = 112
 _PROBE_SECONDS: Final = 0.5
 _FIRST_COMMIT_SECONDS: Final = 1.0
 _LONGEST_COMMIT_SECONDS: Final = 30.0
+# What the server gives a transaction (transactionLifetimeLimitSeconds), unless it was told else.
+_LONGEST_ATTEMPT_SECONDS: Final = 60.0
+_SLOW_SECONDS: Final = 1.0
 
 
 class TransactionRunner:
@@ -50,7 +61,13 @@ class TransactionRunner:
         self._session = self._client.start_session()
         self._liveness = Liveness(read_model, self._session.session_id["id"])
 
-    def run(self, work: Callable[[ClientSession], None], *, stop: Event | None = None) -> None:
+    def run(
+        self,
+        work: Callable[[ClientSession], None],
+        *,
+        stop: Event | None = None,
+        divisible: bool = False,
+    ) -> None:
         """Run ``work`` in a transaction and commit it.
 
         Errors that may pass are tried again for ``RETRY_SECONDS``: elections, lost connections and
@@ -60,26 +77,38 @@ class TransactionRunner:
         Args:
             work: Called with the session, once for every attempt.
             stop: When set, no further attempt is made.
+            divisible: Whether the caller can do with less at once, if it takes too long.
 
         Raises:
+            BatchTooSlow: if it is divisible, and the server gave the transaction up for its age.
             PyMongoError: what the last attempt failed with; the transaction is aborted.
         """
         patience = Patience(stop or Event())
         while True:
+            began = time.monotonic()
             try:
-                with self._liveness:
+                with self._liveness, discarding(self._client):
+                    # Named, whatever the client's own are: a transaction needs just these.
                     self._session.start_transaction(
-                        read_concern=ReadConcern("snapshot"), write_concern=WriteConcern("majority")
+                        read_concern=ReadConcern("snapshot"),
+                        write_concern=WriteConcern("majority"),
+                        read_preference=ReadPreference.PRIMARY,
                     )
-                    work(self._session)
+                    with pymongo.timeout(_LONGEST_ATTEMPT_SECONDS):
+                        work(self._session)
                     self._commit(patience)
                 return
             except PyMongoError as error:
                 self._abort()
+                if divisible and _is_too_slow(error, time.monotonic() - began):
+                    raise BatchTooSlow(
+                        "a transaction took longer than MongoDB keeps one open "
+                        "(transactionLifetimeLimitSeconds)"
+                    ) from error
                 if not is_transient(error) or patience.is_exhausted:
                     raise
                 logger.info("transaction aborted, trying again: %s", error)
-                if _is_conflict(error):
+                if is_conflict(error):
                     self._liveness.abort_the_dead()
                 patience.pause()
                 if not await_server(self._client, patience):
@@ -99,12 +128,11 @@ class TransactionRunner:
         seconds = _FIRST_COMMIT_SECONDS
         while True:
             try:
-                with pymongo.timeout(seconds):
+                with discarding(self._client), pymongo.timeout(seconds):
                     self._session.commit_transaction()
                 return
             except PyMongoError as error:
-                unknown = error.has_error_label("UnknownTransactionCommitResult") or error.timeout
-                if not unknown:
+                if not is_outcome_unknown(error):
                     raise
                 patience.pause()
                 if patience.is_exhausted or not await_server(self._client, patience):
@@ -138,9 +166,12 @@ def await_server(client: pymongo.MongoClient[dict[str, object]], patience: Patie
     return True
 
 
-def _is_conflict(error: PyMongoError) -> bool:
-    if isinstance(error, OperationFailure):
-        details = error.details or {}
-        codes = {error.code} | {item.get("code") for item in details.get("writeErrors", ())}
-        return _WRITE_CONFLICT in codes
-    return False
+def _is_too_slow(error: PyMongoError, seconds: float) -> bool:
+    """Tell whether an attempt failed because it took so long, as far as that can be known.
+
+    The server may have been told to keep transactions for less than a minute, and says of one that
+    it does not have it any more, whatever became of it.
+    """
+    if is_transaction_gone(error):
+        return seconds > _SLOW_SECONDS
+    return error.timeout and seconds >= _LONGEST_ATTEMPT_SECONDS

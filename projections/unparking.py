@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
-from projections.errors import BatchRefused, PositionMoved
+from projections.errors import BatchRefused, BatchTooSlow, PositionMoved
 from projections.projected import Fault, Projected, at_fault
 from projections.reading import events_of_stream
 
@@ -105,14 +105,15 @@ class Unparking:
                 self._proceed(parked, grants, ends_at)
                 if fault is not None:
                     return self._view.parking.find(parked.stream)
-            except BatchRefused as refused:
+            except (BatchRefused, BatchTooSlow) as error:
                 if len(grants) > 1:
-                    # Chunks shrink until the culprit stands alone, with what is before it done.
+                    # Chunks shrink until they are quick enough, or the culprit stands alone, with
+                    # what is before it done.
                     chunk = len(grants) // 2
                     continue
-                if not grants:
+                if not grants or isinstance(error, BatchTooSlow):
                     raise
-                self._proceed(parked, [], at_fault(grants[0], str(refused)))
+                self._proceed(parked, [], at_fault(grants[0], str(error)))
                 return self._view.parking.find(parked.stream)
             except PositionMoved as moved:
                 logger.info("%s", moved)

@@ -42,7 +42,9 @@ def verify_totals(
         ShapeChanged: if the documents are of another release's shape.
         ReadModelUnavailable: if MongoDB failed.
     """
-    return read_model.generations.consistently(lambda _: _verified(read_model, on_progress))
+    return read_model.generations.consistently(
+        lambda _: _verified(read_model, on_progress), seconds=None
+    )
 
 
 def _verified(

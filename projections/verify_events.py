@@ -9,6 +9,7 @@ from pymongo.errors import OperationFailure
 
 from projections.batches import grant_document
 from projections.decoding import EventDecoder
+from projections.driver_errors import is_snapshot_gone
 from projections.errors import PoisonEvent, ReadModelUnavailable
 from projections.expectation import Expectation
 from projections.projected import ProjectedBucket, ProjectedGrant, stream_name
@@ -39,12 +40,6 @@ _EVENTS_PER_PAGE: Final = 5000
 _MAX_LAST_STRETCH_EVENTS: Final = 20_000
 _PROGRESS_EVERY: Final = 1000
 _ATTEMPTS_AT_ONE_INSTANT: Final = 5
-_INSTANT_IS_GONE: Final = frozenset(
-    {
-        239,  # SnapshotTooOld: MongoDB keeps an instant for minSnapshotHistoryWindowInSeconds
-        246,  # SnapshotUnavailable: it was before a collection got its name
-    }
-)
 
 
 def verify_events(
@@ -69,7 +64,7 @@ def verify_events(
         with Expectation() as expectation:
             return _EventVerification(app, read_model, expectation, on_progress).run(session)
 
-    return read_model.generations.consistently(verified)
+    return read_model.generations.consistently(verified, seconds=None)
 
 
 class _EventVerification:
@@ -110,7 +105,7 @@ class _EventVerification:
                 with self._read_model.client.start_session(snapshot=True) as snapshot:
                     self._compare_at_one_instant(snapshot, at_one_instant)
             except OperationFailure as error:
-                if error.code not in _INSTANT_IS_GONE:
+                if not is_snapshot_gone(error):
                     raise
                 time.sleep(0.1 * attempt)
             else:

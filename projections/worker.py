@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from projections.errors import (
     BatchRefused,
+    BatchTooSlow,
     PoisonEvent,
     PositionMoved,
     ProjectionError,
@@ -185,14 +186,14 @@ class ProjectionWorker:
             if before.position > (batch.after or 0):
                 self._apply(before, stop)
             raise
-        except BatchRefused as refused:
+        except (BatchRefused, BatchTooSlow) as error:
             if len(batch.events) > 1:
-                # Halved until the culprit stands alone; the order is kept.
+                # Halved until it is quick enough, or the culprit stands alone; the order is kept.
                 middle = batch.events[len(batch.events) // 2 - 1].position
                 for half in batch.cut(middle):
                     self._apply(half, stop)
-            elif batch.events:
-                self._apply(batch.with_events_at_fault(str(refused)), stop)
+            elif batch.events and isinstance(error, BatchRefused):
+                self._apply(batch.with_events_at_fault(str(error)), stop)
             else:
                 raise
 

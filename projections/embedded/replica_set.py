@@ -9,14 +9,13 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure
 
+from projections.driver_errors import Code
 from projections.embedded.errors import MongoUnavailable
 from projections.embedded.layout import REPLICA_SET
 from projections.embedded.locks import Deadline
 from projections.embedded.processes import Mongod
 
 _POLL_SECONDS = 0.02
-_NOT_YET_INITIALIZED = 94
-_ALREADY_INITIALIZED = 23
 
 
 def uri(port: int) -> str:
@@ -90,14 +89,14 @@ def _configure(client: MongoClient[dict[str, Any]], *, host: str) -> None:
     try:
         config: Mapping[str, Any] = client.admin.command("replSetGetConfig")["config"]
     except OperationFailure as error:
-        if error.code != _NOT_YET_INITIALIZED:
+        if error.code != Code.NOT_YET_INITIALIZED:
             raise
         config = {"_id": REPLICA_SET, "members": [member]}
         try:
             client.admin.command("replSetInitiate", config)
         except OperationFailure as refusal:
             # Its stored configuration was only not loaded yet.
-            if refusal.code != _ALREADY_INITIALIZED:
+            if refusal.code != Code.ALREADY_INITIALIZED:
                 raise
         return
     if [m["host"] for m in config["members"]] != [host]:

@@ -30,8 +30,14 @@ ROUNDS = 5
 class Unguarded(Generations):
     """Reads without asking which generation is live."""
 
-    def consistently(self, read: Callable[[ClientSession], T], *, any_shape: bool = False) -> T:
-        del any_shape
+    def consistently(
+        self,
+        read: Callable[[ClientSession], T],
+        *,
+        any_shape: bool = False,
+        seconds: float | None = None,
+    ) -> T:
+        del any_shape, seconds
         with self._read_model.client.start_session() as session:
             return read(session)
 

@@ -1,0 +1,302 @@
+"""Every command that the library sends fails in every way, and no error of the driver gets out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.monitoring import CommandListener, CommandStartedEvent
+from pymongo.server_api import ServerApi
+
+from event_store import damaged
+from projections import (
+    MongoScoreView,
+    ProjectionError,
+    ProjectionWorker,
+    ReadModelUnavailable,
+    ScoreLedger,
+)
+from projections.leaderboard import Leaderboard
+from projections.read_model import ReadModel
+from projections.settings import Settings
+from projections.switching import Switch
+from projections.verify_events import verify_events
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+INTERRUPTED, NOT_PRIMARY = 11601, 10107
+FAILURES: dict[str, dict[str, Any]] = {
+    "closed": {"closeConnection": True},
+    "interrupted": {"errorCode": INTERRUPTED},
+    "not-primary": {"errorCode": NOT_PRIMARY},
+    "not-primary-labelled": {
+        "errorCode": NOT_PRIMARY,
+        "errorLabels": ["TransientTransactionError", "RetryableWriteError"],
+    },
+    "concern": {"writeConcernError": {"code": INTERRUPTED, "errmsg": "operation was interrupted"}},
+}
+NEVER_FAILED = {
+    "hello",
+    "ismaster",
+    "endSessions",
+    "configureFailPoint",
+    "saslStart",
+    "saslContinue",
+}
+
+
+class Recorder(CommandListener):
+    """The commands that were sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[CommandStartedEvent] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent.append(event)
+
+    def succeeded(self, event: object) -> None:
+        pass
+
+    def failed(self, event: object) -> None:
+        pass
+
+    @property
+    def names(self) -> list[str]:
+        return sorted({event.command_name for event in self.sent} - NEVER_FAILED)
+
+
+@contextmanager
+def failing(uri: str, command: str, mode: object, **failure: Any) -> Iterator[None]:
+    """The server fails a command of our clients in this way inside the block."""
+    data = {"failCommands": [command], "appName": "score-ledger", **failure}
+    with MongoClient[Any](uri) as operator:
+        operator.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
+        try:
+            yield
+        finally:
+            operator.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+class Case:
+    """A ledger in a database of its own, with something to do for every call."""
+
+    def __init__(self, uri: str, folder: Path, name: str, recorder: Recorder) -> None:
+        self.uri = uri
+        self.file = folder / "events.sqlite"
+        self.client: MongoClient[Any] = MongoClient(
+            uri, appname="score-ledger", event_listeners=[recorder], heartbeatFrequencyMS=500
+        )
+        self.settings = Settings(folder=folder, mongo_database=name)
+        self.numbers = iter(range(1_000_000))
+        self.ledger = self.open()
+        self.grant()
+        self.ledger.catch_up()
+        self.ledger.leaderboard.top(3)
+
+    def open(self) -> ScoreLedger:
+        return ScoreLedger.open(
+            settings=self.settings,
+            worker=False,
+            event_store=sqlite_env(self.file),
+            mongo=self.client,
+        )
+
+    def open_and_close(self) -> None:
+        self.open().close()
+
+    def grant(self) -> None:
+        self.ledger.grant_many([make_grant(next(self.numbers)) for _ in range(5)])
+
+    def catch_up(self) -> None:
+        self.grant()
+        self.ledger.catch_up()
+
+    def lead(self) -> None:
+        board = self.ledger.leaderboard
+        rows = board.top(3)
+        board.rank_of("user-1")
+        board.around("user-1", 2)
+        board.page(after=rows[0])
+        board.rank_of("user-2", by="ledger")
+
+    def pages(self) -> None:
+        assert sum(len(page) for page in self.ledger.leaderboard.pages(size=2)) > 2
+
+    def read_a_user(self) -> None:
+        assert self.ledger.totals("user-1")
+        assert self.ledger.history("user-1")
+
+    def wait(self) -> None:
+        receipt = self.ledger.grant(**make_grant(0).model_dump())
+        self.ledger.wait(receipt, timeout=2)
+
+    def status(self) -> None:
+        self.ledger.status()
+
+    def verify(self) -> None:
+        assert self.ledger.verify().ok
+        assert self.ledger.verify(events=False).ok
+
+    def drift(self) -> None:
+        self.ledger.drift()
+
+    def rebuild(self) -> None:
+        self.grant()
+        outcome = self.ledger.rebuild()
+        assert outcome.live, outcome
+
+    def drop(self) -> None:
+        self.ledger.rebuild()
+        self.ledger.drop_kept_generations()
+
+    def unpark(self) -> None:
+        self.grant()
+        newest = self.ledger.status().newest_position
+        with damaged(self.file, newest):
+            settings = self.settings.model_copy(update={"on_error": "park"})
+            with ScoreLedger.open(
+                settings=settings,
+                worker=False,
+                event_store=sqlite_env(self.file),
+                mongo=self.client,
+            ) as parking:
+                parking.catch_up()
+        self.ledger.unpark()
+
+
+# What goes on by itself, after a failure that passes: workers and rebuilds, and what they call.
+SAT_OUT = ("catch_up", "rebuild")
+CALLS: dict[str, Callable[[Case], None]] = {
+    call.__name__: call
+    for call in (
+        Case.open_and_close,
+        Case.catch_up,
+        Case.lead,
+        Case.pages,
+        Case.read_a_user,
+        Case.wait,
+        Case.status,
+        Case.verify,
+        Case.drift,
+        Case.rebuild,
+        Case.drop,
+        Case.unpark,
+    )
+}
+
+
+def one_kind(number: int) -> list[str]:
+    """One way of failing for each command, so that every way has its turn."""
+    return [list(FAILURES)[number % len(FAILURES)]]
+
+
+def every_kind(number: int) -> list[str]:
+    del number
+    return list(FAILURES)
+
+
+@pytest.mark.parametrize(
+    "kinds", [one_kind, pytest.param(every_kind, marks=pytest.mark.soak)], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("call", CALLS)
+def test_no_error_of_the_driver_escapes_whatever_command_fails_in_whatever_way(
+    call: str,
+    kinds: Callable[[int], list[str]],
+    mongo_uri: str,
+    read_model: ReadModel,
+    tmp_path: Path,
+) -> None:
+    """Twice, so that the driver's own second attempt does not hide it; workers sit it out."""
+    recorder = Recorder()
+    case = Case(mongo_uri, tmp_path, read_model.database.name, recorder)
+    with case.client, case.ledger:
+        recorder.sent.clear()
+        CALLS[call](case)
+        names = recorder.names
+        assert names
+        problems = []
+        for number, command in enumerate(names):
+            for kind in kinds(number):
+                try:
+                    with failing(mongo_uri, command, {"times": 2}, **FAILURES[kind]):
+                        CALLS[call](case)
+                except ProjectionError as error:
+                    if call in SAT_OUT or not getattr(error, "transient", False):
+                        problems.append(f"{command} {kind}: {type(error).__name__} {error}")
+                except Exception as error:  # noqa: BLE001 - all of them are listed
+                    problems.append(f"{command} {kind}: {type(error).__name__} {error}")
+        case.ledger.catch_up()
+        case.ledger.unpark()
+        case.ledger.rebuild()
+        assert case.ledger.verify().ok
+    assert problems == []
+
+
+def test_a_failure_that_stays_is_our_error_in_every_call(
+    mongo_uri: str, read_model: ReadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a worker's patience cut short."""
+    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("projections.driver_errors.ANSWER_SECONDS", 0.5)
+    recorder = Recorder()
+    case = Case(mongo_uri, tmp_path, read_model.database.name, recorder)
+    problems = []
+    with case.client, case.ledger:
+        for name, call in CALLS.items():
+            recorder.sent.clear()
+            call(case)
+            for command in recorder.names:
+                try:
+                    with failing(mongo_uri, command, "alwaysOn", errorCode=INTERRUPTED):
+                        call(case)
+                except (ReadModelUnavailable, AssertionError, TimeoutError):
+                    pass
+                except Exception as error:  # noqa: BLE001 - all of them are listed
+                    problems.append(f"{name} {command}: {type(error).__name__} {error}")
+                case.ledger.catch_up()
+        case.ledger.catch_up()
+        case.ledger.unpark()
+        case.ledger.rebuild()
+        assert case.ledger.verify().ok
+    assert problems == []
+
+
+@pytest.mark.parametrize("code", [11601, 50, 91, 189, 10107, 13, 8000])
+def test_a_server_is_called_old_only_if_it_is(
+    read_model: ReadModel, mongo_uri: str, code: int
+) -> None:
+    """Whatever it answers to the question whether it can guard a rename."""
+    switch = Switch(read_model, read_model.of_generation(2), "Scoring")
+    with (
+        failing(mongo_uri, "renameCollection", "alwaysOn", errorCode=code),
+        pytest.raises(ReadModelUnavailable) as refused,
+    ):
+        switch.check_server()
+    assert "older" not in str(refused.value)
+    assert refused.value.transient is (code not in {13, 8000})
+    switch.check_server()
+
+
+def test_a_strict_stable_api_has_a_sentence_of_its_own(
+    mongo_uri: str, read_model: ReadModel, scoring: Scoring
+) -> None:
+    """Projecting and reading do without; a rebuild cannot, and says what to leave out."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    with MongoClient[Any](mongo_uri, server_api=ServerApi("1", strict=True)) as client:
+        strict = ReadModel(client, read_model.database.name)
+        strict.prepare()
+        with closing(MongoScoreView(strict)) as view:
+            ProjectionWorker(scoring, view).catch_up()
+        board = Leaderboard(strict)
+        assert len(board.top(7)) == len(board.top(7)) == 7
+        assert verify_events(scoring, strict).ok
+        for unwilling in (
+            Switch(strict, strict.of_generation(2), "Scoring").check_server,
+            lambda: list(board.pages()),
+        ):
+            with pytest.raises(ReadModelUnavailable, match="ServerApi without strict=True"):
+                unwilling()
