@@ -203,7 +203,9 @@ class Judge:
             raise RuntimeError(f"there are other tests by now than were measured: delete {KEPT}")
         if process.returncode == 0:
             return "survived"
-        by = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        by = re.search(r"^(?:FAILED|ERROR) (.*)", output, re.MULTILINE)
+        if by and "from pytest-timeout" in by[1]:
+            return "timed out"
         return f"killed by {by[1] if by else 'the import'}"
 
 
