@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 
@@ -300,6 +301,106 @@ def test_unparking_waits_while_a_switch_holds_the_position(
     (outcome,) = outcomes
     assert [parked.position for parked in outcome.still_parked] == still
     assert outcome.grants == counted(view.read_model)["bob"] - 2 == (2 if second_fault else 4)
+
+
+def test_unparking_lifts_a_hold_that_has_fallen_silent(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker does: a rebuild that died while it held the position is not waited for."""
+    monkeypatch.setattr("projections.switching.SILENT_HOLD_SECONDS", 0.3)
+    receipt = grant(scoring, 1, "bob")
+    with damaged(tmp_path / EVENTS, receipt.position):
+        parking(scoring, view).catch_up()
+    assert Switch(view.read_model, view.read_model.of_generation(2), scoring.name).hold()
+    assert Unparking(scoring, view).run(view.parking.streams()).streams == 1
+    assert assert_equal_to_the_events(scoring, view.read_model) == 1
+
+
+def test_what_somebody_else_has_unparked_meanwhile_is_not_unparked_again(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path
+) -> None:
+    """Wholly, or up to another fault: what was read of the list before is then not true."""
+    receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(12)]
+    faults = [receipts[2].position, receipts[3].position]
+    with damaged(tmp_path / EVENTS, *faults):
+        parking(scoring, view).catch_up()
+    before = view.parking.streams()
+    assert [parked.position for parked in before] == faults
+    with damaged(tmp_path / EVENTS, receipts[9].position):
+        first = Unparking(scoring, view).run(before)
+        assert (first.streams, first.grants, len(first.still_parked)) == (1, 8, 1)
+        second = Unparking(scoring, view).run(before)
+        assert (second.streams, second.grants, second.still_parked) == (1, 0, first.still_parked)
+        assert counted(view.read_model) == {"ada": 6, "bob": 4}
+    last = Unparking(scoring, view).run(before)
+    assert (last.streams, last.grants, last.still_parked) == (2, 2, [])
+    assert assert_equal_to_the_events(scoring, view.read_model) == 12
+
+
+def test_an_event_that_becomes_a_fault_while_its_stream_is_taken_off_the_list_parks_it_again(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker passes it between the reading of the stream and the hold of the position."""
+    first = grant(scoring, 1, "bob")
+    with damaged(tmp_path / EVENTS, first.position):
+        parking(scoring, view).catch_up()
+    hold_position, faults = view.hold_position, list[int]()
+
+    def hold_after_a_worker(*arguments: Any) -> int:
+        if not faults:
+            faults.append(grant(scoring, 2, "bob").position)
+            broken.enter_context(damaged(tmp_path / EVENTS, *faults))
+            with closing(MongoScoreView(view.read_model)) as own:
+                parking(scoring, own).catch_up()
+        return hold_position(*arguments)
+
+    monkeypatch.setattr(view, "hold_position", hold_after_a_worker)
+    with ExitStack() as broken:
+        outcome = Unparking(scoring, view).run(view.parking.streams())
+        assert [parked.position for parked in outcome.still_parked] == faults
+        assert (outcome.grants, counted(view.read_model)) == (1, {"bob": 1})
+    assert Unparking(scoring, view).run(outcome.still_parked).streams == 1
+    assert assert_equal_to_the_events(scoring, view.read_model) == 2
+
+
+def test_buckets_of_a_stream_are_unparked_from_the_one_it_is_parked_at(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path
+) -> None:
+    """They lie side by side in the event store, without claims between them."""
+    for points in (1, 2, 3, 4):
+        scoring.contribute("bob", "a", "x", "s", points)
+    positions = [notification.id for notification in scoring.recorder.select_notifications(2, 9)]
+    with damaged(tmp_path / EVENTS, positions[2]):
+        parking(scoring, view).catch_up()
+    outcome = Unparking(scoring, view).run(view.parking.streams())
+    assert (outcome.streams, outcome.grants) == (1, 2)
+    user = view.read_model.users.find_one({"_id": "bob"}) or {}
+    assert (user["recomputedTotal"], user["version"]) == (4, 5)
+
+
+def test_unparking_that_is_stopped_says_what_is_left(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two transactions, and between two streams."""
+    monkeypatch.setattr("projections.unparking._CHUNK", 2)
+    receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(12)]
+    with damaged(tmp_path / EVENTS, receipts[0].position, receipts[1].position):
+        parking(scoring, view).catch_up()
+    ada, bob = view.parking.streams()
+    stop, told = Event(), list[int]()
+
+    def stop_after_two(grants: int) -> None:
+        told.append(grants)
+        if len(told) == 2:
+            stop.set()
+
+    outcome = Unparking(scoring, view, stop=stop, on_grants=stop_after_two).run([ada, bob])
+    assert (outcome.streams, outcome.grants, told) == (0, 4, [2, 2])
+    assert [parked.position for parked in outcome.still_parked] == [
+        receipts[8].position,
+        receipts[1].position,
+    ]
+    assert view.parking.streams() == outcome.still_parked[::-1]
 
 
 @pytest.mark.parametrize("second_fault", [False, True], ids=["to its end", "up to a fault"])

@@ -134,7 +134,10 @@ def judged(chosen: list[Mutant], measured: Path, jobs: int) -> list[str]:
     with ExitStack() as stack, ThreadPoolExecutor(jobs) as pool:
         for _ in range(min(jobs, len(left))):
             judges.put(Judge(stack))
-        list(pool.map(judge, left))
+        try:
+            list(pool.map(judge, left))
+        finally:
+            pool.shutdown(cancel_futures=True)
     return [verdicts[mutant.key] for mutant in chosen]
 
 
