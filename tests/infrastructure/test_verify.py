@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -14,11 +15,19 @@ from uuid import uuid4
 
 import pytest
 from bson.int64 import Int64
+from pymongo import MongoClient
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 
 from event_store import damaged as unreadable
 from projections import MongoScoreView, ProjectionWorker, Verification, VerificationProgress
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.read_model import Document, ReadModel
+from projections.unparking import Unparking
 from projections.verification import DOCUMENT, MAX_DIFFERENCES, Difference
 from projections.verify import verify_totals
 from projections.verify_events import verify_events
@@ -442,6 +451,63 @@ def test_pages_of_events_and_users_meet_without_a_gap(
     assert [d.user_id for d in outcome.differences if d.what == "totalScore"] == [
         f"user-{number}" for number in range(7)
     ]
+
+
+class Interruptions(CommandListener):
+    """Calls something before every reading command of a client, but not within itself."""
+
+    def __init__(self) -> None:
+        self.interrupt: Callable[[str], None] | None = None
+        self.interrupted: set[str] = set()
+
+    def started(self, event: CommandStartedEvent) -> None:
+        collection = event.command.get(event.command_name)
+        if event.command_name in {"find", "aggregate"} and self.interrupt is not None:
+            self.interrupted.add(str(collection))
+            interrupt, self.interrupt = self.interrupt, None
+            interrupt(str(collection))
+            self.interrupt = interrupt
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        del event
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        del event
+
+
+def test_what_is_committed_between_any_two_reads_of_verifying_is_no_difference(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, mongo_uri: str, tmp_path: Path
+) -> None:
+    """A grant, a bucket, and one stream unparked and another parked, before each command."""
+    interruptions = Interruptions()
+    numbers = count(1)
+
+    def project(_: str) -> None:
+        number = next(numbers)
+        faults.close()
+        Unparking(scoring, view).run(view.parking.streams())
+        poison = scoring.grant(**make_grant(number, user_id=f"bad-{number}").model_dump())
+        faults.enter_context(unreadable(tmp_path / "events.sqlite", poison.position))
+        scoring.grant(**make_grant(1000 + number, user_id="ada").model_dump())
+        scoring.contribute("bob", "a", "x", "s", number)
+        ProjectionWorker(scoring, view, on_error="park").catch_up()
+
+    with (
+        ExitStack() as faults,
+        MongoClient[Document](mongo_uri, event_listeners=[interruptions]) as client,
+    ):
+        project("")
+        verified = ReadModel(client, read_model.database.name)
+        interruptions.interrupt = project
+        outcome = verify_events(scoring, verified)
+        assert (outcome.differences, outcome.users >= 2) == ([], True)
+        assert verify_totals(verified).differences == []
+        read = {verified.positions, verified.parked, verified.grants, verified.users}
+        assert {collection.name for collection in {*read, verified.buckets}} <= (
+            interruptions.interrupted
+        )
+        interruptions.interrupt = None
+        assert verify_events(scoring, verified).differences == []
 
 
 def test_verifying_while_a_worker_projects_finds_nothing(
