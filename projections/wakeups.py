@@ -40,8 +40,7 @@ class WakeUps:
         self._app = app
         self._recorded = Event()
         self._closed = Event()
-        # Only the library's PostgreSQL recorder notifies a channel.
-        self._channel: str | None = getattr(app.recorder, "channel_name", None)
+        self._channel = _channel_of(app.recorder)
         self._thread: Thread | None = None
         self._files = _files_of(app.recorder)
         self._stamps = _stamps(self._files)
@@ -112,6 +111,15 @@ class WakeUps:
                         self._recorded.set()
             finally:
                 connection.execute("UNLISTEN *")
+
+
+def _channel_of(recorder: Any) -> str | None:
+    """Return the channel that can be listened to: only the library's PostgreSQL has one.
+
+    Listening takes a connection for good, so with a pool of one nobody could read or write.
+    """
+    channel: str | None = getattr(recorder, "channel_name", None)
+    return None if channel is None or recorder.datastore.pool.max_size < 2 else channel  # noqa: PLR2004
 
 
 def _files_of(recorder: object) -> tuple[Path, ...]:

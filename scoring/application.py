@@ -47,6 +47,7 @@ SNAPSHOT_INTERVAL: Final = 100
 """A snapshot is taken when a commit carries a stream over a multiple of this version."""
 
 _DEFAULT_CACHE_SIZE: Final = 10_000
+_POSTGRES_MODULE: Final = "eventsourcing.postgres"
 
 
 class Scoring(Application[UUID]):
@@ -62,8 +63,9 @@ class Scoring(Application[UUID]):
         "TRANSCODER_TOPIC": "scoring.transcoding:OrjsonTranscoder",
         # Writers queue for the file; five seconds, the library's default, is short under load.
         "SQLITE_LOCK_TIMEOUT": "15",
-        # The library waits ten times this long; 30 seconds, its default, is five minutes.
+        # So that a command, which has 30 seconds, can try more than once.
         "POSTGRES_CONNECT_TIMEOUT": "5",
+        "POSTGRES_LOCK_TIMEOUT": "8",
     }
     snapshotting_intervals: ClassVar[dict[type[MutableOrImmutableAggregate[Any]], int]] = {
         UserScore: SNAPSHOT_INTERVAL
@@ -124,7 +126,7 @@ class Scoring(Application[UUID]):
         ``APPLICATION_RECORDER_TOPIC`` chooses another.
         """
         chosen = super().construct_env(name, env)
-        if chosen.get("PERSISTENCE_MODULE") == "eventsourcing.postgres":
+        if chosen.get("PERSISTENCE_MODULE") == _POSTGRES_MODULE:
             chosen.setdefault(
                 "APPLICATION_RECORDER_TOPIC", "scoring.postgres:FlushingApplicationRecorder"
             )
@@ -148,6 +150,11 @@ class Scoring(Application[UUID]):
             datastore.pool = PatientConnectionPool(
                 db_name=datastore.pool.db_name, lock_timeout=datastore.pool.lock_timeout
             )
+        elif self.env.get("PERSISTENCE_MODULE") == _POSTGRES_MODULE:
+            from scoring.postgres import bounded_pool  # noqa: PLC0415 - an optional dependency
+
+            theirs: Any = self.factory
+            theirs.datastore.pool = bounded_pool(theirs.datastore)
         return opening(super().construct_recorder)
 
     def construct_event_store(self) -> EventStore[UUID]:
@@ -345,8 +352,11 @@ class Scoring(Application[UUID]):
             ScoringError: if the store failed and stayed so.
         """
         user_id = normalised_user_id(user_id)
+        return reading(lambda: self._state_of(user_id))
+
+    def _state_of(self, user_id: str) -> Score:
         with self._locks.hold([user_id]):
-            score = reading(lambda: self._scores.current(user_id))
+            score = self._scores.current(user_id)
             if score is None:
                 return Score(user_id, 0, {}, {}, 0, 0, 0)
             state = Score(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from eventsourcing.persistence import OperationalError
+
+from scoring.retrying import remaining_seconds
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from contextlib import AbstractContextManager
 
     from scoring.user_score import UserScore
 
@@ -70,19 +73,26 @@ class StripedLocks:
         """Forget who holds the locks."""
         self._locks = [Lock() for _ in self._locks]
 
-    def hold(self, user_ids: Collection[str]) -> AbstractContextManager[object]:
-        """Hold the locks of these users, always taken in one order so that none waits for ever."""
-        stripes = {hash(user_id) % len(self._locks) for user_id in user_ids}
-        if len(stripes) == 1:
-            return self._locks[stripes.pop()]
-        return self._hold_all(sorted(stripes))
-
     @contextmanager
-    def _hold_all(self, stripes: list[int]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for stripe in stripes:
-                stack.enter_context(self._locks[stripe])
+    def hold(self, user_ids: Collection[str]) -> Iterator[None]:
+        """Hold the locks of these users, always taken in one order so that none waits for ever.
+
+        Raises:
+            OperationalError: if who holds one does not let go while the command has time.
+        """
+        held: list[Lock] = []
+        try:
+            for stripe in sorted({hash(user_id) % len(self._locks) for user_id in user_ids}):
+                lock = self._locks[stripe]
+                if not lock.acquire(timeout=remaining_seconds()):
+                    raise OperationalError(
+                        "another command of this process, for the same users, still waits for it"
+                    )
+                held.append(lock)
             yield
+        finally:
+            for lock in held:
+                lock.release()
 
 
 _live: WeakSet[CheckOutCache | StripedLocks] = WeakSet()

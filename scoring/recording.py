@@ -97,7 +97,10 @@ class CommandRecorder(ABC, Generic[AnswerT]):
             RefusedAt: if an aggregate refused.
             ScoringError: if the store failed and stayed so.
         """
-        deadline = Deadline()
+        with Deadline() as deadline:
+            return self._answer_by(deadline)
+
+    def _answer_by(self, deadline: Deadline) -> AnswerT:
         while True:
             taken_before = self._taken_count()
             failure: Exception
@@ -132,9 +135,9 @@ class CommandRecorder(ABC, Generic[AnswerT]):
                 continue  # something was learnt, and there are only so many ids to learn about
             if isinstance(failure, RefusedAt):
                 raise failure
-            if deadline.is_over:
+            if deadline.is_over(failure):
                 raise ScoringError(self._exhausted(failure, deadline)) from failure
-            deadline.pause()
+            deadline.pause(failure)
 
     def _exhausted(self, failure: Exception, deadline: Deadline) -> str:
         tried = f"{deadline.attempts} times in {deadline.seconds:.0f} seconds"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from eventsourcing.persistence import (
     ConnectionPoolClosedError,
     DataError,
+    IntegrityError,
     InterfaceError,
     MapperDeserialisationError,
     NotSupportedError,
@@ -22,14 +24,22 @@ from scoring.errors import ScoringError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Token
+    from typing import Self
 
 T = TypeVar("T")
 
-MAX_ATTEMPTS: Final = 30
-"""How often a command is tried; with the pauses below that is about five seconds."""
+MAX_FAILURES: Final = 30
+"""How often a store may fail at once; with the pauses below that is about five seconds."""
 
 MAX_SECONDS: Final = 30.0
-"""No attempt is begun later than this; one attempt takes as long as the store's own timeouts."""
+"""No command takes longer than about this, whatever the store does."""
+
+ATTEMPT_SECONDS: Final = 10.0
+"""How long one statement may be without an answer, so that there is time to try another way."""
+
+_LEAST_SECONDS: Final = 0.5
+"""What a statement is given when the command's time is over, so that it can end in order."""
 
 STORE_ERRORS: Final = (
     *(PersistenceError, sqlite3.Error, MapperDeserialisationError, TopicError),
@@ -49,13 +59,18 @@ OPENING_FAILED: Final = "the event store cannot be opened: "
 _MAX_OPENING_ATTEMPTS: Final = 12
 
 _LONGEST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_AFTER_RACE_SECONDS: Final = 0.05
 _FIRST_PAUSE_SECONDS: Final = 0.002
 
+_ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
 
-def pause(attempt: int) -> None:
-    """Wait before attempt ``attempt + 1``: longer each time, and never in step with others."""
-    longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** min(attempt, 10))
-    time.sleep(random.uniform(0, longest))  # noqa: S311 - jitter, not a secret
+
+def remaining_seconds() -> float:
+    """Return how long what is done at this moment may still take; never nothing at all."""
+    ends_at = _ends_at.get()
+    if ends_at is None:
+        return MAX_SECONDS
+    return max(_LEAST_SECONDS, ends_at - time.monotonic())
 
 
 def is_hopeless(error: Exception) -> bool:
@@ -71,27 +86,52 @@ def in_words(error: Exception) -> str:
 
 
 class Deadline:
-    """Says when to stop trying, by number and by time."""
+    """Says when to stop trying; inside its ``with`` block ``remaining_seconds`` counts down.
 
-    def __init__(self, *, max_attempts: int = MAX_ATTEMPTS) -> None:
+    A failure counts, for one that comes at once and again is not worth half a minute. A race that
+    was lost does not: whoever won it has got on, and the next time it may be us.
+    """
+
+    def __init__(self, *, max_failures: int = MAX_FAILURES) -> None:
         """Begin with the first attempt, now."""
         self.attempts = 1
-        self._max_attempts = max_attempts
+        self._failures = 0
+        self._max_failures = max_failures
         self._began = time.monotonic()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the attempt that just failed was the last."""
-        return self.attempts >= self._max_attempts or self.seconds >= MAX_SECONDS
+    def __enter__(self) -> Self:
+        """Have statements end in time."""
+        ends_at = self._began + MAX_SECONDS
+        outer = _ends_at.get()
+        self._token: Token[float | None] = _ends_at.set(
+            ends_at if outer is None else min(outer, ends_at)
+        )
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Go back to what counted before."""
+        _ends_at.reset(self._token)
 
     @property
     def seconds(self) -> float:
         """How long it has been tried."""
         return time.monotonic() - self._began
 
-    def pause(self) -> None:
-        """Wait and count the next attempt."""
-        pause(self.attempts)
+    def is_over(self, failure: Exception) -> bool:
+        """Tell whether the attempt that just failed was the last."""
+        if not isinstance(failure, IntegrityError):
+            self._failures += 1
+        return self._failures >= self._max_failures or self.seconds >= MAX_SECONDS
+
+    def pause(self, failure: Exception) -> None:
+        """Wait before the next attempt: longer each time, and never in step with others."""
+        # Whoever rests long after a race loses the next one to those who do not.
+        raced = isinstance(failure, IntegrityError)
+        longest = min(
+            _LONGEST_PAUSE_AFTER_RACE_SECONDS if raced else _LONGEST_PAUSE_SECONDS,
+            _FIRST_PAUSE_SECONDS * 2 ** min(self.attempts, 10),
+        )
+        time.sleep(random.uniform(0, longest))  # noqa: S311 - jitter, not a secret
         self.attempts += 1
 
 
@@ -101,14 +141,16 @@ def reading(read: Callable[[], T]) -> T:
     Raises:
         ScoringError: if the store failed and stayed so.
     """
-    deadline = Deadline()
-    while True:
-        try:
-            return read()
-        except STORE_ERRORS as error:
-            if is_hopeless(error) or deadline.is_over:
-                raise ScoringError(f"the event store cannot be read: {in_words(error)}") from error
-        deadline.pause()
+    with Deadline() as deadline:
+        while True:
+            try:
+                return read()
+            except STORE_ERRORS as error:
+                if is_hopeless(error) or deadline.is_over(error):
+                    raise ScoringError(
+                        f"the event store cannot be read: {in_words(error)}"
+                    ) from error
+                deadline.pause(error)
 
 
 def opening(construct: Callable[[], T]) -> T:
@@ -120,11 +162,11 @@ def opening(construct: Callable[[], T]) -> T:
     Raises:
         ScoringError: if it failed and stayed so.
     """
-    deadline = Deadline(max_attempts=_MAX_OPENING_ATTEMPTS)
-    while True:
-        try:
-            return construct()
-        except STORE_ERRORS as error:
-            if isinstance(error, InterfaceError | DataError) or deadline.is_over:
-                raise ScoringError(f"{OPENING_FAILED}{in_words(error)}") from error
-        deadline.pause()
+    with Deadline(max_failures=_MAX_OPENING_ATTEMPTS) as deadline:
+        while True:
+            try:
+                return construct()
+            except STORE_ERRORS as error:
+                if isinstance(error, InterfaceError | DataError) or deadline.is_over(error):
+                    raise ScoringError(f"{OPENING_FAILED}{in_words(error)}") from error
+                deadline.pause(error)

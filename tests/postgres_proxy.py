@@ -24,9 +24,13 @@ class LossyProxy:
         self.lose_answers = 0
         """How many answers to commits still to lose: done, but the client never hears of it."""
         self.lost = 0
+        self.passing = threading.Event()
+        """Cleared, everything is swallowed, and no connection is cut."""
+        self.passing.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        self.passing.set()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -59,6 +63,7 @@ class LossyProxy:
         assert callable(passes)
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                self.passing.wait()
                 if not passes(data):
                     self.lost += 1
                     break

@@ -123,6 +123,20 @@ def test_what_a_glance_at_the_files_misses_is_found_by_looking(
         assert seconds_until_visible(other, view, 1) < 2
 
 
+def test_a_pool_of_one_connection_is_enough(
+    postgres: PostgresServer, read_model: ReadModel, mongo_uri: str
+) -> None:
+    """A worker that listened on it would leave none to read or write with."""
+    env = postgres.new_env(POSTGRES_POOL_SIZE="1", POSTGRES_MAX_OVERFLOW="0")
+    with ScoreLedger.open(
+        event_store=env, mongo=mongo_uri, mongo_database=read_model.database.name
+    ) as ledger:
+        for number in range(3):
+            began = time.monotonic()
+            ledger.wait(ledger.grant(**make_grant(number).model_dump()))
+            assert time.monotonic() - began < 3
+
+
 def test_a_worker_is_told_by_postgres_what_other_processes_record(
     postgres: PostgresServer, view: MongoScoreView
 ) -> None:

@@ -1,0 +1,164 @@
+"""PostgreSQL that does not answer: no call waits without end, and each says what is known."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+import psycopg
+import pytest
+from psycopg import sql
+
+import scoring.postgres
+import scoring.retrying
+from postgres_proxy import lossy_proxy
+from postgres_server import PostgresServer, new_server
+from scoring import GrantStatus, Scoring, ScoringError
+from support import make_grant
+
+UNKNOWN = r"unknown whether the grants are recorded: .* which is safe"
+
+
+@pytest.fixture(autouse=True)
+def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 3.0)
+    monkeypatch.setattr(scoring.postgres, "ATTEMPT_SECONDS", 0.7)
+
+
+@contextmanager
+def lasting_at_most(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+@contextmanager
+def locked(server: PostgresServer, env: dict[str, str]) -> Iterator[None]:
+    """An operator's transaction that was left open."""
+    events = sql.Identifier(env["POSTGRES_SCHEMA"], "scoring_events")
+    with psycopg.connect(server.uri) as operator:
+        operator.execute(sql.SQL("LOCK TABLE {}").format(events))
+        yield
+        operator.rollback()
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def backends(server: PostgresServer) -> list[int]:
+    """The server's processes that serve others than whoever asks."""
+    asked = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    return [
+        int(str(pid)) for (pid,) in server.execute(sql.SQL(asked + " AND pid <> pg_backend_pid()"))
+    ]
+
+
+def test_a_lock_that_an_operator_holds_is_not_waited_for_without_end(
+    postgres: PostgresServer,
+) -> None:
+    env = postgres.new_env(POSTGRES_LOCK_TIMEOUT="1")
+    grant = make_grant(2, user_id="jane")
+    with Scoring(env) as app:
+        app.grant(**make_grant(1, user_id="jane").model_dump())
+        with locked(postgres, env):
+            with lasting_at_most(8), pytest.raises(ScoringError, match=UNKNOWN):
+                app.grant(**grant.model_dump())
+            with lasting_at_most(8), pytest.raises(ScoringError, match="cannot be read"):
+                app.score_of("jane")
+        assert app.grant(**grant.model_dump()).status is GrantStatus.RECORDED
+
+
+def test_what_nobody_waits_for_any_more_ends_on_the_server_too(postgres: PostgresServer) -> None:
+    """Otherwise each attempt would leave a process there that waits for the lock."""
+    env = postgres.new_env(POSTGRES_LOCK_TIMEOUT="1")
+    with Scoring(env) as app, locked(postgres, env):
+        with pytest.raises(ScoringError):
+            app.score_of("jane")
+        deadline = time.monotonic() + 3
+        waiting = sql.SQL("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        while postgres.execute(waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_call_of_another_thread_for_the_same_user_is_not_waited_for_without_end(
+    postgres: PostgresServer,
+) -> None:
+    """Reading a user's score takes the lock that a command for the user holds."""
+    env = postgres.new_env()
+    with Scoring(env) as app:
+        app.grant(**make_grant(1, user_id="jane").model_dump())
+        with app._locks.hold(["jane"]), lasting_at_most(8):
+            errors: list[str] = []
+
+            def read() -> None:
+                try:
+                    app.score_of("jane")
+                except ScoringError as error:
+                    errors.append(str(error))
+
+            thread = Thread(target=read)
+            thread.start()
+            thread.join()
+            assert "another command of this process" in errors[0]
+        assert app.score_of("jane").grant_count == 1
+
+
+def test_a_process_of_the_server_that_is_frozen_is_done_without(postgres: PostgresServer) -> None:
+    """The next attempt takes another connection, and the grant is recorded once."""
+    with Scoring(postgres.new_env()) as app:
+        app.grant(**make_grant(1, user_id="jane").model_dump())
+        with frozen(*backends(postgres)), lasting_at_most(8):
+            receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
+            assert receipt.status is GrantStatus.RECORDED
+        assert app.score_of("jane").grant_count == 2
+
+
+def test_a_network_that_swallows_everything_ends_in_a_clear_error(postgres: PostgresServer) -> None:
+    env = postgres.new_env(POSTGRES_CONNECT_TIMEOUT="1")
+    with lossy_proxy(env) as (proxy, through_it), Scoring(through_it) as app:
+        app.grant(**make_grant(1, user_id="jane").model_dump())
+        proxy.passing.clear()
+        with lasting_at_most(8), pytest.raises(ScoringError, match=UNKNOWN):
+            app.grant(**make_grant(2, user_id="jane").model_dump())
+        proxy.passing.set()
+        time.sleep(1)
+        receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
+        assert receipt.total_after == app.score_of("jane").total_score
+
+
+def test_a_server_that_is_frozen_ends_in_a_clear_error_and_goes_on_when_it_wakes() -> None:
+    with new_server() as server:
+        running = PostgresServer(server.get_uri())
+        with Scoring(running.new_env(POSTGRES_CONNECT_TIMEOUT="1")) as app:
+            app.grant(**make_grant(1, user_id="jane").model_dump())
+            postmaster = server.get_pid()
+            assert postmaster is not None
+            with (
+                frozen(postmaster, *backends(running)),
+                lasting_at_most(8),
+                pytest.raises(ScoringError, match=UNKNOWN),
+            ):
+                app.grant(**make_grant(2, user_id="jane").model_dump())
+            deadline = time.monotonic() + 15
+            while True:
+                try:
+                    receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
+                except ScoringError:
+                    assert time.monotonic() < deadline
+                else:
+                    break
+            assert receipt.status in {GrantStatus.RECORDED, GrantStatus.DUPLICATE}
+            assert app.score_of("jane").grant_count == 2
