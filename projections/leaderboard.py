@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
@@ -213,22 +213,21 @@ class Leaderboard:
 
     def _reading(self, field: str, read: Callable[[_Moment], T]) -> T:
         """Read from one moment of one generation, or from a later one if that is gone."""
-        known = self._uuid
-        if known is not None:
-            # Asked for by the UUID under which it was live, the collection is found only as long
-            # as no switch has renamed it. To ask which generation is live would take as long as
-            # reading a page.
-            with answered():
-                try:
+        with answered():
+            known = self._uuid
+            if known is not None:
+                # Asked for by the UUID under which it was live, the collection is found only as
+                # long as no switch has renamed it. To ask which generation is live would take as
+                # long as reading a page.
+                with suppress(OperationFailure, ConnectionFailure):  # it is tried once more below
                     return in_session(
                         self._read_model.client,
                         lambda session: read(_Moment(self._users, field, session, known)),
                         snapshot=True,
                     )
-                except (OperationFailure, ConnectionFailure) as error:
-                    if error.timeout:  # twice as long is not what anybody would wait
-                        raise
+            return self._reading_anew(field, read)
 
+    def _reading_anew(self, field: str, read: Callable[[_Moment], T]) -> T:
         def from_one_moment(watching: ClientSession) -> tuple[T, Binary | None]:
             for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
                 try:

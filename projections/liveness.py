@@ -37,7 +37,7 @@ class Liveness:
     def __init__(self, read_model: ReadModel, session_id: Any) -> None:
         """Stand for the worker whose transactions run on this session."""
         self._workers = read_model.workers.with_options(write_concern=WriteConcern(1))
-        self._admin = read_model.client.admin
+        self._client = read_model.client
         self._id = session_id
         self._last = float("-inf")
         self._busy = Event()
@@ -62,8 +62,9 @@ class Liveness:
         self._busy.set()
         if self._thread is not None:
             self._thread.join()
-        with suppress(PyMongoError), pymongo.timeout(_ASK_SECONDS):
-            self._workers.delete_one({"_id": self._id})
+        if self._client.topology_description.has_writable_server():
+            with suppress(PyMongoError), pymongo.timeout(_ASK_SECONDS):
+                self._workers.delete_one({"_id": self._id})
 
     def abort_the_dead(self) -> None:
         """Abort the transactions of workers that have fallen silent, or are known to be dead."""
@@ -83,7 +84,7 @@ class Liveness:
                         worker.get("pid"),
                         worker.get("host"),
                     )
-                    self._admin.command("killSessions", [{"id": worker["_id"]}])
+                    self._client.admin.command("killSessions", [{"id": worker["_id"]}])
                     self._workers.delete_one({"_id": worker["_id"]})
 
     def _keep_fresh(self) -> None:

@@ -69,8 +69,8 @@ _ATTEMPTS_AGAINST_FOREIGN_WRITERS: Final = 5
 # second and the third of these together, and then every other question to it is given up, too.
 _TIME_LIMITS: Final[dict[str, Any]] = {
     "serverSelectionTimeoutMS": 10_000,
-    "connectTimeoutMS": 3_000,
-    "heartbeatFrequencyMS": 2_000,
+    "connectTimeoutMS": 2_000,
+    "heartbeatFrequencyMS": 1_000,
 }
 
 _ASK_SECONDS: Final = 1.0
@@ -83,7 +83,7 @@ def connect(uri: str) -> MongoClient[Document]:
     """Return a client for a URI; it connects when first used.
 
     What the URI says of time limits holds; unless it does, a server that does not answer any more
-    is given up within five seconds, together with what is being asked of it.
+    is given up within three seconds, together with what is being asked of it.
 
     Raises:
         ReadModelUnavailable: if the URI cannot be understood.
@@ -95,6 +95,12 @@ def connect(uri: str) -> MongoClient[Document]:
             return MongoClient(uri, appname="score-ledger", **limits)
         except (ValueError, TypeError) as error:  # a port or an option out of range
             raise ReadModelUnavailable(f"MONGO_URI is not usable: {error}") from error
+
+
+def close(client: MongoClient[Document]) -> None:
+    """Close a client; the server is told, but not waited for if it does not answer."""
+    with pymongo.timeout(_ASK_SECONDS):
+        client.close()
 
 
 class MongoScoreView(TrackingRecorder):
@@ -494,7 +500,7 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
 
     def close(self) -> None:
         """Close the client."""
-        self._client.close()
+        close(self._client)
 
 
 def _failure_id(application_name: str) -> str:

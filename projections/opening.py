@@ -13,7 +13,7 @@ from pymongo.database import Database
 from projections.driver_errors import translated
 from projections.embedded import open_server
 from projections.errors import ProjectionError
-from projections.mongo import connect
+from projections.mongo import close, connect
 from projections.read_model import ReadModel
 from projections.settings import SQLITE_MODULE, Settings
 from scoring import Scoring
@@ -138,7 +138,8 @@ def open_read_model(
         if uri is None:
             server = open_server(settings.folder / "mongo", mongod=settings.mongod)
             uri = stack.enter_context(server).uri
-        client = stack.enter_context(connect(uri))
+        client = connect(uri)
+        stack.callback(close, client)
     else:
         raise ProjectionError(
             f"mongo must be a MongoClient, a Database of one, or a URI, not a "

@@ -13,7 +13,7 @@ import logging
 import time
 from contextlib import suppress
 from threading import Event
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
 from pymongo.errors import PyMongoError
@@ -141,7 +141,7 @@ class TransactionRunner:
             seconds = min(seconds * 2, _LONGEST_COMMIT_SECONDS)
 
     def _abort(self) -> None:
-        if self._session.in_transaction:
+        if self._session.in_transaction and is_there(self._client):
             with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
                 self._session.abort_transaction()
 
@@ -152,13 +152,18 @@ class TransactionRunner:
             self._client.admin.command("killSessions", [self._session.session_id])
 
 
+def is_there(client: pymongo.MongoClient[Any]) -> bool:
+    """Tell whether there is a server to write to, as far as the driver knows; nothing is sent."""
+    return client.topology_description.has_writable_server()
+
+
 def await_server(client: pymongo.MongoClient[dict[str, object]], patience: Patience) -> bool:
     """Wait until there is a server to write to; false if patience is exhausted before.
 
     An operation that finds no server waits for one by itself, but for many seconds and whatever
     happens in the meantime.
     """
-    while not client.topology_description.has_writable_server():
+    while not is_there(client):
         if patience.is_exhausted:
             return False
         with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):

@@ -80,7 +80,8 @@ def project(
         else:
             ledger.catch_up(stop=stop, on_progress=on_progress)
         interrupted = stop.is_set() and not follow
-        parked = ledger.status().parked_count
+        # Whoever has it stopped does not want to wait for a server that perhaps hangs.
+        parked = None if stop.is_set() else ledger.status().parked_count
     seconds = time.monotonic() - started
     if json:
         print_json(

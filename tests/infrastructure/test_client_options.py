@@ -1,0 +1,121 @@
+"""What a URI or an application's client says for itself does not touch what the ledger needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.read_preferences import Nearest, ReadPreference
+
+from event_store import damaged
+from projections import ReadModelUnavailable, ScoreLedger
+from projections.read_model import ReadModel
+from projections.settings import Settings
+from replica_set import ReplicaSet
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+OPTIONS = [
+    "readPreference=secondary",
+    "readPreference=secondaryPreferred",
+    "readPreference=nearest&maxStalenessSeconds=120",
+    "readPreference=primaryPreferred",
+    "w=0",
+    "w=1&journal=false",
+    "w=1&wtimeoutMS=1",
+    "readConcernLevel=local",
+    "readConcernLevel=linearizable",
+    "readConcernLevel=available",
+    "retryWrites=false&retryReads=false",
+    "uuidRepresentation=pythonLegacy",
+    "tz_aware=false",
+    "timeoutMS=20000",
+    "maxPoolSize=1",
+    "maxIdleTimeMS=1",
+    "compressors=zlib",
+    "appName=somebody-else",
+]
+
+
+def use_every_call(ledger: ScoreLedger, file: Path) -> None:
+    """Project, park, unpark, read, verify, rebuild, drop."""
+    for number in range(20):
+        receipt = ledger.grant(**make_grant(number).model_dump())
+    with damaged(file, receipt.position):
+        ledger.catch_up()
+    assert [stream.reason for stream in ledger.status().parked_streams]
+    assert ledger.unpark().streams == 1
+    ledger.wait(receipt)
+    assert len(ledger.leaderboard.top(7)) == 7
+    assert len(ledger.leaderboard.top(7)) == 7
+    assert sum(map(len, ledger.leaderboard.pages(size=2))) == 7
+    assert ledger.totals("user-1")
+    assert ledger.history("user-1")
+    assert ledger.drift().users == 7
+    assert ledger.verify().ok
+    assert ledger.rebuild().live
+    assert ledger.drop_kept_generations() == [1]
+    assert ledger.verify(events=False).ok
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_uri_with_options_does_everything(
+    mongo_uri: str, read_model: ReadModel, tmp_path: Path, options: str
+) -> None:
+    """Reading from secondaries, unacknowledged writes and the like are not for the read model."""
+    uri = mongo_uri.replace("/?directConnection=true", f"/?replicaSet=score-ledger&{options}")
+    assert options in uri
+    settings = Settings(
+        folder=tmp_path,
+        mongo_uri=uri,
+        mongo_database=read_model.database.name,
+        on_error="park",
+    )
+    file = tmp_path / "events.sqlite"
+    with ScoreLedger.open(settings=settings, worker=False, event_store=sqlite_env(file)) as ledger:
+        use_every_call(ledger, file)
+
+
+@pytest.mark.parametrize("preference", [ReadPreference.SECONDARY, Nearest()], ids=str)
+def test_a_client_that_reads_elsewhere_does_everything(
+    mongo_uri: str, read_model: ReadModel, tmp_path: Path, preference: Any
+) -> None:
+    """An application's own client, whose other uses are to read from secondaries."""
+    settings = Settings(folder=tmp_path, mongo_database=read_model.database.name, on_error="park")
+    file = tmp_path / "events.sqlite"
+    with (
+        MongoClient[Any](mongo_uri, read_preference=preference, readConcernLevel="local") as client,
+        ScoreLedger.open(
+            settings=settings, worker=False, event_store=sqlite_env(file), mongo=client
+        ) as ledger,
+    ):
+        use_every_call(ledger, file)
+
+
+def test_with_secondaries_there_everything_is_asked_of_the_primary(
+    replica_set: ReplicaSet, scoring: Scoring, tmp_path: Path
+) -> None:
+    """Where a preference for them could be followed; and one of them alone is told so."""
+    file = tmp_path / "events.sqlite"
+    settings = Settings(
+        folder=tmp_path,
+        mongo_uri=f"{replica_set.uri}&readPreference=secondary",
+        mongo_database="preference",
+        on_error="park",
+    )
+    with ScoreLedger.open(settings=settings, worker=False, event_store=sqlite_env(file)) as ledger:
+        use_every_call(ledger, file)
+    secondary = replica_set.secondaries()[0].address
+    with pytest.raises(ReadModelUnavailable, match="with directConnection"):
+        ScoreLedger.open(
+            settings=settings.model_copy(
+                update={
+                    "mongo_uri": f"mongodb://{secondary}/?directConnection=true",
+                    "mongo_database": "another",
+                }
+            ),
+            worker=False,
+            event_store=sqlite_env(file),
+        )

@@ -1,0 +1,161 @@
+"""A mongod that is frozen: it keeps its connections and answers nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from command_line import COMMAND
+from event_store import assert_equal_to_the_events, damaged
+from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
+from projections.embedded import open_server
+from projections.mongo import connect
+from projections.read_model import ReadModel
+from projections.settings import Settings
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+DATABASE = "frozen"
+SOON_SECONDS = 8  # three or four, and some for a busy machine
+
+
+@dataclass
+class Server:
+    """A mongod that can be frozen; thawed at the end, whatever happens."""
+
+    uri: str
+    pid: int
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with open_server(tmp_path / "mongo") as opened, connect(opened.uri) as client:
+        ReadModel(client, DATABASE).prepare()
+        yield Server(opened.uri, int(client.admin.command("serverStatus")["pid"]))
+
+
+@contextmanager
+def command(server: Server, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    env = {
+        **os.environ,
+        **sqlite_env(folder / "events.sqlite"),
+        "MONGO_URI": server.uri,
+        "MONGO_DATABASE": DATABASE,
+        "SCORE_LEDGER_BATCH_SIZE": "20",
+    }
+    with subprocess.Popen(
+        [sys.executable, COMMAND, *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def await_position(server: Server, at_least: int) -> None:
+    with connect(server.uri) as client:
+        view = MongoScoreView(ReadModel(client, DATABASE))
+        deadline = time.monotonic() + 30
+        while (view.max_tracking_id("Scoring") or 0) < at_least:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
+def test_a_worker_that_is_told_to_stop_stops_within_seconds(
+    server: Server, scoring: Scoring, tmp_path: Path
+) -> None:
+    """In the middle of a transaction, with exit code 0; the next one goes on."""
+    scoring.grant_many([make_grant(number) for number in range(3000)])
+    with command(server, tmp_path, "project", "--follow") as worker:
+        await_position(server, 100)
+        with server.frozen():
+            time.sleep(0.2)
+            worker.send_signal(signal.SIGTERM)
+            asked = time.monotonic()
+            assert worker.wait(60) == 0, worker.communicate()
+            assert time.monotonic() - asked < SOON_SECONDS
+    with connect(server.uri) as client:
+        read_model = ReadModel(client, DATABASE)
+        with closing(MongoScoreView(read_model)) as view:
+            ProjectionWorker(scoring, view).catch_up()
+        assert assert_equal_to_the_events(scoring, read_model) == 3000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rebuild"],
+        pytest.param(["unpark"], marks=pytest.mark.soak),
+        pytest.param(["project"], marks=pytest.mark.soak),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_that_is_told_to_stop_stops_within_seconds(
+    server: Server, scoring: Scoring, tmp_path: Path, arguments: list[str]
+) -> None:
+    """It says that it was interrupted, or what hung; then it is run again to the end."""
+    scoring.grant_many([make_grant(number, user_id="ada") for number in range(3000)])
+    with (
+        connect(server.uri) as client,
+        closing(MongoScoreView(ReadModel(client, DATABASE))) as view,
+    ):
+        if arguments == ["unpark"]:
+            with damaged(tmp_path / "events.sqlite", 3):
+                ProjectionWorker(scoring, view, on_error="park").catch_up()
+        elif arguments == ["rebuild"]:
+            ProjectionWorker(scoring, view).catch_up()
+    with command(server, tmp_path, *arguments) as process:
+        time.sleep(1.5)
+        with server.frozen():
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            asked = time.monotonic()
+            process.wait(60)
+            assert time.monotonic() - asked < SOON_SECONDS
+    with command(server, tmp_path, *arguments) as again:
+        assert again.wait(60) == 0, again.communicate()
+
+
+def test_a_reader_is_told_within_seconds(server: Server, scoring: Scoring, tmp_path: Path) -> None:
+    """With an error that says it may pass; afterwards the same ledger reads on."""
+    settings = Settings(folder=tmp_path, mongo_uri=server.uri, mongo_database=DATABASE)
+    event_store = sqlite_env(tmp_path / "events.sqlite")
+    with ScoreLedger.open(settings=settings, worker=False, event_store=event_store) as ledger:
+        ledger.grant(**make_grant(1, user_id="ada").model_dump())
+        ledger.catch_up()
+        ledger.leaderboard.top(1)
+        reads: list[Callable[[], object]] = [
+            lambda: ledger.leaderboard.top(1),
+            lambda: ledger.totals("ada"),
+            ledger.status,
+        ]
+        with server.frozen():
+            began = time.monotonic()
+            with ThreadPoolExecutor(len(reads)) as together:
+                told = [future.exception() for future in [together.submit(r) for r in reads]]
+            assert time.monotonic() - began < 13  # ten, and some for a busy machine
+        for error in told:
+            assert isinstance(error, ReadModelUnavailable)
+            assert error.transient
+        assert ledger.leaderboard.top(1)
