@@ -165,12 +165,13 @@ def leaderboard(
 def health(ledger: Ledger, response: Response) -> dict[str, Any]:
     """Say whether both stores answer and the projection keeps up; 503 if not."""
     status = ledger.status()  # raises, and is answered with 503, if a store does not answer
-    healthy = status.worker_error is None and status.lag_events <= MAX_LAG_EVENTS
+    lag = status.lag_events  # None if the event store is not the one that was projected
+    healthy = status.worker_error is None and lag is not None and lag <= MAX_LAG_EVENTS
     response.status_code = 200 if healthy else 503
     return {"healthy": healthy, "worker_error": status.worker_error}
 
 
-def lag(ledger: Ledger) -> dict[str, int]:
+def lag(ledger: Ledger) -> dict[str, int | None]:
     """Say how far the projection is behind, in events."""
     status = ledger.status()
     return {

@@ -6,6 +6,7 @@ together themselves.
 
 from projections.drift import Drift, UserDrift
 from projections.errors import (
+    EventStoreReplaced,
     LedgerNotOpen,
     PoisonEvent,
     PositionMoved,
@@ -33,6 +34,7 @@ from projections.worker import Progress, ProjectionWorker
 __all__ = [
     "Difference",
     "Drift",
+    "EventStoreReplaced",
     "GrantRow",
     "Leaderboard",
     "LeaderboardRepository",

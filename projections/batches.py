@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import bson
 from bson.int64 import Int64
 
+from projections.anchor import Tracked
 from projections.projected import Fault, Projected, ProjectedBucket, ProjectedGrant, at_fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+    from projections.anchor import Anchor
     from projections.read_model import Document
 
 
@@ -46,6 +48,8 @@ class Batch:
         events: The grants and buckets in between, in order.
         faults: The events in between that cannot be projected, in order.
         writes: What the events come to, where that was worked out beforehand.
+        after_anchor: The last event known at or before ``after``; see ``Tracked``.
+        anchor: The last event known at or before ``position``, if that is a later one.
     """
 
     application_name: str
@@ -54,15 +58,32 @@ class Batch:
     events: list[Projected] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     writes: Writes | None = None
+    after_anchor: Anchor | None = None
+    anchor: Anchor | None = None
 
-    def cut(self, position: int) -> tuple[Batch, Batch]:
-        """Return the batch up to a position in it, and the rest."""
+    @property
+    def continues(self) -> Tracked:
+        """What has to be tracked for the batch to be applied."""
+        return Tracked(self.after, self.after_anchor)
+
+    @property
+    def reaches(self) -> Tracked:
+        """What is tracked once it is."""
+        return Tracked(self.position, self.anchor)
+
+    def cut(self, position: int, anchor: Anchor | None) -> tuple[Batch, Batch]:
+        """Return the batch up to a position in it, and the rest.
+
+        ``anchor`` is of the last event known at or before that position.
+        """
         first = Batch(
             self.application_name,
             self.after,
             position,
             [event for event in self.events if event.position <= position],
             [fault for fault in self.faults if fault.position <= position],
+            after_anchor=self.after_anchor,
+            anchor=anchor,
         )
         rest = Batch(
             self.application_name,
@@ -70,6 +91,8 @@ class Batch:
             self.position,
             [event for event in self.events if event.position > position],
             [fault for fault in self.faults if fault.position > position],
+            after_anchor=anchor,
+            anchor=self.anchor,
         )
         return first, rest
 
@@ -77,7 +100,15 @@ class Batch:
         """Return the batch with its events as faults."""
         faults = [*self.faults, *(at_fault(event, reason) for event in self.events)]
         faults.sort(key=lambda fault: fault.position)
-        return Batch(self.application_name, self.after, self.position, [], faults)
+        return Batch(
+            self.application_name,
+            self.after,
+            self.position,
+            [],
+            faults,
+            after_anchor=self.after_anchor,
+            anchor=self.anchor,
+        )
 
 
 @dataclass(slots=True)

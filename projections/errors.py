@@ -68,6 +68,29 @@ class ShapeChanged(ProjectionError):  # noqa: N818 - a state, not a mistake
         )
 
 
+class EventStoreReplaced(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """The event store is not the one that the read model was projected from, or it went back.
+
+    Attributes:
+        event_store: The persistence module, and the file or database.
+        read_model: Host, port and database of the read model.
+        expected: What the read model was projected from, in words.
+        found: What the event store has instead, in words.
+    """
+
+    def __init__(self, *, event_store: str, read_model: str, expected: str, found: str) -> None:
+        """Name both stores, and what tells them apart."""
+        self.event_store = event_store
+        self.read_model = read_model
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"the event store {event_store} does not have the history that the read model "
+            f"{read_model} was projected from (expected {expected}, found {found}): restore or "
+            "name the right one or, if this one is the truth, run score-ledger rebuild --adopt"
+        )
+
+
 class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
     """The generation that was being built is gone: it was finished or given up elsewhere."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import WaitInterruptedError
 
+from projections.anchored_store import AnchoredStore
 from projections.drift import Drift, UserDrift, measure_drift
 from projections.errors import (
     LedgerNotOpen,
@@ -237,6 +238,8 @@ class ScoreLedger:
             timeout: Seconds.
 
         Raises:
+            EventStoreReplaced: if the event store is not the one that was projected so far, or went
+                back.
             TimeoutError: if it is not visible by then; it says why a worker gave up, if one did.
             StreamParked: if it is not going to be visible, because the user's stream is parked.
             ReadModelUnavailable: if MongoDB failed, and not just for a moment.
@@ -249,13 +252,18 @@ class ScoreLedger:
             )
         try:
             self._view.wait(
-                self._scoring.name, receipt.position, timeout=timeout, interrupt=self._stop
+                self._scoring.name,
+                receipt.position,
+                timeout=timeout,
+                interrupt=self._stop,
+                check=lambda tracked: reading(lambda: self._store().check(tracked)),
             )
         except WaitInterruptedError as error:
             raise LedgerNotOpen(_CLOSED) from error
         except TimeoutError as error:
             failure: str | None = None
             with suppress(ReadModelUnavailable):
+                self._check_event_store()
                 failure = self._view.failure(self._scoring.name)
             if failure is None:
                 raise
@@ -287,10 +295,13 @@ class ScoreLedger:
             on_grants: Told how many grants each transaction has projected.
 
         Raises:
+            EventStoreReplaced: if the event store is not the one that was projected so far, or went
+                back.
             ProjectionError: if one of these streams is not parked.
             ReadModelUnavailable: if MongoDB failed; what was projected until then stays.
             ScoringError: if the event store failed.
         """
+        self._check_event_store()
         parked = self._view.parking.streams()
         if streams is not None:
             unknown = set(streams) - {stream.stream for stream in parked}
@@ -318,6 +329,7 @@ class ScoreLedger:
         self,
         *,
         fresh: bool = False,
+        adopt: bool = False,
         stop: Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> RebuildOutcome:
@@ -328,10 +340,13 @@ class ScoreLedger:
 
         Args:
             fresh: Give up what an interrupted rebuild left, and begin anew.
+            adopt: Rebuild although the event store is not the one that was projected so far, or
+                went back: whatever it does not have is gone from the read model then.
             stop: When set, stop at the next boundary between batches.
             on_progress: Told after each batch.
 
         Raises:
+            EventStoreReplaced: if the event store is such a one, unless ``adopt``.
             PoisonEvent: at an event that cannot be projected; the live read model stays.
             ReadModelUnavailable: if MongoDB failed.
         """
@@ -340,7 +355,7 @@ class ScoreLedger:
             self._view.read_model,
             lambda view, report: self._worker(report, view=view),
         )
-        return rebuild.run(fresh=fresh, stop=stop, on_progress=on_progress)
+        return rebuild.run(fresh=fresh, adopt=adopt, stop=stop, on_progress=on_progress)
 
     def drop_kept_generations(self) -> list[int]:
         """Drop the generations that rebuilds have replaced, and return their numbers."""
@@ -364,6 +379,8 @@ class ScoreLedger:
             on_progress: Told now and then.
 
         Raises:
+            EventStoreReplaced: if the event store is read, and is not the one that was projected,
+                or went back.
             ScoringError: if the event store cannot be read.
             ReadModelUnavailable: if MongoDB failed.
         """
@@ -381,12 +398,19 @@ class ScoreLedger:
         on_user: Callable[[UserDrift], None] | None = None,
         on_progress: Callable[[Drift], None] | None = None,
     ) -> Drift:
-        """Compare the old total of every user with their balance; see ``measure_drift``."""
+        """Compare the old total of every user with their balance; see ``measure_drift``.
+
+        Raises:
+            EventStoreReplaced: if the event store is not the one that was projected so far, or went
+                back.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        self._check_event_store()
         generations = self._view.read_model.generations
         before = generations.await_settled()
         drift = measure_drift(
             self._view.read_model,
-            lag_events=self.status().lag_events,
+            lag_events=self.status().lag_events or 0,
             on_user=on_user,
             on_progress=on_progress,
         )
@@ -401,6 +425,8 @@ class ScoreLedger:
 
     def status(self) -> LedgerStatus:
         """Return where the ledger stands.
+
+        A store that is not the one that was projected so far is shown, not raised.
 
         Raises:
             ScoringError: if the event store cannot be read.
@@ -456,6 +482,13 @@ class ScoreLedger:
     ) -> None:
         """Close the ledger."""
         self.close()
+
+    def _store(self) -> AnchoredStore:
+        return AnchoredStore(self._scoring, self._view.read_model)
+
+    def _check_event_store(self) -> None:
+        tracked = self._view.tracked(self._scoring.name)
+        reading(lambda: self._store().check(tracked))
 
     def _stream_of(self, receipt: GrantReceipt | ContributionReceipt) -> str:
         if receipt.user_id is not None:

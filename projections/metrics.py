@@ -23,26 +23,32 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation
 
     from projections.ledger import ScoreLedger
+    from projections.status import LedgerStatus
     from scoring import GrantReceipt
 
-_GAUGES: Final = {
+_GAUGES: Final[dict[str, tuple[Callable[[LedgerStatus], int | None], str, str]]] = {
     "score_ledger.projection.lag": (
-        "lag_events",
+        lambda status: status.lag_events,
         "{event}",
         "Events between the newest one and the tracked position, claims included.",
     ),
     "score_ledger.projection.parked_users": (
-        "parked_count",
+        lambda status: status.parked_count,
         "{user}",
         "Users whose streams are parked at an event that cannot be projected.",
     ),
     "score_ledger.projection.foreign_grants": (
-        "foreign_grants",
+        lambda status: status.foreign_grants,
         "{grant}",
         "Grants that met a foreign document in their place and were not added.",
     ),
+    "score_ledger.projection.event_store_replaced": (
+        lambda status: int(status.event_store_replaced is not None),
+        "1",
+        "1 if the event store is not the one that was projected so far, or went back; else 0.",
+    ),
 }
-"""By name: the attribute of ``LedgerStatus``, its unit, and what it means."""
+"""By name: what of a status it shows, its unit, and what it means."""
 
 _BATCH_SIZES: Final = [0, 1, 10, 50, 100, 500, 1000, 2500, 5000, 10_000, 20_000]
 _SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -80,24 +86,27 @@ if INSTALLED:
         description="Batches that were not applied because another worker was faster.",
     )
 
-    def _observer(attribute: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def _observer(
+        value_of: Callable[[LedgerStatus], int | None],
+    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observed(options: CallbackOptions) -> list[Observation]:
             del options
             seen = []
             for ledger, namespace in list(_ledgers.items()):
                 try:
-                    status = ledger.status()
+                    value = value_of(ledger.status())
                 except ProjectionError:
                     continue  # closed, or MongoDB is away: no value is better than a wrong one
-                value = getattr(status, attribute)
+                if value is None:
+                    continue
                 seen.append(metrics.Observation(value, {"db.namespace": namespace}))
             return seen
 
         return observed
 
-    for _name, (_attribute, _unit, _description) in _GAUGES.items():
+    for _name, (_value_of, _unit, _description) in _GAUGES.items():
         _meter.create_observable_gauge(
-            _name, callbacks=[_observer(_attribute)], unit=_unit, description=_description
+            _name, callbacks=[_observer(_value_of)], unit=_unit, description=_description
         )
 
 

@@ -34,6 +34,7 @@ from pymongo.errors import (
     PyMongoError,
 )
 
+from projections.anchor import Tracked
 from projections.batches import Batch, Writes, writes_of
 from projections.driver_errors import answered, is_duplicate_key, refusal, translated
 from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
@@ -120,6 +121,9 @@ class MongoScoreView(TrackingRecorder):
     def insert_tracking(self, tracking: Tracking) -> None:
         """Move the tracked position of an application forward.
 
+        The anchor stays where it is, as nothing is known of the event but its number: it is the
+        last event known at or before the position.
+
         Raises:
             IntegrityError: if it is there already, or further.
         """
@@ -147,22 +151,26 @@ class MongoScoreView(TrackingRecorder):
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """Return the tracked position of an application, or ``None``."""
-        with answered():
-            document = self.read_model.positions.find_one(
-                {"_id": self.read_model.position_id(application_name)}
-            )
-        position = None if document is None else document.get("position")
-        return None if position is None else int(position)
+        return self.tracked(application_name).position
 
-    def tracked_position(self, application_name: str, patience: Patience) -> int | None:
-        """Return the tracked position, without making a worker wait that is to stop.
+    def tracked(self, application_name: str) -> Tracked:
+        """Return the tracked position of an application, and its anchor."""
+        with answered():
+            return Tracked.of(
+                self.read_model.positions.find_one(
+                    {"_id": self.read_model.position_id(application_name)}
+                )
+            )
+
+    def tracked_soon(self, application_name: str, patience: Patience) -> Tracked:
+        """Return what is tracked, without making a worker wait that is to stop.
 
         Raises:
             ReadModelUnavailable: if MongoDB does not answer within a second, among other things.
         """
         await_server(self.read_model.client, patience)
         with pymongo.timeout(_ASK_SECONDS):
-            return self.max_tracking_id(application_name)
+            return self.tracked(application_name)
 
     def record_failure(self, application_name: str, *, reason: str) -> None:
         """Leave a note on why a worker gave up, for ``status``; best effort."""
@@ -205,6 +213,8 @@ class MongoScoreView(TrackingRecorder):
         notification_id: int | None,
         timeout: float = 1.0,
         interrupt: Event | None = None,
+        *,
+        check: Callable[[Tracked], None] | None = None,
     ) -> None:
         """Block until the tracked position has reached a notification id.
 
@@ -216,6 +226,8 @@ class MongoScoreView(TrackingRecorder):
             notification_id: Which one; ``None`` is reached at once.
             timeout: Seconds.
             interrupt: Ends the wait early when set.
+            check: Told what is tracked, at first and until it has an anchor; may raise. What has
+                the right anchor once can only be moved by batches that continue it.
 
         Raises:
             TimeoutError: if it is not reached by then.
@@ -224,13 +236,18 @@ class MongoScoreView(TrackingRecorder):
         """
         deadline = time.monotonic() + timeout
         pause = _FIRST_LOOK_SECONDS
+        seen = Tracked()
         while True:
             with self._applied:
                 applied_before = self._applied_count
             try:
                 with pymongo.timeout(max(_SHORTEST_ASK_SECONDS, deadline - time.monotonic())):
-                    if self.has_tracking_id(application_name, notification_id):
-                        return
+                    tracked = self.tracked(application_name)
+                if check is not None and seen.anchor is None and tracked != seen:
+                    check(tracked)
+                    seen = tracked
+                if notification_id is None or (tracked.position or 0) >= notification_id:
+                    return
             except ReadModelUnavailable as error:
                 if not error.transient or time.monotonic() >= deadline:
                     raise
@@ -377,14 +394,15 @@ class MongoScoreView(TrackingRecorder):
 
     def _move_position(self, batch: Batch, session: ClientSession, *, foreign: int) -> None:
         # First in the transaction, so that of two workers one stops before it has done the work.
-        changes: Document = {"$set": {"position": batch.position}}
+        changes: Document = {"$set": batch.reaches.fields()}
         if foreign:
             changes["$inc"] = {"foreignGrants": foreign}
         try:
             result = self.read_model.positions.update_one(
                 {
                     "_id": self.read_model.position_id(batch.application_name),
-                    "position": batch.after,
+                    # Its anchor, too: a batch of another history never continues this one.
+                    **batch.continues.matching(),
                     **self.read_model.writable,
                 },
                 changes,
@@ -397,8 +415,8 @@ class MongoScoreView(TrackingRecorder):
         if result.matched_count == 0 and result.upserted_id is None:
             raise _position_moved(batch)
 
-    def hold_position(self, application_name: str, session: ClientSession) -> int:
-        """Return the tracked position, and keep workers from moving it until the transaction ends.
+    def hold_position(self, application_name: str, session: ClientSession) -> Tracked:
+        """Return what is tracked, and keep workers from moving it until the transaction ends.
 
         It is held by being written, so that a worker's transaction at the same time conflicts, and
         so does a switch to another generation.
@@ -413,7 +431,7 @@ class MongoScoreView(TrackingRecorder):
         )
         if held is None:
             raise PositionMoved(f"the position of {application_name} is held by a switch")
-        return int(held["position"])
+        return Tracked.of(held)
 
     def count_foreign(self, application_name: str, foreign: int, session: ClientSession) -> None:
         """Count grants that met a foreign document in their place."""

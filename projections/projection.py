@@ -42,14 +42,16 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
 
     def _apply(self, projected: Projected, tracking: Tracking) -> None:
         while True:
-            after = self.view.max_tracking_id(tracking.application_name)
-            if after is not None and after >= tracking.notification_id:
+            tracked = self.view.tracked(tracking.application_name)
+            if tracked.position is not None and tracked.position >= tracking.notification_id:
                 return
             batch = Batch(
                 application_name=tracking.application_name,
-                after=after,
+                after=tracked.position,
                 position=tracking.notification_id,
                 events=[projected],
+                # What is stored of the event is not known here, so the last anchor stays.
+                after_anchor=tracked.anchor,
             )
             try:
                 self.view.apply(batch)

@@ -8,6 +8,7 @@ from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Final
 
+from projections.anchor import Tracked
 from projections.batches import Batch, encoded, writes_of
 from projections.decoding import EventDecoder
 from projections.errors import PoisonEvent
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from eventsourcing.persistence import Notification
 
+    from projections.anchored_store import AnchoredStore
     from projections.pages import Row
     from projections.projected import Projected
     from scoring import Scoring
@@ -49,59 +51,82 @@ class BatchLimits:
 class BatchReader:
     """Reads, decodes and encodes one application's grants."""
 
-    def __init__(self, app: Scoring, limits: BatchLimits) -> None:
-        """Read from ``app``'s store."""
+    def __init__(self, app: Scoring, store: AnchoredStore, limits: BatchLimits) -> None:
+        """Read from ``app``'s store, which is ``store``, too."""
         self._app = app
+        self._store = store
         self._decoder = EventDecoder(app.mapper)
         self._limits = limits
 
     def batches(
-        self, after: int | None, until: int, *, given_up: Event | None = None
+        self, after: Tracked, until: int, *, given_up: Event | None = None
     ) -> Iterator[Batch]:
-        """Yield what lies after one position up to another, which is recorded.
+        """Yield what lies after a tracked position up to another one, which is recorded.
 
         An event that cannot be decoded becomes a fault of its batch. Reading ends early once
         ``given_up`` is set.
+
+        Raises:
+            EventStoreReplaced: if what a batch continues is not in the store any more.
         """
         batch = _Growing(self._app.name, after)
-        searched = after or 0
+        searched = after.position or 0
         while searched < until and not (given_up is not None and given_up.is_set()):
             # Only what is projected is read: claims are many, and they are moved over unseen.
             # The stretch is bounded, for a store may hold millions of other applications' events.
-            stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
+            # Its end is read before what it holds, and what it continues is looked for afterwards:
+            # so nothing is taken for one history that is of two, whenever the store is replaced.
+            end = self._store.first_from(
+                min(until, searched + _POSITIONS_SEARCHED_AT_ONCE), batch.anchor
+            )
             page = read_page(
                 self._app.recorder,
                 after=searched,
-                stop=stretch_end,
+                stop=end.position,
                 limit=PAGE_SIZE,
                 topics=ScoreGrantsProjection.topics,
             )
+            if batch.anchor is not None:
+                self._store.check_anchor(batch.anchor)
+            readable: Notification | Row | None = None
             for notification in page:
-                self._add(notification, batch)
+                if self._add(notification, batch):
+                    readable = notification
                 if batch.has_reached(self._limits):
+                    self._fasten(batch, readable)
                     yield batch.sealed(notification.id)
-                    batch = _Growing(self._app.name, notification.id)
-            searched = page[-1].id if len(page) == PAGE_SIZE else stretch_end
+                    batch, readable = batch.following(notification.id), None
+            self._fasten(batch, readable)
+            searched = page[-1].id if len(page) == PAGE_SIZE else end.position
+            if searched == end.position and not batch.is_at_fault(searched):
+                batch.anchor = end
             if searched - (batch.after or 0) >= _POSITIONS_IN_A_BATCH:
                 yield batch.sealed(searched)
-                batch = _Growing(self._app.name, searched)
+                batch = batch.following(searched)
         if searched > (batch.after or 0):
             yield batch.sealed(searched)
 
-    def _add(self, notification: Notification | Row, batch: _Growing) -> None:
+    def _fasten(self, batch: _Growing, readable: Notification | Row | None) -> None:
+        """Take the last event of a batch that could be read as its anchor."""
+        if readable is not None:
+            batch.anchor = self._store.anchor(readable, batch.anchor)
+
+    def _add(self, notification: Notification | Row, batch: _Growing) -> bool:
+        """Add an event; return whether it can be projected."""
         event = projected(notification, self._decoder)
         if isinstance(event, Fault):
             batch.faults.append(event)
-            return
+            return False
         if isinstance(event, ProjectedGrant):
             try:
                 document = encoded(event)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this grant's
                 batch.faults.append(at_fault(event, str(error)))
-                return
+                return False
             batch.documents.append(document)
             batch.size_bytes += len(document)
         batch.events.append(event)
+        return True
 
 
 def projected(notification: Notification | Row, decoder: EventDecoder) -> Projected | Fault:
@@ -115,9 +140,10 @@ def projected(notification: Notification | Row, decoder: EventDecoder) -> Projec
 class _Growing:
     """A batch that is being read."""
 
-    def __init__(self, application_name: str, after: int | None) -> None:
+    def __init__(self, application_name: str, after: Tracked) -> None:
         self.application_name = application_name
-        self.after = after
+        self.after = after.position
+        self.after_anchor = self.anchor = after.anchor
         self.events: list[Projected] = []
         self.faults: list[Fault] = []
         self.documents: list[bytes] = []
@@ -129,17 +155,33 @@ class _Growing:
             or self.size_bytes >= limits.size_bytes
         )
 
+    def is_at_fault(self, position: int) -> bool:
+        # The event at fault is no anchor: it may be mended in its place.
+        return bool(self.faults) and self.faults[-1].position == position
+
+    def following(self, position: int) -> _Growing:
+        return _Growing(self.application_name, Tracked(position, self.anchor))
+
     def sealed(self, position: int) -> Batch:
         writes = None
         # What cannot be added up or encoded together is refused when the batch is applied, and
         # traced to its event there.
         with suppress(Exception):
             writes = writes_of(self.events, self.documents)
-        return Batch(self.application_name, self.after, position, self.events, self.faults, writes)
+        return Batch(
+            self.application_name,
+            self.after,
+            position,
+            self.events,
+            self.faults,
+            writes,
+            self.after_anchor,
+            self.anchor,
+        )
 
 
 @contextmanager
-def read_ahead(reader: BatchReader, after: int | None, until: int) -> Iterator[Iterator[Batch]]:
+def read_ahead(reader: BatchReader, after: Tracked, until: int) -> Iterator[Iterator[Batch]]:
     """Read in a thread of its own, one batch ahead of the one that is being written.
 
     While MongoDB works on a batch the next one is read, decoded and encoded. Three batches at most

@@ -10,7 +10,8 @@ from itertools import count
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
-from projections.errors import ReadModelUnavailable, RebuildSuperseded
+from projections.anchored_store import AnchoredStore
+from projections.errors import EventStoreReplaced, ReadModelUnavailable, RebuildSuperseded
 from projections.mongo import MongoScoreView
 from projections.retrying import Patience
 from projections.switching import SILENT_HOLD_SECONDS, Switch, roll_forward
@@ -69,11 +70,14 @@ class Rebuild:
         self._live = live
         self._live_view = MongoScoreView(live)
         self._make_worker = make_worker
+        self._store = AnchoredStore(app, live)
+        self._adopt = False
 
     def run(
         self,
         *,
         fresh: bool = False,
+        adopt: bool = False,
         stop: Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> RebuildOutcome:
@@ -81,15 +85,20 @@ class Rebuild:
 
         Args:
             fresh: Give up one that was begun, and begin anew.
+            adopt: Rebuild although the event store is not the one that the live read model was
+                projected from, or went back; the store is the truth then.
             stop: When set, stop at the next boundary between batches.
             on_progress: Told after each batch.
 
         Raises:
+            EventStoreReplaced: if the store is such a one, unless ``adopt``, or becomes one.
             PoisonEvent: at an event that cannot be projected.
             RebuildSuperseded: if another rebuild has given up this generation.
             ReadModelUnavailable: if MongoDB failed.
         """
+        self._adopt = adopt
         patience = Patience(stop or Event())
+        patience.sit_out(self._target)  # before there is work to lose
         building = patience.sit_out(lambda: self._begin(fresh=fresh))
 
         position = 0
@@ -122,9 +131,13 @@ class Rebuild:
         Switch(self._live, building, self._app.name).check_server()
         # One that was interrupted early has claimed its number only.
         building.prepare_building(self._app.name)
-        position = MongoScoreView(building).max_tracking_id(self._app.name) or 0
-        if position > self._newest():
-            # It was begun before the event store was put back to an earlier state.
+        begun = MongoScoreView(building).tracked(self._app.name)
+        try:
+            reading(lambda: self._store.check(begun))
+        except EventStoreReplaced as replaced:
+            if fresh:  # it was begun a moment ago
+                raise
+            logger.warning("generation %s is given up: %s", building.generation, replaced)
             return self._begin(fresh=True)
         return building
 
@@ -139,7 +152,7 @@ class Rebuild:
             position = worker.catch_up(stop=stop)
             if stop is not None and stop.is_set():
                 return RebuildOutcome(building.generation, position, live=False)
-            near = self._live_position() - position <= MAX_LAG_AT_HOLD_EVENTS
+            near = self._target() - position <= MAX_LAG_AT_HOLD_EVENTS
             # Each round is shorter than the one before, unless grants are recorded as fast as
             # they are projected: then live workers have to wait a little longer.
             if (near or rounds >= _MAX_ROUNDS) and self._switch(switch, view, worker):
@@ -157,10 +170,12 @@ class Rebuild:
             self._live.generations.await_release(self._app.name)
             return False
         try:
-            # A live position beyond the newest event is of before the event store was put back.
-            target = min(self._live_position(), self._newest())
+            target = self._target()
             if (view.max_tracking_id(self._app.name) or 0) < target:
                 worker.catch_up()
+            # Last, so that nothing goes live that the event store does not have.
+            built = view.tracked(self._app.name)
+            reading(lambda: self._store.check(built))
             if not switch.commit(at_least=target):
                 return False
         finally:
@@ -169,11 +184,24 @@ class Rebuild:
         logger.info("generation %s is live", view.read_model.generation)
         return True
 
+    def _target(self) -> int:
+        """Return the position that the new generation has to reach: the live one, if it has one.
+
+        Raises:
+            EventStoreReplaced: if the live one is of another history, unless that is adopted: then
+                its number means nothing.
+        """
+        live = self._live_view.tracked(self._app.name)
+        try:
+            reading(lambda: self._store.check(live))
+        except EventStoreReplaced:
+            if not self._adopt:
+                raise
+            return 0
+        return live.position or 0
+
     def _live_position(self) -> int:
         return self._live_view.max_tracking_id(self._app.name) or 0
-
-    def _newest(self) -> int:
-        return reading(self._app.recorder.max_notification_id) or 0
 
 
 class _Renewing:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from projections.anchored_store import AnchoredStore, place_of
+from projections.errors import EventStoreReplaced
 from projections.mongo import MongoScoreView
-from projections.settings import SQLITE_MODULE
 from scoring.retrying import reading
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ class LedgerStatus:
         newest_position: Newest position of the event store; 0 when empty.
         read_model: Host, port and database of the read model.
         tracked_position: Position up to which it stands for the event store.
-        lag_events: Events between the two, claims included.
+        lag_events: Events between the two, claims included; ``None`` if ``event_store_replaced``,
+            since no position of the one stands for anything in the other then.
         lag_seconds: How long ago the oldest of them was recorded; 0 if there is none, ``None`` if
-            it does not say.
+            it does not say, or ``event_store_replaced``.
         users: Users in the read model.
         grants: Grants in the read model.
         foreign_grants: Grants that met a foreign document in their place and were not added.
@@ -42,6 +44,9 @@ class LedgerStatus:
         parked_count: Streams with an event that cannot be projected, left behind from there on.
         parked_streams: The first of them.
         worker_error: Why a worker last gave up, if no worker has come further since.
+        event_store_replaced: What was expected and found, and the cure, if the event store is not
+            the one that the read model was projected from, or went back; see
+            ``EventStoreReplaced``.
     """
 
     event_store: str
@@ -49,7 +54,7 @@ class LedgerStatus:
     newest_position: int
     read_model: str
     tracked_position: int
-    lag_events: int
+    lag_events: int | None
     lag_seconds: float | None
     users: int
     grants: int
@@ -61,6 +66,7 @@ class LedgerStatus:
     parked_count: int
     parked_streams: list[ParkedStream]
     worker_error: str | None
+    event_store_replaced: str | None
 
 
 def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
@@ -70,21 +76,29 @@ def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
         ScoringError: if the event store cannot be read.
         ReadModelUnavailable: if MongoDB failed.
     """
+    at = view.tracked(scoring.name)
+    tracked = at.position or 0
+    replaced: str | None = None
+    try:
+        reading(lambda: AnchoredStore(scoring, view.read_model).check(at))
+    except EventStoreReplaced as error:
+        replaced = str(error)
+    # Asked afterwards: what is tracked was recorded before.
     newest = reading(scoring.recorder.max_notification_id) or 0
-    tracked = view.max_tracking_id(scoring.name) or 0
-    env = scoring.env
-    module = env.get("PERSISTENCE_MODULE") or ""
-    names = ("SQLITE_DBNAME",) if module == SQLITE_MODULE else ("POSTGRES_HOST", "POSTGRES_DBNAME")
+    module, place = place_of(scoring)
+    lag_seconds = None
+    if replaced is None:
+        lag_seconds = _lag_seconds(scoring, tracked) if newest > tracked else 0.0
     users, grants = view.read_model.counts()
     generations = view.read_model.generations.await_settled()
     return LedgerStatus(
         event_store=module,
-        events=" ".join(filter(None, (env.get(name) for name in names))),
+        events=place,
         newest_position=newest,
         read_model=view.read_model.place(),
         tracked_position=tracked,
-        lag_events=max(0, newest - tracked),
-        lag_seconds=_lag_seconds(scoring, tracked) if newest > tracked else 0.0,
+        lag_events=newest - tracked if replaced is None else None,
+        lag_seconds=lag_seconds,
         users=users,
         grants=grants,
         foreign_grants=view.foreign_count(scoring.name),
@@ -94,7 +108,8 @@ def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
         kept_generations=view.read_model.generations.kept(),
         parked_count=view.parking.count(),
         parked_streams=view.parking.streams(limit=_PARKED_SHOWN),
-        worker_error=view.failure(scoring.name) if newest > tracked else None,
+        worker_error=view.failure(scoring.name) if replaced or newest > tracked else None,
+        event_store_replaced=replaced,
     )
 
 

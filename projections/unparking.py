@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
+from projections.anchored_store import AnchoredStore
 from projections.errors import BatchRefused, BatchTooSlow, PositionMoved
 from projections.projected import Fault, Projected, at_fault
 from projections.reading import events_of_stream
+from scoring.retrying import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pymongo.client_session import ClientSession
 
+    from projections.anchor import Tracked
     from projections.mongo import MongoScoreView
     from projections.parking import ParkedStream
     from scoring import Scoring
@@ -68,6 +71,7 @@ class Unparking:
         """
         self._app = app
         self._view = view
+        self._store = AnchoredStore(app, view.read_model)
         self._stop = stop or Event()
         self._on_grants = on_grants
         self._outcome = Unparked()
@@ -76,6 +80,7 @@ class Unparking:
         """Retry these streams.
 
         Raises:
+            EventStoreReplaced: if the store is not the one that was projected so far, or went back.
             ReadModelUnavailable: if MongoDB failed; what was projected until then stays.
             ScoringError: if the event store failed.
         """
@@ -140,7 +145,7 @@ class Unparking:
     def _proceed(self, parked: ParkedStream, grants: list[Projected], to: Fault) -> None:
         def move(session: ClientSession, foreign: int) -> None:
             # Also what keeps this transaction from straddling a switch.
-            self._view.hold_position(self._app.name, session)
+            self._hold(session)
             if not self._view.parking.move(parked, to, session):
                 raise _changed(parked)
             self._view.count_foreign(self._app.name, foreign, session)
@@ -153,12 +158,13 @@ class Unparking:
 
         def all_grants(session: ClientSession) -> list[Projected]:
             # Workers are held up from here to the commit, so nothing can slip through between.
-            position = self._view.hold_position(self._app.name, session)
+            held = self._view.hold_position(self._app.name, session)
             everything[:] = grants
-            for event in events_of_stream(self._app, parked.stream, until, position):
+            for event in events_of_stream(self._app, parked.stream, until, held.position or 0):
                 if isinstance(event, Fault):
                     raise _changed(parked)
                 everything.append(event)
+            self._check(held)
             return everything
 
         def remove(session: ClientSession, foreign: int) -> None:
@@ -168,6 +174,13 @@ class Unparking:
 
         self._view.add_left_behind(all_grants, remove, stop=self._stop)
         self._count(len(everything))
+
+    def _hold(self, session: ClientSession) -> None:
+        self._check(self._view.hold_position(self._app.name, session))
+
+    def _check(self, tracked: Tracked) -> None:
+        # After the events were read, so that they are of the history that was projected.
+        reading(lambda: self._store.check(tracked))
 
     def _count(self, grants: int) -> None:
         self._outcome.grants += grants

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pymongo.errors import OperationFailure
 
+from projections.anchor import Tracked
+from projections.anchored_store import AnchoredStore
 from projections.batches import grant_document
 from projections.decoding import EventDecoder
 from projections.driver_errors import is_snapshot_gone
@@ -55,6 +57,7 @@ def verify_events(
     position of that instant. Workers may therefore go on, and memory does not grow with history.
 
     Raises:
+        EventStoreReplaced: if the store is not the one that was projected, or went back.
         ShapeChanged: if the documents are of another release's shape.
         ScoringError: if the event store cannot be read.
         ReadModelUnavailable: if MongoDB failed.
@@ -80,6 +83,7 @@ class _EventVerification:
         self._app = app
         self._decoder = EventDecoder(app.mapper)
         self._read_model = read_model
+        self._store = AnchoredStore(app, read_model)
         self._position_id = read_model.position_id(app.name)
         self._expectation = expectation
         self._on_progress = on_progress
@@ -94,8 +98,8 @@ class _EventVerification:
         # Grants are never changed, so those up to a tracked position need not be read at one
         # instant; only the last stretch is, in which workers may be at work meanwhile.
         while True:
-            tracked, newest, _ = self._positions(session)
-            until = min(tracked or 0, newest)
+            tracked, _, _ = self._positions(session)
+            until = tracked or 0
             if until - self._position <= _MAX_LAST_STRETCH_EVENTS:
                 break
             self._compare_grants(until, session)
@@ -119,12 +123,10 @@ class _EventVerification:
     def _compare_at_one_instant(self, session: ClientSession, outcome: Verification) -> None:
         self._look_for_parked_streams(session)
         tracked, newest, foreign = self._positions(session)
-        until = min(tracked or 0, newest)
+        until = tracked or 0
         self._compare_grants(until, session)
         projected = max(until, self._last_projected(until, newest, session))
-        if tracked is not None and tracked > newest:
-            outcome.report(Difference(None, "position", newest, tracked))
-        elif projected > until:
+        if projected > until:
             outcome.report(Difference(None, "position", projected, tracked))
             self._compare_grants(projected, session)
         if foreign:
@@ -145,8 +147,10 @@ class _EventVerification:
         document = (
             self._read_model.positions.find_one({"_id": self._position_id}, session=session) or {}
         )
+        tracked = Tracked.of(document)
+        reading(lambda: self._store.check(tracked))
         newest = reading(self._app.recorder.max_notification_id) or 0
-        return document.get("position"), newest, document.get("foreignGrants", 0)
+        return tracked.position, newest, document.get("foreignGrants", 0)
 
     def _last_projected(self, after: int, newest: int, session: ClientSession) -> int:
         """Return the position of the last grant behind ``after`` that is of an event, or 0."""

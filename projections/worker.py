@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from threading import Event
 from typing import TYPE_CHECKING, Final
 
+from projections.anchor import Tracked
+from projections.anchored_store import AnchoredStore
 from projections.errors import (
     BatchRefused,
     BatchTooSlow,
@@ -90,7 +92,9 @@ class ProjectionWorker:
         """
         self._app = app
         self._view = view
-        self._reader = BatchReader(app, BatchLimits(grants=batch_size, size_bytes=batch_bytes))
+        self._store = AnchoredStore(app, view.read_model)
+        limits = BatchLimits(grants=batch_size, size_bytes=batch_bytes)
+        self._reader = BatchReader(app, self._store, limits)
         self._on_error: OnError = on_error
         self._on_progress = on_progress
         self._grants = 0
@@ -102,6 +106,7 @@ class ProjectionWorker:
             stop: When set, stop at the next boundary between batches.
 
         Raises:
+            EventStoreReplaced: if the store is not the one that was projected so far, or went back.
             PoisonEvent: at an event that cannot be projected; everything before it is.
             ReadModelUnavailable: if MongoDB failed, and stayed so.
             ScoringError: if the event store failed, and stayed so.
@@ -112,6 +117,7 @@ class ProjectionWorker:
         """Project what is recorded, as it is recorded, until ``stop`` is set.
 
         Raises:
+            EventStoreReplaced: if the store is not the one that was projected so far, or went back.
             PoisonEvent: at an event that cannot be projected; everything before it is.
             ReadModelUnavailable: if MongoDB failed, and stayed so.
             ScoringError: if the event store failed, and stayed so.
@@ -122,7 +128,7 @@ class ProjectionWorker:
     def _run(self, stop: Event, *, wake_ups: WakeUps | None) -> int:
         """Project until ``stop`` is set or, without wake-ups, all that is recorded by now."""
         until: int | None = None
-        position: int | None = None
+        tracked = Tracked()
         position_is_known = has_lost = False
         pause = _SHORTEST_PAUSE_SECONDS
         patience = Patience(stop)
@@ -135,14 +141,19 @@ class ProjectionWorker:
                         self._stand_by(until, stop, patience)
                         has_lost = False
                     if not position_is_known:
-                        position = self._view.tracked_position(self._app.name, patience)
+                        tracked = self._view.tracked_soon(self._app.name, patience)
+                        self._store.check(tracked)
                         position_is_known = True
-                    if (position or 0) < until:
-                        position = self._advance(position, until, stop, patience)
+                    position = tracked.position or 0
+                    if position < until:
+                        tracked = self._advance(tracked, until, stop, patience)
                         pause = _SHORTEST_PAUSE_SECONDS
                         continue
+                    if position > until:
+                        # Recorded since it was asked for the newest, or the store went back.
+                        self._store.check(tracked)
                     patience.restored()
-                    self._report(position or 0, max(until, position or 0))
+                    self._report(position, max(until, position))
                     if wake_ups is None:
                         break
                     pause = _idle(wake_ups, pause)
@@ -154,35 +165,33 @@ class ProjectionWorker:
                     position_is_known = False
                     if not stop.is_set():
                         _bear_with(error, patience)
-        return position or 0
+        return tracked.position or 0
 
-    def _advance(
-        self, position: int | None, until: int, stop: Event, patience: Patience
-    ) -> int | None:
-        """Apply batches from just after ``position`` up to ``until``, which is recorded."""
-        with self._batches(position, until) as batches:
+    def _advance(self, tracked: Tracked, until: int, stop: Event, patience: Patience) -> Tracked:
+        """Apply batches from just after ``tracked`` up to ``until``, which is recorded."""
+        with self._batches(tracked, until) as batches:
             for batch in batches:
                 if stop.is_set():
                     break
                 self._apply(batch, stop)
-                position = batch.position
+                tracked = batch.reaches
                 self._grants += len(batch.events)
                 patience.restored()
-                self._report(position, until)
-        return position
+                self._report(batch.position, until)
+        return tracked
 
-    def _batches(self, position: int | None, until: int) -> AbstractContextManager[Iterator[Batch]]:
+    def _batches(self, tracked: Tracked, until: int) -> AbstractContextManager[Iterator[Batch]]:
         # A thread pays where there is much to read; a few new grants are faster without.
-        if until - (position or 0) > PAGE_SIZE:
-            return read_ahead(self._reader, position, until)
-        return nullcontext(self._reader.batches(position, until))
+        if until - (tracked.position or 0) > PAGE_SIZE:
+            return read_ahead(self._reader, tracked, until)
+        return nullcontext(self._reader.batches(tracked, until))
 
     def _apply(self, batch: Batch, stop: Event) -> None:
         """Apply a batch; if something in it cannot be, then what lies before that, and so on."""
         try:
             self._view.apply(batch, on_error=self._on_error, stop=stop)
         except PoisonEvent as poison:
-            before, _ = batch.cut(poison.position - 1)
+            before, _ = self._cut(batch, poison.position - 1)
             if before.position > (batch.after or 0):
                 self._apply(before, stop)
             raise
@@ -190,12 +199,22 @@ class ProjectionWorker:
             if len(batch.events) > 1:
                 # Halved until it is quick enough, or the culprit stands alone; the order is kept.
                 middle = batch.events[len(batch.events) // 2 - 1].position
-                for half in batch.cut(middle):
+                for half in self._cut(batch, middle):
                     self._apply(half, stop)
             elif batch.events and isinstance(error, BatchRefused):
                 self._apply(batch.with_events_at_fault(str(error)), stop)
             else:
                 raise
+
+    def _cut(self, batch: Batch, position: int) -> tuple[Batch, Batch]:
+        """Cut a batch at a position, with the last event of the first part as an anchor there."""
+        last = max((e.position for e in batch.events if e.position <= position), default=None)
+        if last is None:
+            return batch.cut(position, batch.after_anchor)
+        anchor = self._store.first_from(last, batch.after_anchor)
+        # Looked for afterwards, so that the anchor is of the history that was read.
+        self._store.check(batch.reaches)
+        return batch.cut(position, anchor)
 
     def _stand_by(self, until: int, stop: Event, patience: Patience) -> None:
         """Wait while another worker moves the position; return when it has stopped doing so.
@@ -205,7 +224,7 @@ class ProjectionWorker:
         """
         last = -1
         while not stop.wait(_PAUSE_AFTER_LOSING_SECONDS * random.uniform(0.5, 1)):  # noqa: S311
-            position = self._view.tracked_position(self._app.name, patience) or 0
+            position = self._view.tracked_soon(self._app.name, patience).position or 0
             if position in {last, until} or position > until:
                 return
             last = position

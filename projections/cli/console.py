@@ -107,9 +107,12 @@ def shown(text: str) -> str:
 
 
 def note_lag(ledger: ScoreLedger) -> None:
-    """Say so if the read model is behind what is recorded."""
-    lag = ledger.status().lag_events
-    if lag:
+    """Say so if the read model is behind what is recorded, or stands for something else."""
+    status = ledger.status()
+    lag = status.lag_events
+    if status.event_store_replaced is not None:
+        err.print(f"[bold red]warning:[/] {shown(status.event_store_replaced)}")
+    elif lag:
         err.print(
             f"[yellow]note:[/] the read model is {lag:,} events behind: run score-ledger project"
         )

@@ -20,6 +20,15 @@ from projections.ledger import ScoreLedger
 from projections.rebuild import RebuildOutcome
 from projections.worker import Progress
 
+AdoptOption = Annotated[
+    bool,
+    typer.Option(
+        "--adopt",
+        help="Rebuild although the event store was replaced or went back: what it does not have is "
+        "gone from the read model then.",
+    ),
+]
+
 
 def rebuild(
     drop_old: Annotated[
@@ -32,6 +41,7 @@ def rebuild(
         bool,
         typer.Option("--fresh", help="Give up what an interrupted rebuild left; begin anew."),
     ] = False,
+    adopt: AdoptOption = False,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -50,7 +60,7 @@ def rebuild(
             dropped = ledger.drop_kept_generations()
         else:
             started = time.monotonic()
-            outcome = run_rebuild(ledger, fresh=fresh)
+            outcome = run_rebuild(ledger, fresh=fresh, adopt=adopt)
             kept = ledger.status().kept_generations
     if drop_old:
         if json:
@@ -71,7 +81,7 @@ def rebuild(
         raise typer.Exit(1)
 
 
-def run_rebuild(ledger: ScoreLedger, *, fresh: bool = False) -> RebuildOutcome:
+def run_rebuild(ledger: ScoreLedger, *, fresh: bool = False, adopt: bool = False) -> RebuildOutcome:
     """Rebuild with a progress bar, until it is done or a signal stops it between two batches."""
     with stop_on_signals() as stop, progress_bar("grants") as bar:
         task = bar.add_task("rebuilding", total=None, done=0)
@@ -84,7 +94,7 @@ def run_rebuild(ledger: ScoreLedger, *, fresh: bool = False) -> RebuildOutcome:
             begun = True
             change(task, completed=progress.position, total=progress.newest, done=progress.grants)
 
-        return ledger.rebuild(fresh=fresh, stop=stop, on_progress=on_progress)
+        return ledger.rebuild(fresh=fresh, adopt=adopt, stop=stop, on_progress=on_progress)
 
 
 def named(generations: list[int]) -> str:

@@ -17,7 +17,8 @@ from projections.cli.console import (
     progress_bar,
     shown,
 )
-from projections.cli.rebuilding import run_rebuild
+from projections.cli.rebuilding import AdoptOption, run_rebuild
+from projections.errors import EventStoreReplaced
 from projections.ledger import ScoreLedger
 from projections.verification import DOCUMENT, Difference, Verification, VerificationProgress
 
@@ -37,6 +38,7 @@ def verify(
             "--repair", help="If anything differs, rebuild the read model and verify again."
         ),
     ] = False,
+    adopt: AdoptOption = False,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -49,13 +51,21 @@ def verify(
     Prints the first differences in full, counts the rest, and exits with 1 if there is any. Nothing
     is ever patched: --repair makes the whole read model anew, as score-ledger rebuild does.
     """
+    if adopt and not repair:
+        raise typer.BadParameter("it says what --repair may do: give both", param_hint="--adopt")
     with ScoreLedger.open(folder=folder, worker=False) as ledger:
-        outcome = _verified(ledger, events=events)
+        outcome: Verification | None = None
+        try:
+            outcome = _verified(ledger, events=events)
+        except EventStoreReplaced as replaced:
+            if not adopt:
+                raise
+            err.print(f"[bold red]warning:[/] {shown(str(replaced))}")
         repaired = False
-        if repair and not outcome.ok:
-            if not json:
+        if outcome is None or (repair and not outcome.ok):
+            if outcome is not None and not json:
                 print_verification(outcome)
-            repaired = run_rebuild(ledger, fresh=True).live
+            repaired = run_rebuild(ledger, fresh=True, adopt=adopt).live
             outcome = _verified(ledger, events=events)
         note_lag(ledger)
     if json:

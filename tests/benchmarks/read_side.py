@@ -21,6 +21,8 @@ from pymongo import UpdateOne
 from measuring import Report, in_turns, seconds
 from postgres_server import running_postgres
 from projections import MongoScoreView, ProjectionWorker, ScoreGrantsProjection
+from projections.anchor import Tracked
+from projections.anchored_store import AnchoredStore
 from projections.batches import Batch, grant_document, user_changes
 from projections.embedded import open_server
 from projections.mongo import connect
@@ -90,18 +92,23 @@ def fill(app: Scoring, number: int) -> None:
         app.grant_many(islice(stream, 10_000))
 
 
-def batches(app: Scoring) -> Iterator[Batch]:
-    reader = BatchReader(app, BatchLimits(DEFAULT_BATCH_SIZE, DEFAULT_BATCH_BYTES))
-    yield from reader.batches(None, app.recorder.max_notification_id() or 0)
+def batches(app: Scoring, view: MongoScoreView) -> Iterator[Batch]:
+    reader = BatchReader(
+        app,
+        AnchoredStore(app, view.read_model),
+        BatchLimits(DEFAULT_BATCH_SIZE, DEFAULT_BATCH_BYTES),
+    )
+    yield from reader.batches(Tracked(), app.recorder.max_notification_id() or 0)
 
 
 def catch_up(folder: Path, report: Report) -> None:
     """200,000 grants of 2,000 users, against inserting the finished documents."""
     with opened(folder / "events.sqlite") as app, served(folder) as empty:
         fill(app, MANY)
+        view = empty()
         documents = [
             grant_document(event)
-            for batch in batches(app)
+            for batch in batches(app, view)
             for event in batch.events
             if isinstance(event, ProjectedGrant)
         ]
@@ -110,7 +117,7 @@ def catch_up(folder: Path, report: Report) -> None:
                 UpdateOne({"_id": user_id}, change.update(), upsert=True)
                 for user_id, change in user_changes(batch.events).items()
             ]
-            for batch in batches(app)
+            for batch in batches(app, view)
             if batch.events  # the last one moves over a claim only
         ]
 

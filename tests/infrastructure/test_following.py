@@ -239,11 +239,12 @@ def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
         "    print('open', flush=True)\n"
         "    time.sleep(60)\n"
         "view._add = hang\n"
-        "view.apply(Batch('Scoring', int(sys.argv[3]), int(sys.argv[3]) + 1))\n"
+        "at = view.tracked('Scoring')\n"
+        "view.apply(Batch('Scoring', at.position, at.position + 1, after_anchor=at.anchor))\n"
     )
     position = view.max_tracking_id("Scoring")
     with subprocess.Popen(
-        [sys.executable, "-c", hold, mongo_uri, view.read_model.database.name, str(position)],
+        [sys.executable, "-c", hold, mongo_uri, view.read_model.database.name],
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None

@@ -21,6 +21,7 @@ from projections import (
     ScoreLedger,
     StreamParked,
 )
+from projections.anchor import Tracked
 from projections.errors import TooManyParked
 from projections.parking import ParkedStream
 from projections.read_model import ReadModel
@@ -346,7 +347,7 @@ def test_an_event_that_becomes_a_fault_while_its_stream_is_taken_off_the_list_pa
         parking(scoring, view).catch_up()
     hold_position, faults = view.hold_position, list[int]()
 
-    def hold_after_a_worker(*arguments: Any) -> int:
+    def hold_after_a_worker(*arguments: Any) -> Tracked:
         if not faults:
             faults.append(grant(scoring, 2, "bob").position)
             broken.enter_context(damaged(tmp_path / EVENTS, *faults))

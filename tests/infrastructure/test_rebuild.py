@@ -13,6 +13,7 @@ from eventsourcing.persistence import Tracking
 
 from postgres_server import PostgresServer
 from projections import (
+    EventStoreReplaced,
     MongoScoreView,
     Progress,
     ProjectionWorker,
@@ -42,9 +43,15 @@ def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadM
 
 
 def rebuild(
-    scoring: Scoring, live: ReadModel, *, batch_size: int = 50, fresh: bool = False
+    scoring: Scoring,
+    live: ReadModel,
+    *,
+    batch_size: int = 50,
+    fresh: bool = False,
+    adopt: bool = False,
 ) -> RebuildOutcome:
-    return Rebuild(scoring, live, worker_maker(scoring, batch_size)).run(fresh=fresh)
+    job = Rebuild(scoring, live, worker_maker(scoring, batch_size))
+    return job.run(fresh=fresh, adopt=adopt)
 
 
 def interrupted(scoring: Scoring, live: ReadModel, *, after: int = 100) -> RebuildOutcome:
@@ -128,12 +135,15 @@ def test_a_rebuild_of_an_empty_store_is_empty(scoring: Scoring, read_model: Read
     assert verify_events(scoring, read_model).grants == 1
 
 
-def test_a_rebuild_cures_a_position_behind_the_newest_event(
+def test_a_rebuild_that_is_told_to_cures_a_position_behind_the_newest_event(
     scoring: Scoring, live: ReadModel, view: MongoScoreView
 ) -> None:
     """As when the event store was restored from a backup: positions do go back then."""
     live.positions.update_one({"_id": "Scoring"}, {"$set": {"position": 10**6}})
-    assert rebuild(scoring, live).live
+    with pytest.raises(EventStoreReplaced):
+        rebuild(scoring, live)
+    assert live.generations.state().building is None
+    assert rebuild(scoring, live, adopt=True).live
     assert view.max_tracking_id("Scoring") == scoring.recorder.max_notification_id()
     assert verify_events(scoring, live).ok
 

@@ -234,14 +234,16 @@ def test_a_held_position_is_not_moved(scoring: Scoring, live: ReadModel) -> None
     """Neither by a batch nor by the library's own way of tracking, until it is released."""
     view = MongoScoreView(live)
     switch = built(scoring, live)
-    position = view.max_tracking_id(scoring.name)
+    tracked = view.tracked(scoring.name)
+    position = tracked.position
     assert position is not None
+    batch = Batch(scoring.name, position, position + 1, after_anchor=tracked.anchor)
     assert switch.hold()
     with pytest.raises(PositionMoved):
-        view.apply(Batch(scoring.name, position, position + 1))
+        view.apply(batch)
     assert view.max_tracking_id(scoring.name) == position
     switch.release()
-    view.apply(Batch(scoring.name, position, position + 1))
+    view.apply(batch)
     assert view.max_tracking_id(scoring.name) == position + 1
 
 

@@ -229,11 +229,6 @@ DAMAGES = [
         {(None, "position")},
     ),
     Damage(
-        "a position behind the newest event",
-        set_position(update={"$set": {"position": 10**9}}),
-        {(None, "position")},
-    ),
-    Damage(
         "grants that were kept out by foreign documents",
         set_position(update={"$set": {"foreignGrants": 2}}),
         {(None, "foreignGrants")},

@@ -1,0 +1,64 @@
+"""The commands on an event store that is not the one that was projected."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from command_line import CommandLine
+from support import make_grant
+
+
+def lines(*numbers: int) -> bytes:
+    return "".join(make_grant(number).model_dump_json() + "\n" for number in numbers).encode()
+
+
+@pytest.fixture
+def mistyped(cli: CommandLine) -> CommandLine:
+    """Twenty grants are projected, and then another file is named, which is empty."""
+    cli("import", "-", stdin=lines(*range(20)))
+    assert cli("project").returncode == 0
+    return CommandLine(cli.cwd, {**cli.env, "SQLITE_DBNAME": "mistyped.sqlite"})
+
+
+def test_no_command_takes_a_mistyped_store_for_the_right_one(
+    cli: CommandLine, mistyped: CommandLine
+) -> None:
+    """Each says so, and a good board is not repaired away."""
+    board = cli("leaderboard", "--json").stdout
+    for command in (
+        *(["project"], ["rebuild"], ["rebuild", "--fresh"], ["verify"], ["verify", "--repair"]),
+        *(["drift"], ["unpark"]),
+    ):
+        done = mistyped(*command)
+        assert done.returncode == 1, command
+        assert done.stderr.startswith("error: the event store eventsourcing.sqlite mistyped.sqlite")
+        assert "run score-ledger rebuild --adopt" in done.stderr
+        assert done.stderr.count("\n") == 1
+    shown = mistyped("status")
+    assert shown.returncode == 0
+    assert "event store replaced" in shown.stdout
+    assert "worker error" in shown.stdout
+    status = json.loads(mistyped("status", "--json").stdout)
+    assert (status["lag_events"], status["grants"], status["newest_position"]) == (None, 20, 0)
+    seen = mistyped("leaderboard", "--json")
+    assert (seen.stdout, seen.returncode) == (board, 0)
+    assert seen.stderr.startswith("warning: the event store")
+    assert cli("verify").returncode == 0
+
+
+def test_another_store_is_adopted_by_name(mistyped: CommandLine) -> None:
+    """By a rebuild, or by a repair that may be one."""
+    assert mistyped("verify", "--adopt").returncode == 2
+    mistyped("import", "-", stdin=lines(100, 101))
+    done = mistyped("rebuild", "--adopt")
+    assert (done.returncode, done.stdout[:20]) == (0, "generation 2 is live")
+    assert json.loads(mistyped("verify", "--json").stdout)["ok"] is True
+    third = CommandLine(mistyped.cwd, {**mistyped.env, "SQLITE_DBNAME": "third.sqlite"})
+    third("import", "-", stdin=lines(*range(200, 230)))
+    repaired = third("verify", "--repair", "--adopt", "--json")
+    assert repaired.returncode == 0
+    assert repaired.stderr.startswith("warning: the event store")
+    outcome = json.loads(repaired.stdout)
+    assert (outcome["ok"], outcome["repaired"], outcome["grants"]) == (True, True, 30)
