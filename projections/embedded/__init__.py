@@ -14,6 +14,7 @@ How sharing works, file by file in the folder:
 - ``start.lock``: held by whoever looks for the server and starts it if there is none.
 - ``supervisor.lock``: held by the small process that owns mongod, restarts it when it dies and
   stops it when the last user is gone without having closed.
+- ``key``: the password, random, for the folder's owner alone; ``uri`` carries it.
 - ``server.json``: the last run's port, so that a restart keeps the address where it can.
 - ``data/``, ``mongod.log``, ``mongod.out``, ``supervisor.log``: what the names say.
 """

@@ -110,7 +110,12 @@ class Launch:
         """
         while not deadline.passed:
             for report in self._reports(_POLL_SECONDS):
-                return Mongod(pid=report["pid"], port=report["port"], data=self._layout.data)
+                return Mongod(
+                    pid=report["pid"],
+                    port=report["port"],
+                    data=self._layout.data,
+                    has_key=report["has_key"],
+                )
             if self._ended:
                 return None
         raise MongoUnavailable(

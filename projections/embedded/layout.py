@@ -1,6 +1,8 @@
 """The files of an embedded folder."""
 
 import json
+import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ class Layout:
             MongoUnavailable: The folder cannot be made.
         """
         try:
-            # Its owner's alone: the server has no password, so its files are the better kept close.
+            # Its owner's alone: the key to the server is in it.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # One spelling per folder: the server is recognised by the path on its command line.
             layout = cls(folder.resolve(strict=True))
@@ -81,6 +83,39 @@ class Layout:
     def record(self) -> Path:
         """A note on the last run: ``pid`` and ``port`` of its mongod."""
         return self.folder / "server.json"
+
+    @property
+    def key(self) -> Path:
+        """The secret that the server asks for, which only the folder's owner can read."""
+        return self.folder / "key"
+
+    def read_key(self) -> str:
+        """The secret.
+
+        Raises:
+            MongoUnavailable: It cannot be read.
+        """
+        try:
+            return self.key.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            raise MongoUnavailable(
+                f"The key of the embedded MongoDB, {self.key}, cannot be read ({error}): the folder"
+                " is its owner's alone; use it as that user, or choose another folder."
+            ) from error
+
+    def make_key(self) -> None:
+        """Makes the secret if there is none; complete or absent at any time."""
+        if self.key.exists():
+            self.key.chmod(0o600)  # mongod refuses one that a copy has opened to others
+            return
+        draft = self.key.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(descriptor)
+        draft.replace(self.key)
 
     def read_record(self) -> dict[str, int]:
         """The numbers of the last run; empty if there was none or the note is unreadable."""

@@ -30,6 +30,8 @@ class Mongod:
     pid: int
     port: int
     data: Path
+    has_key: bool
+    """Whether it asks for the folder's key; one that an earlier release started does not."""
 
     @property
     def alive(self) -> bool:
@@ -62,6 +64,16 @@ def running_mongod(layout: Layout) -> Mongod | None:
     return None
 
 
+def pid_namespace() -> int:
+    """A number for the processes that can be seen from here: another container sees others."""
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def runs_elsewhere(layout: Layout) -> bool:
+    """Whether the folder's server was started where its processes cannot be seen from here."""
+    return layout.read_record().get("pid_namespace", pid_namespace()) != pid_namespace()
+
+
 def supervisor_runs(layout: Layout) -> bool:
     """Whether somebody holds the supervisor's lock."""
     with FileLock(layout.supervisor_lock) as lock:
@@ -89,9 +101,10 @@ def _read_mongod(pid: int, data: Path) -> Mongod | None:
     if _option(words, b"--dbpath") != os.fsencode(data):
         return None
     try:
-        return Mongod(pid=pid, port=int(_option(words, b"--port") or b""), data=data)
+        port = int(_option(words, b"--port") or b"")
     except ValueError:
         return None
+    return Mongod(pid=pid, port=port, data=data, has_key=_option(words, b"--keyFile") is not None)
 
 
 def _option(words: list[bytes], name: bytes) -> bytes | None:

@@ -1,6 +1,7 @@
-"""Makes a lone mongod the writable primary of a replica set of one."""
+"""Makes a lone mongod the writable primary of a replica set of one, with one user."""
 
 import contextlib
+import hashlib
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -11,23 +12,43 @@ from pymongo.errors import ConnectionFailure, OperationFailure
 
 from projections.driver_errors import Code
 from projections.embedded.errors import MongoUnavailable
-from projections.embedded.layout import REPLICA_SET
+from projections.embedded.layout import REPLICA_SET, Layout
 from projections.embedded.locks import Deadline
 from projections.embedded.processes import Mongod
 
 _POLL_SECONDS = 0.02
 
 
-def uri(port: int) -> str:
+_USER = "score-ledger"
+# What members of a set authenticate as with their key file. It needs no user to have been made, so
+# a server that is new, or whose data has another key's user or none, is set up all the same.
+_MEMBER = "__system"
+
+
+def uri(port: int, key: str | None) -> str:
     """The address for clients; direct, since the set's only member may yet move to another port."""
-    return f"mongodb://127.0.0.1:{port}/?directConnection=true"
+    return _address(port, user=_USER, key=key, source="admin")
 
 
-def await_primary(mongod: Mongod, *, check: Callable[[], None], deadline: Deadline) -> None:
-    """Returns once `mongod` takes writes, setting up its replica set where that is needed.
+def _address(port: int, *, user: str, key: str | None, source: str) -> str:
+    place = f"127.0.0.1:{port}/?directConnection=true"
+    return (
+        f"mongodb://{place}"
+        if key is None
+        else (f"mongodb://{user}:{key}@{place}&authSource={source}")
+    )
+
+
+def await_primary(
+    mongod: Mongod, layout: Layout, *, check: Callable[[], None], deadline: Deadline
+) -> str:
+    """Returns the address of `mongod` once it takes writes from there.
+
+    Its replica set and its user are made where that is needed.
 
     Args:
         mongod: A server that runs but need not listen yet.
+        layout: Its folder.
         check: Called again and again; raises when waiting longer is useless.
         deadline: When to give up.
 
@@ -38,14 +59,20 @@ def await_primary(mongod: Mongod, *, check: Callable[[], None], deadline: Deadli
     # Knocked at before a client is made: a client that finds nobody in rests for half a second.
     while not _listens(mongod.port):
         _pause(check, deadline, mongod, trouble)
+    key = layout.read_key() if mongod.has_key else None
     client: MongoClient[dict[str, Any]] = MongoClient(
-        uri(mongod.port), serverSelectionTimeoutMS=1000, connectTimeoutMS=1000, socketTimeoutMS=5000
+        _address(mongod.port, user=_MEMBER, key=key, source="local"),
+        serverSelectionTimeoutMS=1000,
+        connectTimeoutMS=1000,
+        socketTimeoutMS=5000,
     )
     with client:
         while True:
             try:
                 if _is_writable(client, mongod):
-                    return
+                    if key is not None:
+                        _make_user(client, key)
+                    return uri(mongod.port, key)
             except (ConnectionFailure, OperationFailure) as error:
                 trouble = error
             _pause(check, deadline, mongod, trouble)
@@ -104,3 +131,22 @@ def _configure(client: MongoClient[dict[str, Any]], *, host: str) -> None:
         # without a primary there is no other way to change the set.
         moved = {**config, "members": [member]}
         client.admin.command("replSetReconfig", moved, force=True)
+
+
+def _make_user(client: MongoClient[dict[str, Any]], key: str) -> None:
+    """Makes the one user, or gives it this key: the folder may have been copied without its own."""
+    known = client.admin.command("usersInfo", _USER)["users"]
+    if known and known[0].get("customData") == {"key": _fingerprint(key)}:
+        return
+    client.admin.command(
+        "updateUser" if known else "createUser",
+        _USER,
+        pwd=key,
+        roles=["root"],
+        mechanisms=["SCRAM-SHA-256"],
+        customData={"key": _fingerprint(key)},
+    )
+
+
+def _fingerprint(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -12,12 +12,13 @@ from projections.embedded.launch import Launch, ServerDied, free_port
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
-from projections.embedded.processes import Mongod, running_mongod, supervisor_runs
-from projections.embedded.replica_set import await_primary, uri
+from projections.embedded.processes import running_mongod, runs_elsewhere, supervisor_runs
+from projections.embedded.replica_set import await_primary
 from projections.embedded.supervisor import Order
 
 _POLL_SECONDS = 0.05
 _ATTEMPTS = 5
+_NOTE_SECONDS = 1.0
 
 
 class EmbeddedServer:
@@ -25,13 +26,14 @@ class EmbeddedServer:
 
     Attributes:
         folder: The folder, absolute.
-        uri: The server's address for a MongoDB client. It stays valid until `close`.
+        uri: The server's address for a MongoDB client, password included. It stays valid until
+            `close`.
     """
 
-    def __init__(self, layout: Layout, lease: Lease, *, port: int) -> None:
+    def __init__(self, layout: Layout, lease: Lease, *, uri: str) -> None:
         """Made by `open_server`."""
         self.folder = layout.folder
-        self.uri = uri(port)
+        self.uri = uri
         self._lease = lease
 
     def __enter__(self) -> "EmbeddedServer":
@@ -81,17 +83,17 @@ def open_server(
     deadline = Deadline(timeout_seconds)
     lease = Lease.take(layout, deadline)
     try:
-        running = _join_or_start(layout, str(program), tuple(extra_args), deadline)
+        uri = _join_or_start(layout, str(program), tuple(extra_args), deadline)
     except BaseException:
         # Ctrl-C included: whatever was started would run on with nobody to use it.
         lease.release()
         raise
-    return EmbeddedServer(layout, lease, port=running.port)
+    return EmbeddedServer(layout, lease, uri=uri)
 
 
 def _join_or_start(
     layout: Layout, program: str, extra_args: tuple[str, ...], deadline: Deadline
-) -> Mongod:
+) -> str:
     with FileLock(layout.start_lock) as turn:
         # One at a time; those who wait find the server there when their turn comes.
         if turn.wait_exclusive(deadline):
@@ -104,7 +106,7 @@ def _join_or_start(
 
 def _try_to_join_or_start(
     layout: Layout, program: str, extra_args: tuple[str, ...], deadline: Deadline
-) -> Mongod:
+) -> str:
     attempts = 0
     while attempts < _ATTEMPTS and not deadline.passed:
         postmortem = Postmortem(layout)
@@ -130,10 +132,11 @@ def _try_to_join_or_start(
     )
 
 
-def _join(layout: Layout, deadline: Deadline) -> Mongod | None:
+def _join(layout: Layout, deadline: Deadline) -> str | None:
     """Waits for the server of a supervisor that is there; None if it has none at present."""
     running = running_mongod(layout)
     if running is None:
+        _check_that_it_can_be_seen(layout)
         return None
 
     def check() -> None:
@@ -141,16 +144,28 @@ def _join(layout: Layout, deadline: Deadline) -> Mongod | None:
             raise ServerDied
 
     try:
-        await_primary(running, check=check, deadline=deadline)
+        return await_primary(running, layout, check=check, deadline=deadline)
     except ServerDied:
         return None  # Its supervisor starts it again, or leaves; then it is our turn.
-    return running
 
 
-def _start(layout: Layout, order: Order, deadline: Deadline) -> Mongod | None:
+def _check_that_it_can_be_seen(layout: Layout) -> None:
+    if not runs_elsewhere(layout):
+        return
+    # The note may be an old run's, with a new supervisor that has not written its own yet.
+    time.sleep(_NOTE_SECONDS)
+    if runs_elsewhere(layout) and supervisor_runs(layout):
+        raise MongoUnavailable(
+            f"The MongoDB in {layout.folder} is run by a process that cannot be seen from here, as"
+            " one in another container: set MONGO_URI to a server that both can reach, or give each"
+            " a folder of its own."
+        )
+
+
+def _start(layout: Layout, order: Order, deadline: Deadline) -> str | None:
     """Starts a supervisor; None if somebody else's was faster."""
     with Launch(layout, order) as launch:
         running = launch.mongod(deadline)
-        if running is not None:
-            await_primary(running, check=launch.check, deadline=deadline)
-        return running
+        if running is None:
+            return None
+        return await_primary(running, layout, check=launch.check, deadline=deadline)

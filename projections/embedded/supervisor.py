@@ -21,7 +21,7 @@ from typing import Any
 
 from projections.embedded.layout import REPLICA_SET, Layout
 from projections.embedded.locks import Deadline, FileLock
-from projections.embedded.processes import Mongod, running_mongod
+from projections.embedded.processes import Mongod, pid_namespace, running_mongod
 
 _POLL_SECONDS = 0.25
 _START_POLL_SECONDS = 0.02
@@ -103,7 +103,7 @@ class _Supervisor:
             mongod = running_mongod(self._layout) or self._spawn(self._order.port)
         except OSError as error:
             return {"event": "unstartable", "error": error.strerror or str(error)}
-        _report(event="started", pid=mongod.pid, port=mongod.port)
+        _report(event="started", pid=mongod.pid, port=mongod.port, has_key=mongod.has_key)
         if not self._starter_finishes(mongod):
             return {"event": "exited", "code": self._child and self._child.wait()}
         _close_standard_streams()
@@ -161,6 +161,7 @@ class _Supervisor:
         if self._child is not None:
             self._child.wait()
         self._set_log_aside()
+        self._layout.make_key()
         with self._layout.output.open("wb") as output:
             self._child = subprocess.Popen(  # noqa: S603 - the mongod that the user has or chose
                 _command(self._order, self._layout, port),
@@ -172,8 +173,8 @@ class _Supervisor:
                 # Signals that are blocked here would stay blocked in mongod. No other thread runs.
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()),  # noqa: PLW1509
             )
-        self._layout.write_record(pid=self._child.pid, port=port)
-        return Mongod(pid=self._child.pid, port=port, data=self._layout.data)
+        self._layout.write_record(pid=self._child.pid, port=port, pid_namespace=pid_namespace())
+        return Mongod(pid=self._child.pid, port=port, data=self._layout.data, has_key=True)
 
     def _tend_log(self, mongod: Mongod) -> None:
         if time.monotonic() < self._log_checked + _LOG_CHECK_SECONDS:
@@ -198,6 +199,12 @@ def _command(order: Order, layout: Layout, port: int) -> list[str]:
         *("--port", str(port)),
         *("--bind_ip", "127.0.0.1"),
         *("--replSet", REPLICA_SET),
+        # Between members it is their proof of being one, and for us a way in before there is a
+        # user. Without the exception for loopback nobody else can make the first one.
+        *("--keyFile", str(layout.key)),
+        *("--setParameter", "enableLocalhostAuthBypass=false"),
+        # What SCRAM repeats to make guessing dear, at every connection's begin. The key is random.
+        *("--setParameter", "scramSHA256IterationCount=5000"),
         *("--logpath", str(layout.log)),
         *("--logappend", "--logRotate", "reopen"),
         *("--nounixsocket", "--quiet"),

@@ -214,8 +214,11 @@ def against_the_runner(folder: Path, report: Report) -> None:
 
 
 def _uri(view: MongoScoreView) -> str:
-    host, port = view.read_model.client.address or ("", 0)
-    return f"mongodb://{host}:{port}/?directConnection=true"
+    client = view.read_model.client
+    host, port = client.address or ("", 0)
+    known = client.options.pool_options._credentials
+    user = "" if known is None else f"{known.username}:{known.password}@"
+    return f"mongodb://{user}{host}:{port}/?directConnection=true"
 
 
 def waiting(folder: Path, report: Report) -> None:

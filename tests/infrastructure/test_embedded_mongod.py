@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 
 import projections.embedded.launch as launch_module
 import projections.embedded.server as server_module
@@ -483,6 +484,100 @@ def test_a_folder_can_be_moved_and_copied_between_runs(folder: Path, tmp_path: P
         assert _all(original.uri) == ["apple", "pear"]
         assert _all(copy.uri) == ["apple"]
         _put(copy.uri, "plum")
+
+
+# --- the password ------------------------------------------------------------------------------
+
+
+def test_nobody_gets_in_without_the_key_that_only_the_owner_can_read(
+    shared: EmbeddedServer,
+) -> None:
+    """Other users of the machine reach the port, and nothing else."""
+    assert (shared.folder / "key").stat().st_mode & 0o777 == 0o600
+    for stranger in ("", "score-ledger:guess@"):
+        with (
+            _items(
+                f"mongodb://{stranger}127.0.0.1:{_port(shared)}/?directConnection=true"
+            ) as items,
+            pytest.raises(
+                OperationFailure, match=r"requires authentication|[Aa]uthentication fail"
+            ),
+        ):
+            items.find_one()
+
+
+def test_the_first_user_cannot_be_made_by_somebody_else(shared: EmbeddedServer) -> None:
+    """MongoDB lets anybody on the machine make one while there is none, unless told otherwise."""
+    with MongoClient[dict[str, Any]](shared.uri) as client:
+        bypass = client.admin.command("getParameter", enableLocalhostAuthBypass=1)
+        assert bypass["enableLocalhostAuthBypass"] is False
+
+
+@contextlib.contextmanager
+def _server_of_an_earlier_release(folder: Path) -> Iterator[str]:
+    """A mongod as it was started before there was a key; yields its address."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    port = launch_module.free_port(None)
+    host = f"127.0.0.1:{port}"
+    options = ["--port", str(port), "--replSet", "score-ledger", "--nounixsocket"]
+    with subprocess.Popen(
+        [find_mongod(), "--dbpath", folder / "data", *options], stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            uri = f"mongodb://{host}/?directConnection=true"
+            with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=20_000) as client:
+                config = {"_id": "score-ledger", "members": [{"_id": 0, "host": host}]}
+                client.admin.command("replSetInitiate", config)
+                assert _eventually(lambda: client.admin.command("hello")["isWritablePrimary"])
+            yield uri
+        finally:
+            process.terminate()
+
+
+def test_a_folder_of_an_earlier_release_gets_a_password_when_it_is_started(folder: Path) -> None:
+    """Its data stays."""
+    with _server_of_an_earlier_release(folder) as uri:
+        _put(uri, "apple")
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+        with (
+            _items(f"mongodb://127.0.0.1:{_port(server)}/?directConnection=true") as items,
+            pytest.raises(OperationFailure, match="requires authentication"),
+        ):
+            items.find_one()
+
+
+def test_a_server_of_an_earlier_release_that_runs_is_joined(folder: Path) -> None:
+    """It asks for no password, so none is given."""
+    with _server_of_an_earlier_release(folder) as uri, open_server(folder) as server:
+        _put(uri, "apple")
+        assert _all(server.uri) == ["apple"]
+
+
+@pytest.mark.parametrize("lost", ["unlink", "open to others"])
+def test_a_key_that_was_lost_or_opened_is_mended_at_the_next_start(folder: Path, lost: str) -> None:
+    """As by a copy that left it out or did not keep modes; the user gets the new one."""
+    with open_server(folder) as server:
+        _put(server.uri, "apple")
+    if lost == "unlink":
+        (folder / "key").unlink()
+    else:
+        (folder / "key").chmod(0o644)
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+    assert (folder / "key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_whose_server_runs_in_another_container_says_so_at_once(folder: Path) -> None:
+    """Its lock is held and its processes are not to be seen, as over a mounted volume."""
+    layout = Layout.create(folder)
+    with FileLock(layout.supervisor_lock) as lock:
+        assert lock.try_exclusive()
+        layout.write_record(pid=12, port=27017, pid_namespace=1)
+        began = time.monotonic()
+        with pytest.raises(MongoUnavailable, match=r"in another container: set MONGO_URI"):
+            open_server(folder)
+        assert time.monotonic() - began < 5
 
 
 # --- refusals ----------------------------------------------------------------------------------

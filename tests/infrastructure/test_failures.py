@@ -61,7 +61,16 @@ def failing(
 
 def connect_as_operator(client: MongoClient[Any]) -> MongoClient[Any]:
     host, port = client.address or ("", 0)
-    return MongoClient(host, port, directConnection=True, appname="operator")
+    known = client.options.pool_options._credentials
+    assert known is not None
+    return MongoClient(
+        host,
+        port,
+        username=known.username,
+        password=known.password,
+        directConnection=True,
+        appname="operator",
+    )
 
 
 @contextmanager
