@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 _TABLES: Final = """
 CREATE TABLE users (user_id TEXT PRIMARY KEY, total INTEGER, grants INTEGER, last INTEGER,
-    version INTEGER) WITHOUT ROWID;
+    version INTEGER, events INTEGER) WITHOUT ROWID;
 CREATE TABLE labels (user_id TEXT, field TEXT, points INTEGER,
     PRIMARY KEY (user_id, field)) WITHOUT ROWID;
 CREATE TABLE buckets (user_id TEXT, key TEXT, category TEXT, source TEXT, points INTEGER,
     PRIMARY KEY (user_id, key)) WITHOUT ROWID;
 """
 _ADD_USER: Final = """
-INSERT INTO users VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-    total = total + excluded.total, grants = grants + excluded.grants,
+INSERT INTO users VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET
+    total = total + excluded.total, grants = grants + excluded.grants, events = events + 1,
     last = max(ifnull(last, excluded.last), ifnull(excluded.last, last)),
     version = max(version, excluded.version)
 """
@@ -112,7 +112,7 @@ class Expectation:
         groups = groupby(labels, key=itemgetter(0))
         group = next(groups, None)
         rows = self._database.execute(_USERS)
-        for user_id, total, grants, last, version, recomputed in rows:
+        for user_id, total, grants, last, version, _, recomputed in rows:
             fields = {
                 "totalScore": total,
                 "grantCount": grants,
@@ -124,6 +124,12 @@ class Expectation:
                 fields |= {field: points for _, field, points in group[1]}
                 group = next(groups, None)
             yield user_id, fields
+
+    def users_short_of_events(self) -> Iterator[str]:
+        """Yield users with fewer events than their newest version and its opening event say."""
+        rows = self._database.execute("SELECT user_id FROM users WHERE events < version - 1")
+        for (user_id,) in rows:
+            yield user_id
 
     def buckets(self) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
         """Yield each bucket's user id and key with its fields, sorted."""

@@ -36,10 +36,14 @@ def read_page(
 ) -> Sequence[Notification | Row]:
     """Return the first events of these topics after one position and up to another.
 
-    From the library's own SQLite recorder they are read with the statement that its
+    From a SQLite recorder they are read with the statement that the library's
     ``select_notifications`` makes, in a third of the time.
     """
-    if type(recorder) is SQLiteApplicationRecorder:
+    select = SQLiteApplicationRecorder.select_notifications
+    if (
+        isinstance(recorder, SQLiteApplicationRecorder)
+        and type(recorder).select_notifications is select
+    ):
         datastore = recorder.datastore
         if datastore.originator_id_type == "uuid":
             marks = ",".join("?" * len(topics))

@@ -26,6 +26,8 @@ from projections.verification import (
     flat,
 )
 from scoring import UserScore
+from scoring.errors import in_words
+from scoring.event_store import missing_versions
 from scoring.retrying import reading
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ class _EventVerification:
         behind = {"_id": {"$not": {"$lte": projected}}}
         for document in self._read_model.grants.find(behind, session=session).sort("_id", 1):
             self._report_extra_grant(document, outcome)
+        self._look_for_gaps(outcome)
         self._compare_users(session, outcome)
         self._compare_buckets(session, outcome)
 
@@ -259,6 +262,14 @@ class _EventVerification:
         named = {name: document.get(name) for name in ("userId", "grantId")}
         user_id, grant_id = (name if isinstance(name, str) else None for name in named.values())
         outcome.report(Difference(user_id, DOCUMENT, None, document, position, grant_id))
+
+    def _look_for_gaps(self, outcome: Verification) -> None:
+        """Report versions that are missing in the event store, though later ones are there."""
+        for user_id in self._expectation.users_short_of_events():
+            stream = UserScore.create_id(user_id)
+            gaps = reading(lambda stream=stream: missing_versions(self._app.recorder, stream))  # type: ignore[misc]
+            for gap in gaps:
+                outcome.report(Difference(user_id, "stream", in_words(gap), "missing"))
 
     def _compare_users(self, session: ClientSession, outcome: Verification) -> None:
         total, _ = self._expectation.counts()

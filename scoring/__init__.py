@@ -5,7 +5,7 @@ Every award is a grant, recorded once for ever as a domain event of a ``UserScor
 """
 
 from scoring.application import Scoring
-from scoring.errors import BatchFailed, InvalidGrant, ScoringError
+from scoring.errors import BatchFailed, InvalidGrant, ScoringError, StreamHasGap
 from scoring.grants import Grant
 from scoring.identity import CLAIMS_NAMESPACE, USERS_NAMESPACE
 from scoring.receipts import ContributionReceipt, GrantReceipt, GrantStatus, Score
@@ -24,6 +24,7 @@ __all__ = [
     "Score",
     "Scoring",
     "ScoringError",
+    "StreamHasGap",
     "UserScore",
     "UserScoreSnapshot",
 ]

@@ -16,12 +16,12 @@ from eventsourcing.utils import strtobool
 from scoring.checkout import CheckOutCache, StripedLocks
 from scoring.contributing import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
-from scoring.errors import BatchFailed, ScoringError
-from scoring.event_store import ScoringEventStore
+from scoring.errors import BatchFailed, ScoringError, StreamHasGap
+from scoring.event_store import ScoringEventStore, ScoringSnapshotStore, StoreWentBack
 from scoring.grants import Grant
 from scoring.receipts import Score
 from scoring.recording import ChunkRecorder, RefusedAt
-from scoring.retrying import opening, reading
+from scoring.retrying import STORE_ERRORS, opening, reading
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientConnectionPool
 from scoring.topics import ImportedTopicsMapper
@@ -48,6 +48,11 @@ SNAPSHOT_INTERVAL: Final = 100
 
 _DEFAULT_CACHE_SIZE: Final = 10_000
 _POSTGRES_MODULE: Final = "eventsourcing.postgres"
+
+_RECORDERS: Final = {
+    "eventsourcing.sqlite": "scoring.sqlite:GaplessSQLiteRecorder",
+    _POSTGRES_MODULE: "scoring.postgres:FlushingApplicationRecorder",
+}
 
 
 class Scoring(Application[UUID]):
@@ -121,15 +126,14 @@ class Scoring(Application[UUID]):
             ) from error
 
     def construct_env(self, name: str, env: EnvType | None = None) -> Environment:
-        """Construct the environment; on PostgreSQL, choose a recorder that can send large batches.
+        """Construct the environment, with the recorder of ours for the library's databases.
 
         ``APPLICATION_RECORDER_TOPIC`` chooses another.
         """
         chosen = super().construct_env(name, env)
-        if chosen.get("PERSISTENCE_MODULE") == _POSTGRES_MODULE:
-            chosen.setdefault(
-                "APPLICATION_RECORDER_TOPIC", "scoring.postgres:FlushingApplicationRecorder"
-            )
+        recorder = _RECORDERS.get(chosen.get("PERSISTENCE_MODULE", ""))
+        if recorder is not None:
+            chosen.setdefault("APPLICATION_RECORDER_TOPIC", recorder)
         return chosen
 
     def construct_mapper(self) -> Mapper[UUID]:
@@ -162,8 +166,9 @@ class Scoring(Application[UUID]):
         return ScoringEventStore(mapper=self.mapper, recorder=self.recorder)
 
     def construct_snapshot_store(self) -> EventStore[UUID]:
-        """Construct the store of snapshots, likewise."""
-        return opening(super().construct_snapshot_store)
+        """Construct the store of snapshots."""
+        recorder = opening(lambda: self.factory.aggregate_recorder(purpose="snapshots"))
+        return ScoringSnapshotStore(self.mapper, recorder, self.events)
 
     def construct_repository(self) -> Repository[UUID]:
         """Construct the library's repository without its cache, which shares live objects.
@@ -190,6 +195,7 @@ class Scoring(Application[UUID]):
 
         Raises:
             InvalidGrant: if a field breaks its rule; nothing was written.
+            StreamHasGap: if events of this user are lost; nothing was written.
             ScoringError: if the store failed and stayed so; the message says what is known.
         """
         grant = Grant(
@@ -213,8 +219,9 @@ class Scoring(Application[UUID]):
 
         Raises:
             BatchFailed: carrying the receipts of everything that was recorded. Nothing of the
-                failing chunk was, unless the reason says that its outcome is unknown; granting
-                the same input again is safe.
+                failing chunk was, unless the reason says that its outcome is unknown, or its cause
+                is a ``StreamHasGap``: then everything before that user's grant was. Granting the
+                same input again is safe.
         """
         iterator = iter(grants)
         receipts: list[GrantReceipt] = []
@@ -236,9 +243,22 @@ class Scoring(Application[UUID]):
                 many_are_taken = recorder.found_taken_ids
             except RefusedAt as refused:
                 index = len(receipts) + refused.index
+                if isinstance(refused.error, StreamHasGap) and refused.index > 0:
+                    # So that whoever goes on behind it has the grants of all others recorded.
+                    receipts += self._granted_before(receipts, chunk[: refused.index])
                 raise BatchFailed(receipts, index, str(refused.error)) from refused.error
             except Exception as error:  # whatever it is, the receipts so far must not be lost
                 raise BatchFailed(receipts, len(receipts), str(error)) from error
+
+    def _granted_before(
+        self, receipts: list[GrantReceipt], grants: list[Grant]
+    ) -> list[GrantReceipt]:
+        try:
+            return self.grant_many(grants)
+        except BatchFailed as failed:  # there was another one to fail
+            raise BatchFailed(
+                receipts + failed.receipts_so_far, len(receipts) + failed.index, failed.reason
+            ) from failed.__cause__
 
     def contribute(
         self,
@@ -349,6 +369,7 @@ class Scoring(Application[UUID]):
 
         Raises:
             InvalidGrant: if the id breaks the rule of ``user_id``.
+            StreamHasGap: if events of this user are lost.
             ScoringError: if the store failed and stayed so.
         """
         user_id = normalised_user_id(user_id)
@@ -371,6 +392,31 @@ class Scoring(Application[UUID]):
             self._scores.give_back(score)
             return state
 
+    def close_gaps(self, user_id: str) -> list[range]:
+        """Make a stream that lacks versions readable again, without the points that are lost.
+
+        An event that changes nothing, ``UserScore.GapClosed``, is recorded in the place of each
+        event that is missing, and one at the end, where a snapshot is taken: older ones may have
+        been taken by a process that had the lost events in memory. A stream that lacks nothing is
+        left alone. Other processes that use the store should be started anew before this.
+
+        Returns:
+            The versions that were missing.
+
+        Raises:
+            InvalidGrant: if the id breaks the rule of ``user_id``.
+            ScoringError: if the store failed and stayed so, or others wrote to the stream.
+        """
+        user_id = normalised_user_id(user_id)
+        with self._locks.hold([user_id]):
+            try:
+                return self._scores.close_gaps(user_id)
+            except STORE_ERRORS as error:
+                raise ScoringError(
+                    f"the gaps in the stream of user {user_id!r} are not all closed ({error}): "
+                    "close them again, which is safe"
+                ) from error
+
     def save(
         self,
         *objs: MutableOrImmutableAggregate[UUID] | DomainEventProtocol[UUID] | None,
@@ -387,7 +433,11 @@ class Scoring(Application[UUID]):
 
     def commit(self, processing_event: ProcessingEvent[UUID]) -> list[Recording[UUID]]:
         """Record what was collected, then snapshot and notify without letting those fail."""
-        recordings = self._record(processing_event)
+        try:
+            recordings = self._record(processing_event)
+        except StoreWentBack:
+            self._scores.forget()
+            raise
         try:
             self._take_snapshots(processing_event)
             self._notify(recordings)

@@ -50,6 +50,11 @@ class CheckOutCache:
         with self._lock:
             return self._scores.pop(user_id, None)
 
+    def clear(self) -> None:
+        """Drop all that are here."""
+        with self._lock:
+            self._scores.clear()
+
     def give_back(self, score: UserScore) -> None:
         """Return an aggregate that has no pending events."""
         with self._lock:

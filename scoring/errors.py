@@ -35,12 +35,39 @@ class InvalidGrant(ScoringError, ValueError):  # noqa: N818 - a public name of t
         return (_invalid_grant, (self.field, self.value, self.rule))
 
 
+class StreamHasGap(ScoringError):  # noqa: N818 - named as the other errors are
+    """A user's stream lacks versions, though later ones are there, so nothing is known of its sums.
+
+    Nothing was written. ``Scoring.close_gaps`` makes the stream readable again, without the points
+    that are lost; restoring the right backup brings these back.
+
+    Attributes:
+        user_id: Whose stream it is.
+        missing: The versions of the first gap.
+    """
+
+    def __init__(self, user_id: str, missing: range) -> None:
+        """Name the user and the versions."""
+        self.user_id = user_id
+        self.missing = missing
+        super().__init__(
+            f"the stream of user {user_id!r} lacks {in_words(missing)}, though later ones are "
+            "there: the event store was put back to an earlier state and then written to; restore "
+            "the right backup, or give the lost points up with Scoring.close_gaps()"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by position, so the error crosses process borders whole."""
+        return (StreamHasGap, (self.user_id, self.missing))
+
+
 class BatchFailed(ScoringError):  # noqa: N818 - a public name of the specification
     """``grant_many`` stopped part-way; what was recorded before stays recorded.
 
     Attributes:
         receipts_so_far: Receipts of all grants before the failing chunk, in input order; exactly
-            these were answered for, nothing of the failing chunk was recorded.
+            these were answered for, nothing of the failing chunk was recorded. If the failing grant
+            is of a user whose stream has a gap, they are those of all grants before it.
         index: Zero-based index, in the input, of the grant that failed (of the first grant of
             the failing chunk when the event store failed).
         reason: Why, in words.
@@ -62,6 +89,13 @@ class BatchFailed(ScoringError):  # noqa: N818 - a public name of the specificat
 
 def _invalid_grant(field: str, value: object, rule: str) -> InvalidGrant:
     return InvalidGrant(field=field, value=value, rule=rule)
+
+
+def in_words(versions: range) -> str:
+    """Return ``version 7`` or ``versions 7 to 11``."""
+    if len(versions) == 1:
+        return f"version {versions.start}"
+    return f"versions {versions.start} to {versions.stop - 1}"
 
 
 def _shortened(value: object, *, limit: int = 80) -> str:

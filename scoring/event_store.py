@@ -1,18 +1,132 @@
-"""The library's event store with a faster way to say what was recorded."""
+"""The library's stores of events and snapshots, which believe nothing because it was true before.
+
+A store may be put back to an earlier state under a process that goes on. What the process has in
+memory is then ahead of the store, and what it would write does not belong there.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from eventsourcing.persistence import EventStore, Notification, Recording
+from eventsourcing.domain import CanSnapshotAggregate
+from eventsourcing.persistence import (
+    AggregateRecorder,
+    ApplicationRecorder,
+    EventStore,
+    IntegrityError,
+    Mapper,
+    Notification,
+    Recording,
+)
+from eventsourcing.popo import POPOApplicationRecorder
 
 from scoring.frozen import made_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from eventsourcing.domain import DomainEventProtocol
+    from eventsourcing.persistence import StoredEvent
+
+_EVENTS_AT_ONCE = 5000
+
+
+class StoreWentBack(IntegrityError):  # noqa: N818 - named as the package's errors are
+    """What a commit builds on is not in the event store, so nothing was committed.
+
+    Whatever was loaded before has to be loaded again.
+    """
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__(
+            "what the new events build on is not in the event store, which was put back to an "
+            "earlier state or is another one: load the aggregates again"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What has to be stored for some events to be inserted.
+
+    Attributes:
+        predecessors: By stream, the version before the first of its new events.
+        newest: The newest event that the recorder inserted itself, if there is one.
+    """
+
+    predecessors: Mapping[UUID | str, int]
+    newest: StoredEvent | None
+
+
+class GaplessRecorder(ApplicationRecorder):
+    """A recorder that inserts an event only after the one before it in its stream.
+
+    Whether that one is stored is looked up in the transaction of the insert, while nobody else can
+    write. So is whether the newest event that this recorder inserted is there unchanged: if not,
+    the store was put back, and perhaps written to since by somebody else.
+
+    An adapter for a database is given a ``Foundation`` with each insert, and raises
+    ``StoreWentBack`` in the transaction if a part of it is missing.
+    """
+
+    _newest: StoredEvent | None = None
+
+    def insert_events(
+        self, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        """Insert events, as the library does.
+
+        Raises:
+            StoreWentBack: if what they build on is not stored.
+        """
+        foundation = Foundation(predecessors_of(stored_events), self._newest)
+        try:
+            positions = super().insert_events(  # type: ignore[safe-super]
+                stored_events, foundation=foundation, **kwargs
+            )
+        except StoreWentBack:
+            self._newest = None
+            raise
+        if stored_events:
+            self._newest = stored_events[-1]
+        return positions
+
+
+def predecessors_of(stored_events: Sequence[StoredEvent]) -> dict[UUID | str, int]:
+    """Return, by stream, the version before its first event; streams that begin are left out.
+
+    Raises:
+        IntegrityError: if the events themselves leave a version out.
+    """
+    first: dict[UUID | str, int] = {}
+    last: dict[UUID | str, int] = {}
+    for event in stored_events:
+        version = event.originator_version
+        stream = event.originator_id
+        if version > 1:
+            before = last.get(stream)
+            if before is None:
+                first[stream] = version - 1
+            elif version != before + 1:
+                raise IntegrityError(
+                    f"stream {stream} has version {version} after version {before}"
+                )
+        last[stream] = version
+    return first
+
+
+def missing_versions(recorder: AggregateRecorder, stream: UUID) -> list[range]:
+    """Return the gaps of a stream: versions that are not stored, though later ones are."""
+    gaps = []
+    newest = 0
+    while events := recorder.select_events(stream, gt=newest, limit=_EVENTS_AT_ONCE):
+        for event in events:
+            if event.originator_version > newest + 1:
+                gaps.append(range(newest + 1, event.originator_version))
+            newest = event.originator_version
+    return gaps
 
 
 class ScoringEventStore(EventStore[UUID]):
@@ -21,11 +135,23 @@ class ScoringEventStore(EventStore[UUID]):
     Every commit returns a recording of each event, made here at less cost.
     """
 
+    def __init__(self, mapper: Mapper[UUID], recorder: AggregateRecorder) -> None:
+        """Store events with this recorder."""
+        super().__init__(mapper, recorder)
+        # What is in memory cannot be put back under those who use it.
+        self._looks_back = not isinstance(recorder, GaplessRecorder | POPOApplicationRecorder)
+
     def put(
         self, domain_events: Sequence[DomainEventProtocol[UUID]], **kwargs: Any
     ) -> list[Recording[UUID]]:
-        """Store domain events in one transaction and return their recordings."""
+        """Store domain events in one transaction and return their recordings.
+
+        Raises:
+            StoreWentBack: if what they build on is not stored.
+        """
         stored_events = list(map(self.mapper.to_stored_event, domain_events))
+        if self._looks_back:
+            self._look_for(predecessors_of(stored_events))
         positions = self.recorder.insert_events(stored_events, **kwargs)
         if not positions:  # a recorder of snapshots has none
             return []
@@ -39,3 +165,59 @@ class ScoringEventStore(EventStore[UUID]):
             )
             for event, stored, position in zip(domain_events, stored_events, positions, strict=True)
         ]
+
+    def _look_for(self, predecessors: Mapping[UUID | str, int]) -> None:
+        # A recorder that somebody chose is asked before the insert: what is put back between the
+        # two is not noticed.
+        for stream, version in predecessors.items():
+            if not self.recorder.select_events(stream, gt=version - 1, lte=version):
+                raise StoreWentBack
+
+
+class ScoringSnapshotStore(EventStore[UUID]):
+    """Stores snapshots as the library does, and returns those only whose events are stored.
+
+    One may be ahead of the events, or of events that were lost and written anew since.
+    """
+
+    def __init__(
+        self, mapper: Mapper[UUID], recorder: AggregateRecorder, events: EventStore[UUID]
+    ) -> None:
+        """Hold snapshots against these events."""
+        super().__init__(mapper, recorder)
+        self._events = events
+
+    def get(
+        self,
+        originator_id: UUID,
+        *,
+        gt: int | None = None,
+        lte: int | None = None,
+        desc: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[DomainEventProtocol[UUID]]:
+        """Yield snapshots, as the library does."""
+        yielded = 0
+        while limit is None or yielded < limit:
+            snapshot = next(super().get(originator_id, gt=gt, lte=lte, desc=desc, limit=1), None)
+            if snapshot is None:
+                return
+            if self._is_of_stored_event(snapshot):
+                yielded += 1
+                yield snapshot
+            if desc:
+                lte = snapshot.originator_version - 1
+            else:
+                gt = snapshot.originator_version
+
+    def _is_of_stored_event(self, snapshot: Any) -> bool:
+        version = snapshot.originator_version
+        event: Any = next(
+            self._events.get(snapshot.originator_id, gt=version - 1, lte=version), None
+        )
+        if event is None:
+            return False
+        state = snapshot.state if isinstance(snapshot, CanSnapshotAggregate) else None
+        if not isinstance(state, dict) or "_modified_on" not in state:
+            return True  # of an aggregate that does not keep when its newest event was
+        return bool(state["_modified_on"] == event.timestamp)

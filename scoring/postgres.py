@@ -18,8 +18,10 @@ from eventsourcing.postgres import ConnectionPool, PostgresApplicationRecorder
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg.rows import DictRow
+from psycopg.sql import SQL, Identifier
 from psycopg_pool import PoolTimeout
 
+from scoring.event_store import GaplessRecorder, StoreWentBack
 from scoring.retrying import ATTEMPT_SECONDS, remaining_seconds
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import StoredEvent
     from eventsourcing.postgres import PostgresDatastore
     from psycopg import Cursor
+
+    from scoring.event_store import Foundation
 
 _LIMIT_THE_SERVER: Final = """
 SELECT set_config(name, value, false)
@@ -154,13 +158,40 @@ def bounded_pool(datastore: PostgresDatastore) -> BoundedConnectionPool:
     )
 
 
-class FlushingApplicationRecorder(PostgresApplicationRecorder):
-    """The library's recorder, which sends a large insert to its end before it waits for an answer.
+class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
+    """The library's recorder, which inserts no event without the one before it.
 
-    The library inserts in psycopg's pipeline mode, and psycopg stops sending when the last command
-    was handed over, even if the socket's buffer took only a part of it. Client and server then wait
-    for each other for ever. A batch of a few hundred kilobytes is enough.
+    And it sends a large insert to its end before it waits for an answer. The library inserts in
+    psycopg's pipeline mode, and psycopg stops sending when the last command was handed over, even
+    if the socket's buffer took only a part of it. Client and server then wait for each other for
+    ever. A batch of a few hundred kilobytes is enough.
     """
+
+    def __init__(
+        self, datastore: PostgresDatastore, *, events_table_name: str = "stored_events"
+    ) -> None:
+        """Construct the library's recorder."""
+        super().__init__(datastore, events_table_name=events_table_name)
+        # All or nothing, and nothing where something is missing: the library commits whatever has
+        # happened if it is Python that raises.
+        self.insert_events_statement = SQL(
+            "INSERT INTO {table} AS t (originator_id, originator_version, topic, state)"
+            " SELECT originator_id, originator_version, topic, state"
+            " FROM unnest(%(events)s::{event_type}[])"
+            # Counting subqueries looks each one up in the index, however large the table is.
+            " WHERE (SELECT count(*) = count((SELECT 1 FROM {table} AS stored"
+            " WHERE originator_id = stream AND originator_version = version))"
+            " FROM unnest(%(streams)s::{id_type}[], %(versions)s::bigint[])"
+            " AS predecessor(stream, version))"
+            " AND (%(newest_state)s::bytea IS NULL OR EXISTS (SELECT FROM {table} AS stored"
+            " WHERE originator_id = %(newest_stream)s AND originator_version = %(newest_version)s"
+            " AND state = %(newest_state)s))"
+            " RETURNING notification_id"
+        ).format(
+            table=Identifier(self.datastore.schema, self.events_table_name),
+            event_type=Identifier(self.datastore.schema, self.stored_event_type_name),
+            id_type=Identifier(self.datastore.originator_id_type),
+        )
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -195,6 +226,33 @@ class FlushingApplicationRecorder(PostgresApplicationRecorder):
     def _insert_stored_events(
         self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **kwargs: Any
     ) -> None:
-        super()._insert_stored_events(curs, stored_events, **kwargs)
+        self._lock_table(curs)
+        self._notify_channel(curs)
+        foundation: Foundation = kwargs["foundation"]
+        newest = foundation.newest
+        curs.execute(
+            self.insert_events_statement,
+            {
+                "events": [
+                    self.construct_pg_stored_event(
+                        event.originator_id, event.originator_version, event.topic, event.state
+                    )
+                    for event in stored_events
+                ],
+                "streams": list(foundation.predecessors),
+                "versions": list(foundation.predecessors.values()),
+                "newest_stream": newest and newest.originator_id,
+                "newest_version": newest and newest.originator_version,
+                "newest_state": newest and newest.state,
+            },
+        )
         if isinstance(curs.connection, BoundedConnection):
             curs.connection.flush_to_the_end()
+
+    def _fetch_ids_after_insert_events(
+        self, curs: Cursor[DictRow], stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        positions = super()._fetch_ids_after_insert_events(curs, stored_events, **kwargs)
+        if not positions:
+            raise StoreWentBack
+        return positions

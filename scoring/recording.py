@@ -17,7 +17,8 @@ from eventsourcing.application import ProcessingEvent
 from eventsourcing.persistence import ConnectionPoolClosedError, IntegrityError
 from eventsourcing.utils import get_topic
 
-from scoring.errors import InvalidGrant, ScoringError
+from scoring.errors import InvalidGrant, ScoringError, StreamHasGap
+from scoring.event_store import StoreWentBack
 from scoring.grants import Grant
 from scoring.receipts import GrantReceipt, GrantStatus
 from scoring.retrying import STORE_ERRORS, Deadline, is_hopeless, reading
@@ -41,9 +42,9 @@ _SEARCH_WINDOW: Final = 1000
 
 
 class RefusedAt(Exception):  # noqa: N818 - internal, never reaches a caller
-    """A grant of the chunk was refused by its user's aggregate; nothing was committed."""
+    """A grant of the chunk cannot be recorded or answered for; nothing was committed."""
 
-    def __init__(self, index: int, error: InvalidGrant) -> None:
+    def __init__(self, index: int, error: ScoringError) -> None:
         """Keep which grant it was, by its index in the chunk."""
         super().__init__(str(error))
         self.index = index
@@ -172,6 +173,8 @@ class CommandRecorder(ABC, Generic[AnswerT]):
                 if place in wanted:
                     found[place] = notification.id
             stop = start - 1
+        if len(found) < len(wanted):
+            raise StoreWentBack  # between the claims, which were there, and this
         return found
 
 
@@ -218,17 +221,20 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
             if grant.grant_id in self._originals or grant.grant_id in plan.balances:
                 continue
             score = plan.scores.get(grant.user_id)
-            if score is None:
-                score = plan.scores[grant.user_id] = self._scores.take(grant.user_id)
-            before = score.total_score
             try:
+                if score is None:
+                    score = plan.scores[grant.user_id] = self._scores.take(grant.user_id)
+                before = score.total_score
                 score.record(grant)
-            except InvalidGrant as error:
-                raise RefusedAt(index, error) from None
+            except (InvalidGrant, StreamHasGap) as error:
+                raise RefusedAt(index, error) from error.__cause__
             plan.balances[grant.grant_id] = before, score.total_score
         # All that the receipts need is read before the commit: after it, nothing may fail.
         for user_id in self._users - plan.scores.keys():
-            bystander = self._scores.current(user_id)
+            try:
+                bystander = self._scores.current(user_id)
+            except StreamHasGap as error:
+                raise RefusedAt(self._first_index_of(user_id), error) from error.__cause__
             if bystander is not None:
                 plan.totals[user_id] = bystander.total_score
                 self._scores.give_back(bystander)
@@ -239,6 +245,9 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
             self._scores.give_back(score)
         return self._answers(plan, positions, last)
 
+    def _first_index_of(self, user_id: str) -> int:
+        return next(i for i, grant in enumerate(self._grants) if grant.user_id == user_id)
+
     def _commit(self, plan: _Attempt) -> dict[str, int]:
         processing_event = collected(plan.scores.values())
         plan.events = processing_event.events
@@ -248,7 +257,7 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
         return _positions(self._app.commit(processing_event))
 
     def _learn_from_claims(self) -> list[GrantReceipt] | None:
-        for grant in self._grants:
+        for index, grant in enumerate(self._grants):
             if grant.grant_id in self._originals:
                 continue
             claim = self._scores.claim_on(grant.grant_id)
@@ -256,7 +265,10 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
                 continue
             if claim.token in self._sent:
                 return self._answer_for_lost_commit(self._sent[claim.token])
-            event = self._scores.claimed_grant(claim)
+            try:
+                event = self._scores.claimed_grant(claim)
+            except ScoringError as error:
+                raise RefusedAt(index, error) from None
             self._originals[grant.grant_id] = _payload(event)
         return None
 

@@ -13,21 +13,35 @@ connections are therefore closed for the moment of the fork; the pool opens new 
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from pathlib import Path
 from threading import Condition, Lock, RLock, Semaphore, get_ident, local
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
+from uuid import UUID
 from weakref import WeakSet
 
-from eventsourcing.persistence import ConnectionPoolClosedError
-from eventsourcing.sqlite import SQLiteConnectionPool
+from eventsourcing.persistence import ConnectionPoolClosedError, InterfaceError
+from eventsourcing.sqlite import (
+    SQLITE3_DEFAULT_LOCK_TIMEOUT,
+    SQLiteApplicationRecorder,
+    SQLiteConnection,
+    SQLiteConnectionPool,
+)
+from orjson import dumps
 
 from scoring.errors import ScoringError
+from scoring.event_store import GaplessRecorder, StoreWentBack
 from scoring.inheritance import keep_for_ever
 
 if TYPE_CHECKING:
-    from eventsourcing.sqlite import SQLiteConnection
+    from collections.abc import Sequence
+
+    from eventsourcing.persistence import StoredEvent
+    from eventsourcing.sqlite import SQLiteCursor, SQLiteDatastore
+
+    from scoring.event_store import Foundation
 
 PATIENCE_SECONDS: Final = 20.0
 """How long forking and closing wait for transactions of other threads: longer than these wait for
@@ -41,6 +55,56 @@ _fork_lock = RLock()
 _held: list[PatientConnectionPool] = []
 _in_use: set[Path] = set()
 """What a fork that is under way keeps until it is over; one thread forks at a time."""
+
+
+class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
+    """The library's recorder, which inserts no event without the one before it."""
+
+    def __init__(
+        self, datastore: SQLiteDatastore, events_table_name: str = "stored_events"
+    ) -> None:
+        """Construct the library's recorder."""
+        super().__init__(datastore, events_table_name)
+        self._look_back = (
+            "SELECT last_insert_rowid(), "  # noqa: S608 - the name is not from outside
+            f"(SELECT count(*) FROM json_each(?) CROSS JOIN {events_table_name} "
+            "ON originator_id = key AND originator_version = value), "
+            f"(SELECT count(*) FROM {events_table_name} "
+            "WHERE originator_id = ? AND originator_version = ? AND state = ?)"
+        )
+
+    def _insert_events(
+        self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        # First the insert, which waits for the one lock on writing: a transaction that has read
+        # before cannot wait for it. All at once, which pays for looking back: the writer's rows
+        # get the numbers behind the last one, without a gap.
+        c.executemany(
+            self.insert_events_statement,
+            [
+                (
+                    *(_as_text(event.originator_id), event.originator_version),
+                    *(event.topic, event.state),
+                )
+                for event in stored_events
+            ],
+        )
+        foundation: Foundation = kwargs["foundation"]
+        predecessors, newest = foundation.predecessors, foundation.newest
+        wanted = [len(predecessors), newest is not None]
+        streams = {_as_text(stream): version for stream, version in predecessors.items()}
+        newest_key = newest and (
+            *(_as_text(newest.originator_id), newest.originator_version, newest.state),
+        )
+        c.execute(self._look_back, (dumps(streams).decode(), *(newest_key or (None, None, None))))
+        last, *found = c.fetchone()
+        if found != wanted:
+            raise StoreWentBack
+        return range(last - len(stored_events) + 1, last + 1)
+
+
+def _as_text(stream: UUID | str) -> str:
+    return stream.hex if isinstance(stream, UUID) else stream
 
 
 class PatientConnectionPool(SQLiteConnectionPool):
@@ -172,6 +236,25 @@ class PatientConnectionPool(SQLiteConnectionPool):
         self._get_semaphore = Semaphore()
         self._put_condition, self._no_readers = Condition(), Condition()
         self._writer_lock = Lock()
+
+    def _create_connection(self) -> SQLiteConnection:
+        # As the library does, which however keeps one prepared statement a connection, and so
+        # prepares each anew every time.
+        try:
+            opened = sqlite3.connect(
+                self.db_name,
+                uri=True,
+                check_same_thread=False,
+                isolation_level=None,
+                timeout=self.lock_timeout or SQLITE3_DEFAULT_LOCK_TIMEOUT,
+            )
+        except sqlite3.Error as error:
+            raise InterfaceError(error) from error
+        if not (self.is_sqlite_memory_mode or self.is_journal_mode_wal):
+            opened.execute("PRAGMA journal_mode=WAL")
+            self.is_journal_mode_wal = True
+        opened.row_factory = sqlite3.Row
+        return SQLiteConnection(opened, max_age=self.max_age)
 
     def _check_inheritance(self) -> None:
         if _inherited and self.file in _inherited:

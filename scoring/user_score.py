@@ -185,6 +185,14 @@ class UserScore(Aggregate):
                 aggregate.buckets[self.key] = Bucket(self.points, self.category, self.source)
             aggregate.recomputed_total += self.recomputed_change
 
+    @dataclass(frozen=True)
+    class GapClosed(Aggregate.Event):
+        """It stands where an event was lost, or ends the closing of a gap; it changes nothing."""
+
+        TOPIC: ClassVar[str] = "scoring:UserScore.GapClosed"
+
+        user_id: str
+
     def __init__(self, user_id: str) -> None:
         """Open the stream of a user; raises ``InvalidGrant`` for an id that breaks its rule."""
         # This body also runs on replay, so it assigns and never checks: see _create().

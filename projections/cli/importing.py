@@ -25,7 +25,7 @@ from projections.cli.console import (
 from projections.jsonl import BadLine, Line, parse_grant, read_lines
 from projections.opening import open_scoring
 from projections.settings import Settings
-from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, Scoring
+from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, Scoring, StreamHasGap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -103,12 +103,12 @@ class GrantImport:
                 receipts = self.scoring.grant_many([grant for _, grant in parsed])
             except BatchFailed as failed:
                 # One grant that its user cannot take must not stop the others.
-                if not isinstance(failed.__cause__, InvalidGrant):
+                if not isinstance(failed.__cause__, InvalidGrant | StreamHasGap):
                     raise
                 line, _ = parsed.pop(failed.index)
                 self._reject(line, failed.reason)
-                continue
-            for (line, _), receipt in zip(parsed, receipts, strict=True):
+                receipts = failed.receipts_so_far
+            for (line, _), receipt in zip(parsed, receipts, strict=False):
                 if receipt.status is GrantStatus.RECORDED:
                     self.summary.recorded += 1
                 elif receipt.status is GrantStatus.DUPLICATE:
@@ -118,7 +118,7 @@ class GrantImport:
                     self.on_bad_line(
                         line, "CONFLICT: this grant id was recorded before with another payload"
                     )
-            return
+            parsed = parsed[len(receipts) :]
 
     def _reject(self, line: Line, reason: str) -> None:
         self.summary.rejected += 1

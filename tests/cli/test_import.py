@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,26 @@ def test_a_user_who_cannot_take_a_grant_does_not_stop_the_others(
     assert [number for number, _ in bad] == [3, 4]
     assert "at most 5" in bad[0][1]
     assert (summary.recorded, summary.rejected) == (2, 2)
+
+
+def test_a_user_whose_stream_has_a_gap_does_not_stop_the_others(
+    scoring: Scoring, tmp_path: Path
+) -> None:
+    """Their lines are bad ones, and every other is recorded and counted once."""
+    scoring.grant_many([make_grant(number, user_id="ada") for number in range(5)])
+    with closing(sqlite3.connect(tmp_path / "events.sqlite")) as other, other:
+        other.execute("DELETE FROM stored_events WHERE originator_version IN (3, 4)")
+    users = {8: "ada", 11: "ada"}
+    lines = [line(n, user_id=users.get(n, f"user-{n % 3}")) for n in range(5, 15)]
+    bad: list[tuple[int, str]] = []
+    with Scoring(sqlite_env(tmp_path / "events.sqlite")) as another_process:
+        importer = GrantImport(
+            another_process, lambda found, reason: bad.append((found.number, reason))
+        )
+        summary = importer.run(read_lines(io.BytesIO(b"".join(lines))))
+    assert [number for number, _ in bad] == [4, 7]
+    assert "'ada' lacks versions 3 to 4" in bad[0][1]
+    assert (summary.recorded, summary.duplicate, summary.rejected) == (8, 0, 2)
 
 
 def test_a_file_that_is_not_there_is_one_sentence(cli: CommandLine) -> None:

@@ -31,7 +31,7 @@ from projections.unparking import Unparking
 from projections.verification import DOCUMENT, MAX_DIFFERENCES, Difference
 from projections.verify import verify_totals
 from projections.verify_events import verify_events
-from scoring import Grant, Scoring
+from scoring import Grant, Scoring, UserScore
 from support import NOON, make_grant, sqlite_env
 
 BADGE = "award:badge:first"
@@ -541,3 +541,28 @@ def test_verifying_while_a_worker_projects_finds_nothing(
         for thread in threads:
             thread.join()
     assert failures == []
+
+
+def test_a_stream_that_lacks_versions_is_found_until_its_gaps_are_closed(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """With its user and the versions; the read model equals the events all the while."""
+    scoring.grant_many([make_grant(n, user_id=f"user-{n % 2}") for n in range(20)])
+    with closing(sqlite3.connect(tmp_path / "events.sqlite")) as other, other:
+        other.execute(
+            "DELETE FROM stored_events WHERE originator_id = ? AND originator_version IN (3, 4, 7)",
+            (UserScore.create_id("user-1").hex,),
+        )
+    worker = ProjectionWorker(scoring, view)
+    worker.catch_up()
+    found = verify_events(scoring, read_model)
+    assert [(d.user_id, d.what, d.expected, d.found) for d in found.differences] == [
+        ("user-1", "stream", "versions 3 to 4", "missing"),
+        ("user-1", "stream", "version 7", "missing"),
+    ]
+    with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other_process:
+        assert other_process.close_gaps("user-1") == [range(3, 5), range(7, 8)]
+        worker.catch_up()
+        assert verify_events(scoring, read_model).ok
+        totals = read_model.users.find_one({"_id": "user-1"}) or {}
+        assert totals["totalScore"] == other_process.score_of("user-1").total_score
