@@ -141,7 +141,7 @@ class TransactionRunner:
             seconds = min(seconds * 2, _LONGEST_COMMIT_SECONDS)
 
     def _abort(self) -> None:
-        if self._session.in_transaction and is_there(self._client):
+        if self._session.in_transaction:
             with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
                 self._session.abort_transaction()
 

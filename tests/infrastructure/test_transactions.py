@@ -1,0 +1,203 @@
+"""Transactions: what every statement in one carries, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.monitoring import CommandListener, CommandStartedEvent
+
+from event_store import assert_equal_to_the_events, damaged, grants_of
+from killing import open_transactions
+from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
+from projections.read_model import ReadModel
+from projections.rebuild import Rebuild
+from projections.unparking import Unparking
+from scoring import Scoring
+from support import make_grant, worker_maker
+
+ON_RECORD = "score_workers"
+"""Who is alive is said outside of the transactions that it is about."""
+
+WRITES = {"insert", "update", "delete", "findAndModify"}
+READS = {"find", "aggregate", "getMore"}
+
+
+class Listener(CommandListener):
+    """Keeps every command of one client as it was sent, in order."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        # Of what is in the statements nothing is kept but of which collection they are.
+        self.sent.append(
+            {
+                name: value
+                for name, value in event.command.items()
+                if name not in {"documents", "updates", "deletes", "filter", "query"}
+            }
+        )
+
+    def succeeded(self, event: object) -> None:
+        pass
+
+    def failed(self, event: object) -> None:
+        pass
+
+
+@contextmanager
+def listening(uri: str, database: str) -> Iterator[tuple[ReadModel, Listener]]:
+    listener = Listener()
+    with MongoClient[Any](uri, event_listeners=[listener]) as client:
+        yield ReadModel(client, database), listener
+
+
+def assert_whole(commands: list[dict[str, Any]]) -> list[list[str]]:
+    """Every write, and all between a transaction's first statement and its end, is part of it.
+
+    Returns what each transaction did.
+    """
+    transactions: list[list[str]] = []
+    current: dict[str, Any] | None = None
+    for command in commands:
+        name, target = next(iter(command.items()))
+        if name not in {*WRITES, *READS, "commitTransaction", "abortTransaction"}:
+            continue
+        if target == ON_RECORD:
+            assert "autocommit" not in command
+            continue
+        if command.get("startTransaction"):
+            assert current is None, command
+            assert command["readConcern"]["level"] == "snapshot"
+            current = {key: command[key] for key in ("lsid", "txnNumber")}
+            transactions.append([])
+        if current is None:
+            assert name not in WRITES, f"a write outside of any transaction: {command}"
+            continue
+        assert command["autocommit"] is False, command
+        assert {key: command.get(key) for key in current} == current, command
+        assert "writeConcern" not in command or name.endswith("Transaction"), command
+        transactions[-1].append(f"{name} {target}")
+        if name.endswith("Transaction"):
+            assert command["writeConcern"] == {"w": "majority"}
+            current = None
+    assert current is None
+    return transactions
+
+
+def test_every_statement_of_a_transaction_carries_its_session_and_its_concerns(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
+) -> None:
+    """A batch with a fault, a redelivery, unparking in chunks, and every step of a rebuild."""
+    scoring.grant_many([make_grant(number, user_id="ada") for number in range(10)])
+    scoring.contribute("ada", "telemetry:activity", "telemetry", "app", 12)
+    database = view.read_model.database.name
+    with listening(mongo_uri, database) as (read_model, listener):
+        with closing(MongoScoreView(read_model)) as listened:
+            fifth = list(grants_of(scoring))[4].id
+            with damaged(tmp_path / "events.sqlite", fifth):
+                ProjectionWorker(scoring, listened, on_error="park").catch_up()
+            batch = assert_whole(listener.sent)
+            assert len(batch) == 1
+            assert batch[0][0] == "update score_positions"
+            done = {"update score_parked", "insert score_grants", "update user_scores"}
+            assert done < {*batch[0]}
+
+            listener.sent.clear()
+            Unparking(scoring, listened).run(listened.parking.streams())
+            unparked = assert_whole(listener.sent)
+            assert "delete score_parked" in unparked[-1]
+            assert any(statement.startswith("findAndModify") for statement in unparked[-1])
+            assert "update score_buckets" in unparked[-1]
+
+            listener.sent.clear()
+            read_model.positions.update_one({"_id": "Scoring"}, {"$set": {"position": 2}})
+            listener.sent.clear()
+            ProjectionWorker(scoring, listened).catch_up()
+            redelivered = assert_whole(listener.sent)
+            assert "find score_grants" in redelivered[-1]
+
+        listener.sent.clear()
+        assert Rebuild(scoring, read_model, worker_maker(scoring)).run().live
+        # The new generation's position, before there is anybody to be held up by it.
+        made = next(c for c in listener.sent if c.get("update") == "score_positions")
+        steps = assert_whole([c for c in listener.sent if c is not made])
+        flat = {statement for step in steps for statement in step}
+        assert {"update score_control", "delete score_positions"} <= flat
+    assert_equal_to_the_events(scoring, view.read_model)
+
+
+@contextmanager
+def failing(uri: str, commands: list[str], mode: object, **failure: Any) -> Iterator[None]:
+    data = {"failCommands": commands, "appName": "score-ledger", **failure}
+    with MongoClient[Any](uri) as operator:
+        operator.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
+        try:
+            yield
+        finally:
+            operator.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+def test_a_batch_that_outlasts_the_servers_limit_is_halved(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """Until it is quick enough: the same size would be aborted for ever."""
+    scoring.grant_many([make_grant(number) for number in range(40)])
+    sizes: list[int] = []
+
+    class Slow(MongoScoreView):
+        """As on a slow server: it takes longer the more there is."""
+
+        def _add(self, writes: Any, session: Any) -> None:
+            sizes.append(writes.event_count)
+            time.sleep(writes.event_count * 0.06)
+            super()._add(writes, session)
+
+    with MongoClient[Any](mongo_uri) as operator:
+        name = "transactionLifetimeLimitSeconds"
+        usual = operator.admin.command({"getParameter": 1, name: 1})[name]
+        operator.admin.command({"setParameter": 1, name: 1})
+        try:
+            with closing(Slow(view.read_model)) as slow:
+                ProjectionWorker(scoring, slow).catch_up()
+        finally:
+            operator.admin.command({"setParameter": 1, name: usual})
+    assert sizes[:2] == [40, 20]
+    assert sizes.count(40) == 1
+    assert assert_equal_to_the_events(scoring, view.read_model) == 40
+
+
+@pytest.mark.parametrize("code", [11601, 64, 91])
+def test_a_commit_whose_answer_is_a_write_concern_error_is_asked_for_again(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, code: int
+) -> None:
+    """It may be committed or not, and nothing counts twice either way."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    refused = {"writeConcernError": {"code": code, "errmsg": "interrupted"}}
+    with failing(mongo_uri, ["commitTransaction"], {"times": 3}, **refused):
+        ProjectionWorker(scoring, view).catch_up()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 10
+
+
+def test_a_commit_that_stays_unknown_is_raised_and_leaves_no_transaction_open(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session is killed, or its locks would hold everybody up for a minute."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.2)
+    before = open_transactions(view.read_model)
+    lost = {"errorCode": 64, "errorLabels": ["UnknownTransactionCommitResult"]}
+    with failing(mongo_uri, ["commitTransaction"], "alwaysOn", **lost):
+        with pytest.raises(ReadModelUnavailable) as unknown:
+            ProjectionWorker(scoring, view).catch_up()
+        assert unknown.value.transient
+        assert open_transactions(view.read_model) == before
+    assert view.max_tracking_id("Scoring") is None
+    ProjectionWorker(scoring, view).catch_up()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 10
