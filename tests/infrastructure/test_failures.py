@@ -16,12 +16,13 @@ from bson.decimal128 import Decimal128
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from event_store import assert_equal_to_the_events
+from event_store import assert_equal_to_the_events, damaged
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
 from projections.mongo import connect
 from projections.read_model import ReadModel
 from projections.settings import Settings
+from projections.unparking import Unparking
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -227,6 +228,36 @@ def test_a_stop_is_heeded_within_a_second_even_while_retrying(
         assert time.monotonic() - asked < 4  # a second, and some for a busy machine
     ProjectionWorker(scoring, view).catch_up()
     assert assert_equal_to_the_events(scoring, view.read_model) == 10
+
+
+@pytest.mark.parametrize("second_fault", [False, True], ids=["to its end", "up to a fault"])
+def test_a_stop_is_heeded_while_unparking_is_retried(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, *, second_fault: bool
+) -> None:
+    """The stream stays parked where it was."""
+    receipts = [scoring.grant(**make_grant(n, user_id="bob").model_dump()) for n in range(6)]
+    with damaged(tmp_path / "events.sqlite", receipts[1].position):
+        ProjectionWorker(scoring, view, on_error="park").catch_up()
+    parked, stop, raised = view.parking.streams(), Event(), list[BaseException]()
+
+    def unpark() -> None:
+        try:
+            Unparking(scoring, view, stop=stop).run(parked)
+        except ReadModelUnavailable as error:
+            raised.append(error)
+
+    with (
+        damaged(tmp_path / "events.sqlite", *([receipts[5].position] if second_fault else [])),
+        failing(view.read_model.client, "insert", closeConnection=True),
+    ):
+        thread = Thread(target=unpark)
+        thread.start()
+        time.sleep(0.5)
+        assert raised == []
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert view.parking.streams() == parked
 
 
 def test_a_stop_is_heeded_within_a_second_while_the_server_is_gone(

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 from eventsourcing.projection import ProjectionRunner
+from pymongo import MongoClient
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 
 from old_way import OldWay
 from projections import MongoScoreView, PositionMoved, ProjectionWorker, ScoreGrantsProjection
@@ -228,6 +236,51 @@ def test_a_redelivery_is_looked_up_in_pages(
     users = list(read_model.users.find())
     assert sum(user["recomputedTotal"] for user in users) == 3 * 38
     assert sum(user["grantCount"] for user in users) == 36
+
+
+class Inserts(CommandListener):
+    """Counts the inserts that a client sends."""
+
+    number = 0
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.number += event.command_name == "insert"
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        del event
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        del event
+
+
+@pytest.mark.parametrize("kind", ["grants", "buckets"])
+def test_a_redelivery_is_known_for_one_after_its_first_batch(
+    scoring: Scoring, read_model: ReadModel, mongo_uri: str, kind: str
+) -> None:
+    """Then nothing is sent in vain, which would abort each transaction; new grants are sent."""
+    for number in range(20):
+        if kind == "buckets":
+            scoring.contribute("ada", f"a:{number}", "x", "s", 3)
+        else:
+            scoring.grant(**make_grant(number).model_dump())
+    inserts = Inserts()
+    with (
+        MongoClient[Document](mongo_uri, event_listeners=[inserts]) as client,
+        closing(MongoScoreView(ReadModel(client, read_model.database.name))) as view,
+    ):
+        for sent in (4 if kind == "grants" else 0, 1 if kind == "grants" else 0):
+            read_model.positions.delete_many({})
+            inserts.number = 0
+            aborted = read_model.client.admin.command("serverStatus")["transactions"]
+            ProjectionWorker(scoring, view, batch_size=5).catch_up()
+            assert inserts.number == sent
+            after = read_model.client.admin.command("serverStatus")["transactions"]
+            assert after["totalAborted"] - aborted["totalAborted"] <= 1
+        for number in range(20, 40):
+            scoring.grant(**make_grant(number).model_dump())
+        inserts.number = 0
+        ProjectionWorker(scoring, view, batch_size=5).catch_up()
+        assert inserts.number == 4
 
 
 def test_a_bucket_beside_a_foreign_grant_is_projected(
