@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -13,13 +16,34 @@ from scoring.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO
+    from io import BufferedReader
 
 MAX_LINE_BYTES: Final = 1 << 20
 """A grant has a few kilobytes at most; a longer line is something else."""
 
 _CAMEL_HUMP: Final = re.compile(r"(?<=[a-z])([A-Z])")
 _FIELDS: Final = tuple(Grant.model_fields)
+_GOOD_MOMENT: Final = "2026-11-22T09:30:00Z"
+
+_GZIP: Final = b"\x1f\x8b"
+_OTHERS: Final = {
+    b"\xff\xfe": "text in UTF-16: iconv -f UTF-16 -t UTF-8 makes it UTF-8",
+    b"\xfe\xff": "text in UTF-16: iconv -f UTF-16 -t UTF-8 makes it UTF-8",
+    _GZIP: "compressed twice: gunzip it once",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
+    b"SQLite format 3": "a database of SQLite",
+}
+_LINES_OF_CSV: Final = 2
+_CELLS: Final = re.compile(rb"[^{].*[,;\t]")
+_FIRST_BYTES: Final = 4
+_HEAD_BYTES: Final = 4096
+
+
+class NotJsonLines(ValueError):  # noqa: N818 - what it is
+    """The input as a whole is something else; the message says what, and what to do."""
 
 
 class BadLine(ValueError):  # noqa: N818 - what it is, in the words of the import
@@ -33,30 +57,58 @@ class Line:
     Attributes:
         number: Counted from 1.
         raw: Its bytes, with the line end.
-        end: Offset in the input just after it, in bytes.
     """
 
     number: int
     raw: bytes
-    end: int
 
 
-def read_lines(stream: BinaryIO) -> Iterator[Line]:
-    """Yield the lines that are not blank, in bounded memory.
+def read_lines(stream: BufferedReader) -> Iterator[Line]:
+    """Yield the lines that are not blank, in bounded memory; gzip is unpacked.
 
     A line of more than ``MAX_LINE_BYTES`` is cut there; ``parse_grant`` refuses it.
+
+    Raises:
+        NotJsonLines: if the input is no JSON lines at all, or a damaged gzip file.
     """
-    number = end = 0
-    while raw := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        end += len(raw)
-        if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
-            while rest := stream.readline(MAX_LINE_BYTES):
-                end += len(rest)
-                if rest.endswith(b"\n"):
-                    break
-        if raw.strip():
-            yield Line(number, raw, end)
+    try:
+        packed = stream.peek().startswith(_GZIP)
+        text = gzip.GzipFile(fileobj=stream) if packed else stream
+        head = text.peek(_HEAD_BYTES)
+        something_else = next((_OTHERS[it] for it in _OTHERS if head.startswith(it)), _layout(head))
+        if something_else is not None:
+            raise NotJsonLines(f"the input is not one JSON object a line but {something_else}")
+        number = 0
+        while raw := text.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                while (rest := text.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+            if raw.strip():
+                yield Line(number, raw)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise NotJsonLines(
+            f"the input is a damaged gzip file ({error}): import it again when it is whole; "
+            "nothing counts twice"
+        ) from error
+
+
+def _layout(head: bytes) -> str | None:
+    """Return what text is laid out as, if it is not as lines of JSON."""
+    lines = [line.strip() for line in head.splitlines() if line.strip()]
+    if b"\0" in head[:_FIRST_BYTES]:
+        return "binary, or text in UTF-16: iconv -f UTF-16 -t UTF-8 makes it UTF-8"
+    if not lines:
+        return None
+    first = lines[0].removeprefix(b"\xef\xbb\xbf")
+    if first.startswith(b"["):
+        return "an array: jq -c '.[]' FILE makes lines of it"
+    if first == b"{":
+        return "an object over several lines: jq -c . FILE makes lines of it"
+    beginning = [first, *lines[1:_LINES_OF_CSV]]
+    if len(beginning) == _LINES_OF_CSV and all(_CELLS.match(line) for line in beginning):
+        return "lines of CSV: make an object of each, as score-ledger import --help shows"
+    return None
 
 
 def parse_grant(raw: bytes) -> Grant:
@@ -96,14 +148,13 @@ def parse_moment(text: object, *, field: str = "granted_at") -> datetime:
     """Return the datetime of an ISO 8601 string, e.g. ``2026-11-22T13:50:00Z``.
 
     Raises:
-        InvalidGrant: if it is not one; whether it has an offset is checked by ``Grant``.
+        InvalidGrant: if it is not one, or has no offset.
     """
-    try:
-        if isinstance(text, str):
-            return datetime.fromisoformat(text)
-    except ValueError:
-        pass
-    raise InvalidGrant(field=field, value=text, rule=f"{RULES['granted_at']}, in ISO 8601")
+    with suppress(ValueError):
+        if isinstance(text, str) and (moment := datetime.fromisoformat(text)).tzinfo is not None:
+            return moment
+    rule = f"{RULES['granted_at']}, in ISO 8601 as {_GOOD_MOMENT}"
+    raise InvalidGrant(field=field, value=text, rule=rule)
 
 
 def parse_amount(text: str) -> int:
@@ -136,6 +187,6 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         snake = _CAMEL_HUMP.sub(lambda hump: "_" + hump[1].lower(), name)
         if snake in fields:
             # Which of the two was meant is not ours to guess.
-            raise ValueError(f"field {snake!a} is given twice")
+            raise ValueError(f"a field is given twice: {snake!a}")
         fields[snake] = value
     return fields

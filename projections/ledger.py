@@ -89,6 +89,7 @@ class ScoreLedger:
         *,
         folder: str | PathLike[str] | None = None,
         worker: bool = True,
+        create: bool = True,
         any_shape: bool = False,
         settings: Settings | None = None,
         event_store: Mapping[str, str] | None = None,
@@ -104,6 +105,8 @@ class ScoreLedger:
         Args:
             folder: The embedded folder; default ``SCORE_LEDGER_FOLDER`` or ``.score-ledger``.
             worker: Project in the background; otherwise call ``catch_up()``.
+            create: Make the file of an event store in SQLite, if it is not there; otherwise that is
+                an error.
             any_shape: Open a read model too whose documents another release made in another shape;
                 only ``rebuild()`` and ``status()`` are of use then.
             settings: An object of yours instead of ``folder``; what was not given to it comes from
@@ -141,7 +144,9 @@ class ScoreLedger:
             )
         with ExitStack() as stack:
             if scoring is None:
-                scoring = stack.enter_context(open_scoring(settings, event_store=event_store))
+                scoring = stack.enter_context(
+                    open_scoring(settings, event_store=event_store, create=create)
+                )
             read_model = open_read_model(
                 settings, stack, mongo=mongo, mongo_database=mongo_database
             )

@@ -28,12 +28,19 @@ if TYPE_CHECKING:
 _POSTGRES_PLACE = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_DBNAME")
 
 
-def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = None) -> Scoring:
+# The extra that installs what a persistence module or a cipher of the library imports.
+_EXTRAS = {"psycopg": "postgres", "psycopg_pool": "postgres", "Crypto": "crypto"}
+
+
+def open_scoring(
+    settings: Settings, *, event_store: Mapping[str, str] | None = None, create: bool = True
+) -> Scoring:
     """Open the event store alone, as the settings and the library's variables say.
 
     Args:
         settings: Where the default store is.
         event_store: The library's variables; default, those of the environment.
+        create: Make the file of a store in SQLite, if it is not there.
 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
@@ -46,11 +53,24 @@ def open_scoring(settings: Settings, *, event_store: Mapping[str, str] | None = 
             "SQLITE_DBNAME is ':memory:', which is a database of its own for every connection and "
             "so for every thread: name a file"
         )
-    if env.get("SQLITE_DBNAME") == str(settings.events_file):
+    file = settings.sqlite_file(env)
+    if not create and file is not None and not file.exists():
+        raise ProjectionError(
+            f"there is no ledger yet: its events would be in {file.resolve()}; name the folder of "
+            "one (--folder, SCORE_LEDGER_FOLDER) or its file (SQLITE_DBNAME), or record a first "
+            "grant with score-ledger grant or import"
+        )
+    if file == settings.events_file:
         _make(settings.folder)
     try:
         return Scoring(env)
     except Exception as error:
+        extra = _missing_extra(error)
+        if extra is not None:
+            raise ProjectionError(
+                f"{env['PERSISTENCE_MODULE']} needs the extra {extra!r}: "
+                f"pip install 'score-ledger[{extra}]'"
+            ) from error
         reason = str(error)
         if reason.startswith(OPENING_FAILED):
             reason = f"{reason.removeprefix(OPENING_FAILED)}; {_cure(env)}"
@@ -67,6 +87,15 @@ def _make(folder: Path) -> None:
             f"the folder {folder} cannot be made ({error.strerror}): name one that this process "
             "may write to, by the argument folder or SCORE_LEDGER_FOLDER"
         ) from error
+
+
+def _missing_extra(error: BaseException | None) -> str | None:
+    """Return the extra that would have brought the module which could not be imported."""
+    while error is not None:
+        if isinstance(error, ImportError) and error.name:
+            return _EXTRAS.get(error.name.partition(".")[0])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _place(env: Mapping[str, str]) -> str:

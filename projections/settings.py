@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+from eventsourcing.sqlite import SQLiteConnectionPool
 from eventsourcing.utils import Environment
 from pydantic import Field, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -96,3 +98,19 @@ class Settings(BaseSettings):
         if module == SQLITE_MODULE and not named.get("SQLITE_DBNAME"):
             chosen["SQLITE_DBNAME"] = str(self.events_file)
         return chosen
+
+    def sqlite_file(self, environ: Mapping[str, str] | None = None) -> Path | None:
+        """Return the file of an event store in SQLite; ``None`` for others, or one in memory.
+
+        Args:
+            environ: Variables that beat those of the process's environment.
+        """
+        env = Environment(
+            Scoring.name, {**os.environ, **(environ or {}), **self.event_store(environ)}
+        )
+        name = env.get("SQLITE_DBNAME")
+        if env.get("PERSISTENCE_MODULE") != SQLITE_MODULE or not name:
+            return None
+        if SQLiteConnectionPool.detect_memory_mode(name):
+            return None
+        return Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)

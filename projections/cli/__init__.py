@@ -1,5 +1,24 @@
 """The command line ``score-ledger``."""
 
-from projections.cli.app import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import signal
+import sys
+
+from projections.cli.interrupts import EXIT_CODE, interrupt
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C is one line and exit code 130, whatever it interrupts."""
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        # Inside, since it takes long enough to be interrupted.
+        from projections.cli.app import run  # noqa: PLC0415
+
+        code = run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201 - perhaps there is no console yet
+        code = EXIT_CODE
+    # All is said and done; what is left may be cut short.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)

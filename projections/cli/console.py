@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import io
 import json
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -25,6 +26,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -35,6 +37,12 @@ out = Console(highlight=False, soft_wrap=True)
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress, notes and errors."""
+
+SPINNER = "line"
+"""The one that every terminal can show."""
+
+_ENOUGH_COLUMNS = 10_000
+_PLAIN = {"→": "->", "…": "...", "█": "#"}
 
 FolderOption = Annotated[
     Path | None,
@@ -67,7 +75,7 @@ class RateColumn(ProgressColumn):
 def progress_bar(unit: str) -> Progress:
     """Return a progress bar with rate and time left, silent where nobody watches."""
     return Progress(
-        SpinnerColumn(),
+        SpinnerColumn(SPINNER),
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
@@ -79,26 +87,41 @@ def progress_bar(unit: str) -> Progress:
     )
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[Event]:
-    """Yield an event that SIGTERM and SIGINT set, so that work stops between two batches."""
-    stop = Event()
+def speak_plainly() -> None:
+    """Have what a terminal's encoding lacks printed as what it has, instead of failing."""
+    codecs.register_error("score-ledger", _in_plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="score-ledger")
 
-    def handler(signum: int, frame: object) -> None:
-        del signum, frame
-        stop.set()
 
-    previous = {name: signal.signal(name, handler) for name in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for name, old in previous.items():
-            signal.signal(name, old)
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    plain = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return "".join(plain), error.end
+
+
+def print_table(table: Table) -> None:
+    """Print a table: in a terminal as wide as that is, elsewhere as wide as what is in it.
+
+    Text that is too long for a terminal goes on in the next line; nothing is cut.
+    """
+    for column in table.columns:
+        column.overflow = "fold"
+    width = None
+    if not out.is_terminal:
+        options = out.options.update(width=_ENOUGH_COLUMNS)
+        width = Measurement.get(out, options, table).maximum
+    out.print(table, width=width)
 
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    out.out(json.dumps(_plain(value), ensure_ascii=False), highlight=False)
+    # Escapes mean the same to JSON, and every terminal and pipe has the characters they need.
+    only_ascii = not out.encoding.startswith("utf")
+    out.out(json.dumps(_plain(value), ensure_ascii=only_ascii), highlight=False)
 
 
 def shown(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.rule import Rule
 
-from projections.cli.console import err, out, shown
+from projections.cli.console import SPINNER, err, out, shown
 from projections.cli.importing import GrantImport, ImportSummary
 from projections.cli.reading import print_leaderboard, print_user
 from projections.cli.verifying import print_verification
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _MOST_COMMITS = 2000
+_RULE_COLUMNS = 80
 
 
 def demo() -> None:
@@ -58,7 +59,7 @@ def demo() -> None:
         if not history:
             out.print("[dim]no git history at hand: run the demo inside a repository to add it[/]")
         _step("Projecting: events become documents in MongoDB")
-        with err.status("starting a mongod in the temporary folder"):
+        with err.status("starting a mongod in the temporary folder", spinner=SPINNER):
             opened = time.monotonic()
             ledger = ScoreLedger.open(settings=settings, event_store=event_store, worker=False)
         with ledger:
@@ -108,7 +109,7 @@ def demo() -> None:
 
 def _step(title: str) -> None:
     out.print()
-    out.print(Rule(title, align="left"))
+    out.print(Rule(title, align="left"), width=min(out.width, _RULE_COLUMNS))
 
 
 def _bad(line: object, reason: str) -> None:
@@ -116,7 +117,7 @@ def _bad(line: object, reason: str) -> None:
 
 
 def _imported(grants: GrantImport, lines: bytes) -> ImportSummary:
-    return grants.run(read_lines(io.BytesIO(lines)))
+    return grants.run(read_lines(io.BufferedReader(io.BytesIO(lines))))
 
 
 def _counts(summary: ImportSummary) -> str:

@@ -15,12 +15,15 @@ from projections.cli.console import (
     err,
     out,
     print_json,
+    print_table,
     progress_bar,
     shown,
 )
+from projections.cli.files import written_text
+from projections.cli.ledgers import open_ledger, store_files
 from projections.drift import CsvTable, Drift, write_page
 from projections.drift.plots import range_label, signed
-from projections.ledger import ScoreLedger
+from projections.settings import Settings
 
 _CAUSES_SHOWN = 10
 _CATEGORIES_SHOWN = 10
@@ -40,20 +43,24 @@ def drift(
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare the old total of every user with the ledger, and say what explains the difference.
+    """Compare every user's old total with the ledger.
 
-    Ends with the sentence that says whether reads could be switched to the ledger without anybody
-    noticing. Whether they are is somebody's decision: nothing is switched here, and the exit code
-    is 0 either way. Run score-ledger project first, and run it while nothing is being projected.
-
-    Example: score-ledger drift --html drift.html --csv drift.csv
+    Says what explains the difference, and ends with the sentence that says whether reads could be
+    switched to the ledger without anybody noticing. Whether they are is somebody's decision:
+    nothing is switched here, and the exit code is 0 either way. Run score-ledger project first, and
+    run it while nothing is being projected. A file is written at the end and as a whole, or stays
+    as it was.
     """
+    settings = Settings.load(folder=folder)
+    others = store_files(settings)
     with ExitStack() as stack:
-        table = None
+        table = page = None
         if csv is not None:
-            table = CsvTable(stack.enter_context(csv.open("w", encoding="utf-8", newline="")))
-        page = None if html is None else stack.enter_context(html.open("w", encoding="utf-8"))
-        ledger = stack.enter_context(ScoreLedger.open(folder=folder, worker=False))
+            table = CsvTable(stack.enter_context(written_text(csv, "--csv", others=others)))
+            others.append(csv)
+        if html is not None:
+            page = stack.enter_context(written_text(html, "--html", others=others))
+        ledger = stack.enter_context(open_ledger(folder))
         bar = stack.enter_context(progress_bar("users"))
         task = bar.add_task("comparing", total=ledger.status().users)
         report = ledger.drift(
@@ -81,12 +88,12 @@ def print_drift(report: Drift) -> None:
         f"difference [bold]{signed(report.difference)}[/]"
     )
     if report.different:
-        out.print(_histogram(report))
+        print_table(_histogram(report))
     if report.causes:
-        out.print(_causes(report))
-        out.print(_categories(report))
+        print_table(_causes(report))
+        print_table(_categories(report))
     if report.largest:
-        out.print(_largest(report))
+        print_table(_largest(report))
     out.print(f"[bold {'green' if report.safe_to_flip else 'yellow'}]{shown(report.verdict)}[/]")
 
 

@@ -15,9 +15,9 @@ from projections.cli.console import (
     out,
     print_json,
     progress_bar,
-    stop_on_signals,
 )
-from projections.ledger import ScoreLedger
+from projections.cli.interrupts import Interrupted, stop_on_signals
+from projections.cli.ledgers import open_ledger
 from projections.settings import Settings
 from projections.worker import Progress
 
@@ -56,8 +56,9 @@ def project(
     if on_error is not None:
         settings = settings.model_copy(update={"on_error": on_error.value})
     with (
+        # A worker may be there before the first grant; otherwise there is nothing to project.
+        open_ledger(settings=settings, create=follow) as ledger,
         stop_on_signals() as stop,
-        ScoreLedger.open(settings=settings, worker=False) as ledger,
         progress_bar("grants") as bar,
     ):
         status = ledger.status()
@@ -104,5 +105,4 @@ def project(
             "cause, run score-ledger unpark"
         )
     if interrupted:
-        err.print("interrupted: run it again to finish")
-        raise typer.Exit(1)
+        raise Interrupted("interrupted: run it again to finish", stop)

@@ -12,12 +12,14 @@ from rich.table import Table
 from projections.cli.console import (
     FolderOption,
     JsonOption,
+    err,
     note_lag,
     out,
     print_json,
+    print_table,
     shown,
 )
-from projections.ledger import ScoreLedger
+from projections.cli.ledgers import open_ledger
 
 if TYPE_CHECKING:
     from projections.history import GrantRow, UserTotals
@@ -32,7 +34,9 @@ class ByOption(StrEnum):
 
 
 def leaderboard(
-    top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many rows.")] = 10,
+    top: Annotated[
+        int, typer.Option("--top", "-n", min=1, metavar="N", help="How many rows.")
+    ] = 10,
     by: Annotated[
         ByOption,
         typer.Option(help="The old recomputed total, which users see, or the ledger's balance."),
@@ -40,8 +44,12 @@ def leaderboard(
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show who leads, by the old recomputed total unless --by ledger is asked for."""
-    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+    """Show who leads.
+
+    By the old recomputed total, which users see, unless --by ledger asks for the balance of the
+    ledger. Users with the same score share a rank.
+    """
+    with open_ledger(folder) as ledger:
         rows = ledger.leaderboard.top(top, by=by.value)
         note_lag(ledger)
     if json:
@@ -52,27 +60,41 @@ def leaderboard(
 
 def user(
     user_id: Annotated[str, typer.Argument(help="Whose page.")],
-    limit: Annotated[int, typer.Option(min=1, help="How many of the newest grants.")] = 10,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="How many of the newest grants.")
+    ] = 10,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show one user's totals and newest grants."""
-    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+    """Show one user's totals and newest grants.
+
+    They are as fresh as the read model: score-ledger project brings it up to date. Exit code 1 if
+    there is no such user.
+    """
+    with open_ledger(folder) as ledger:
         totals = ledger.totals(user_id)
         grants = ledger.history(user_id, limit=limit)
         row = ledger.leaderboard.rank_of(user_id)
         note_lag(ledger)
     if json:
         print_json({"totals": totals, "rank": row.rank if row else None, "grants": grants})
-    elif totals is None:
-        out.print(f"{shown(user_id)} has nothing yet")
-    else:
+    elif totals is not None:
         print_user(totals, row, grants)
+    if totals is None:
+        err.print(
+            f"[bold red]error:[/] no user {shown(repr(user_id))} has got anything: score-ledger "
+            "leaderboard lists those who have"
+        )
+        raise typer.Exit(1)
 
 
 def status(folder: FolderOption = None, json: JsonOption = False) -> None:
-    """Show where events and read model are, and how far apart."""
-    with ScoreLedger.open(folder=folder, worker=False, any_shape=True) as ledger:
+    """Show where events and read model are, and how far apart.
+
+    The lag in events and seconds, grants that met a foreign document in their place, parked
+    streams, the generations that are kept, and why a worker last gave up.
+    """
+    with open_ledger(folder, any_shape=True) as ledger:
         state = ledger.status()
     if json:
         print_json(state)
@@ -82,7 +104,7 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
         if value is not None and value != [] and name != "parked_streams":
             text = f"{value:,}" if isinstance(value, int) else shown(str(value).strip("[]"))
             table.add_row(f"[dim]{name.replace('_', ' ')}[/]", text)
-    out.print(table)
+    print_table(table)
     for parked in state.parked_streams:
         out.print(
             f"[yellow]parked[/] {parked.stream} at position {parked.position:,} "
@@ -99,7 +121,7 @@ def print_leaderboard(rows: list[LeaderboardRow], by: str) -> None:
     table.add_column("points", justify="right", style="bold")
     for row in rows:
         table.add_row(str(row.rank), shown(row.user_id), f"{row.score:,}")
-    out.print(table)
+    print_table(table)
 
 
 def print_user(totals: UserTotals, row: LeaderboardRow | None, grants: list[GrantRow]) -> None:
@@ -121,7 +143,7 @@ def print_user(totals: UserTotals, row: LeaderboardRow | None, grants: list[Gran
             label, points = side[index] if index < len(side) else ("", None)
             cells += [label, "" if points is None else f"{points:,}"]
         sums.add_row(*cells)
-    out.print(sums)
+    print_table(sums)
     table = Table(title="Newest grants", title_justify="left")
     for title in ("granted at", "key", "category", "source"):
         table.add_column(title)
@@ -129,9 +151,9 @@ def print_user(totals: UserTotals, row: LeaderboardRow | None, grants: list[Gran
     for grant in grants:
         table.add_row(
             f"{grant.granted_at:%Y-%m-%d %H:%M}",
-            grant.key if len(grant.key) <= 48 else grant.key[:47] + "…",  # noqa: PLR2004 - width
+            grant.key,
             grant.category,
             grant.source,
             f"{grant.amount:,}",
         )
-    out.print(table)
+    print_table(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from threading import Event
 from typing import Annotated
 
 import typer
@@ -14,8 +15,9 @@ from projections.cli.console import (
     out,
     print_json,
     progress_bar,
-    stop_on_signals,
 )
+from projections.cli.interrupts import Interrupted, stop_on_signals
+from projections.cli.ledgers import open_ledger
 from projections.ledger import ScoreLedger
 from projections.rebuild import RebuildOutcome
 from projections.worker import Progress
@@ -45,7 +47,7 @@ def rebuild(
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make the read model anew from the events, beside the live one, and switch to it.
+    """Make the read model anew beside the live one, and switch.
 
     Readers and workers may go on: they see the old generation until the new one has caught up, and
     from then on the new one, never a mixture. Killed or interrupted, run it again: it carries on.
@@ -55,12 +57,13 @@ def rebuild(
     are). The one that was replaced is kept, so that it can be looked into, until you run
     score-ledger rebuild --drop-old.
     """
-    with ScoreLedger.open(folder=folder, worker=False, any_shape=True) as ledger:
+    with open_ledger(folder, any_shape=True) as ledger:
         if drop_old:
             dropped = ledger.drop_kept_generations()
         else:
             started = time.monotonic()
-            outcome = run_rebuild(ledger, fresh=fresh, adopt=adopt)
+            with stop_on_signals() as stop:
+                outcome = run_rebuild(ledger, stop, fresh=fresh, adopt=adopt)
             kept = ledger.status().kept_generations
     if drop_old:
         if json:
@@ -77,13 +80,14 @@ def rebuild(
         )
         err.print(f"{named(kept)} kept on disk: score-ledger rebuild --drop-old frees the space")
     if not outcome.live:
-        err.print("interrupted: run it again to carry on")
-        raise typer.Exit(1)
+        raise Interrupted("interrupted: run it again to carry on", stop)
 
 
-def run_rebuild(ledger: ScoreLedger, *, fresh: bool = False, adopt: bool = False) -> RebuildOutcome:
-    """Rebuild with a progress bar, until it is done or a signal stops it between two batches."""
-    with stop_on_signals() as stop, progress_bar("grants") as bar:
+def run_rebuild(
+    ledger: ScoreLedger, stop: Event, *, fresh: bool = False, adopt: bool = False
+) -> RebuildOutcome:
+    """Rebuild with a progress bar, until it is done or told to stop between two batches."""
+    with progress_bar("grants") as bar:
         task = bar.add_task("rebuilding", total=None, done=0)
         begun = False
 

@@ -14,9 +14,9 @@ from projections.cli.console import (
     print_json,
     progress_bar,
     shown,
-    stop_on_signals,
 )
-from projections.ledger import ScoreLedger
+from projections.cli.interrupts import Interrupted, stop_on_signals
+from projections.cli.ledgers import open_ledger
 
 
 def unpark(
@@ -27,14 +27,15 @@ def unpark(
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Project what was left behind of parked streams, after the cause was mended.
+    """Project what was left behind of parked streams.
 
-    Each grant counts once, whoever else is projecting. A stream whose event still cannot be
-    projected stays parked, and the exit code is 1 then. Ctrl-C stops it between two transactions.
+    After the cause was mended. Each grant counts once, whoever else is projecting. A stream whose
+    event still cannot be projected stays parked, and the exit code is 1 then. Ctrl-C stops it
+    between two transactions.
     """
     with (
+        open_ledger(folder) as ledger,
         stop_on_signals() as stop,
-        ScoreLedger.open(folder=folder, worker=False) as ledger,
         progress_bar("grants") as bar,
     ):
         task = bar.add_task("unparking", total=None)
@@ -50,5 +51,7 @@ def unpark(
                 f"[red]still parked[/] {parked.stream} at position {parked.position:,}: "
                 f"{shown(parked.reason)}"
             )
+    if stop.is_set():
+        raise Interrupted("interrupted: run it again to finish", stop)
     if outcome.still_parked:
         raise typer.Exit(1)

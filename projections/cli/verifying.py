@@ -17,6 +17,8 @@ from projections.cli.console import (
     progress_bar,
     shown,
 )
+from projections.cli.interrupts import Interrupted, stop_on_signals
+from projections.cli.ledgers import open_ledger
 from projections.cli.rebuilding import AdoptOption, run_rebuild
 from projections.errors import EventStoreReplaced
 from projections.ledger import ScoreLedger
@@ -53,7 +55,7 @@ def verify(
     """
     if adopt and not repair:
         raise typer.BadParameter("it says what --repair may do: give both", param_hint="--adopt")
-    with ScoreLedger.open(folder=folder, worker=False) as ledger:
+    with open_ledger(folder) as ledger:
         outcome: Verification | None = None
         try:
             outcome = _verified(ledger, events=events)
@@ -65,7 +67,10 @@ def verify(
         if outcome is None or (repair and not outcome.ok):
             if outcome is not None and not json:
                 print_verification(outcome)
-            repaired = run_rebuild(ledger, fresh=True, adopt=adopt).live
+            with stop_on_signals() as stop:
+                repaired = run_rebuild(ledger, stop, fresh=True, adopt=adopt).live
+            if not repaired:
+                raise Interrupted("interrupted: run it again to repair", stop)
             outcome = _verified(ledger, events=events)
         note_lag(ledger)
     if json:

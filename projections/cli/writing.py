@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
+from projections.cli.ledgers import open_events
 from projections.jsonl import parse_amount, parse_moment, parse_points
-from projections.opening import open_scoring
-from projections.settings import Settings
-from scoring import GrantStatus
+from scoring import Grant, GrantStatus
+from scoring.contributions import Contribution
 
 
 def grant(
@@ -34,15 +34,20 @@ def grant(
 
     Running it again with the same grant id adds nothing: it answers DUPLICATE, or CONFLICT (and
     exit code 1) if anything else differs. Give --granted-at when you may have to run it again.
-
-    Example: score-ledger grant --user-id ada --grant-id quiz-7-ada --key quiz:history:7
-    --category content --source quiz --amount 25
     """
     moment = datetime.now(UTC) if granted_at is None else parse_moment(granted_at)
-    with open_scoring(Settings.load(folder=folder)) as scoring:
-        receipt = scoring.grant(
-            user_id, grant_id, key, category, source, parse_amount(amount), moment
-        )
+    # Checked before a store is made for it.
+    award = Grant(
+        user_id=user_id,
+        grant_id=grant_id,
+        key=key,
+        category=category,
+        source=source,
+        amount=parse_amount(amount),
+        granted_at=moment,
+    )
+    with open_events(folder) as scoring:
+        receipt = scoring.grant(**dict(award))
     if json:
         print_json(receipt)
     else:
@@ -79,13 +84,18 @@ def contribute(
     It overwrites what was there, so the recomputed total may go down; the same again changes
     nothing. A key content:feed-post:<id> or award:badge:<id> becomes a grant the first time, and
     answers CONFLICT (and exit code 1) if the ledger keeps other points than the bucket then has.
-
-    Example: score-ledger contribute --user-id ada --key telemetry:activity --category telemetry
-    --source app --points 12
     """
     moment = None if at is None else parse_moment(at, field="at")
-    with open_scoring(Settings.load(folder=folder)) as scoring:
-        receipt = scoring.contribute(user_id, key, category, source, parse_points(points), moment)
+    contribution = Contribution(
+        user_id=user_id,
+        key=key,
+        category=category,
+        source=source,
+        points=parse_points(points),
+        at=moment,
+    )
+    with open_events(folder) as scoring:
+        receipt = scoring.contribute(**dict(contribution))
     if json:
         print_json(receipt)
     else:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from command_line import CommandLine
-from support import make_grant
+from scoring import Scoring
+from support import make_grant, sqlite_env
 
 
 def lines(*numbers: int) -> bytes:
@@ -19,6 +20,7 @@ def mistyped(cli: CommandLine) -> CommandLine:
     """Twenty grants are projected, and then another file is named, which is empty."""
     cli("import", "-", stdin=lines(*range(20)))
     assert cli("project").returncode == 0
+    Scoring(sqlite_env(cli.cwd / "mistyped.sqlite")).close()
     return CommandLine(cli.cwd, {**cli.env, "SQLITE_DBNAME": "mistyped.sqlite"})
 
 

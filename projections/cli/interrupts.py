@@ -1,0 +1,87 @@
+"""Ctrl-C and SIGTERM: work stops between two transactions, everything else at once."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import Final, NoReturn
+
+EXIT_CODE: Final = 128 + signal.SIGINT
+"""Of a command that Ctrl-C ended, as shells have it."""
+
+_pressed = False
+
+
+def interrupt(signum: int, frame: object) -> NoReturn:
+    """End whatever is going on, as Ctrl-C does, and remember that it was asked for."""
+    global _pressed  # noqa: PLW0603 - there is one keyboard
+    del signum, frame
+    _pressed = True
+    raise KeyboardInterrupt
+
+
+def was_interrupted() -> bool:
+    """Tell whether an error may be no more than what became of Ctrl-C on its way up."""
+    return _pressed
+
+
+class Interrupted(Exception):  # noqa: N818 - what happened
+    """A signal stopped a command; the message says how to go on.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as shells have it.
+    """
+
+    def __init__(self, message: str, stop: Stop) -> None:
+        """Say how to go on after what set ``stop``."""
+        self.exit_code = 128 + stop.signal
+        super().__init__(message)
+
+
+class Stop(Event):
+    """Set by a signal, for work that looks at it.
+
+    Attributes:
+        signal: Its number.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a signal."""
+        super().__init__()
+        self.signal = signal.SIGINT
+        self._told = self._waiting = False
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Have a signal end the block at once: it waits for input, not for a transaction."""
+        self._waiting = True
+        try:
+            if self._told:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._waiting = False
+
+    def handle(self, signum: int, frame: object) -> None:
+        """Stop soon at the first signal, and at once at the second."""
+        again, self._told = self._told, True
+        self.signal = signal.Signals(signum)
+        # In a thread, since this one may hold the event's lock at this moment.
+        _thread.start_new_thread(self.set, ())
+        if again or self._waiting:
+            interrupt(signum, frame)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Yield what SIGTERM and SIGINT set, so that work stops between two batches."""
+    stop = Stop()
+    previous = {name: signal.signal(name, stop.handle) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for name, old in previous.items():
+            signal.signal(name, old)
