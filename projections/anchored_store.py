@@ -57,7 +57,7 @@ class AnchoredStore:
         if tracked.position:
             newest = self._app.recorder.max_notification_id() or 0
             if newest < tracked.position:
-                raise self.replaced(
+                raise self._replaced(
                     f"an event at position {tracked.position} or behind it",
                     f"{newest} as the newest position",
                 )
@@ -70,7 +70,7 @@ class AnchoredStore:
         """
         found = self._select(anchor.position, stop=anchor.position)
         if not found or _hash(found[0]) != anchor.hash:
-            raise self.replaced(str(anchor), self._found_instead_of(anchor, found))
+            raise self._replaced(str(anchor), self._found_instead_of(anchor, found))
 
     def anchor(self, event: Notification | Row, known: Anchor | None) -> Anchor:
         """Return the anchor of an event, in the store that a known one is of."""
@@ -82,21 +82,12 @@ class AnchoredStore:
             hash=_hash(event),
         )
 
-    def first_from(self, position: int, known: Anchor | None) -> Anchor:
-        """Return the anchor of the first event at or behind a position, where there is one.
-
-        Raises:
-            EventStoreReplaced: if there is none any more.
-        """
+    def first_from(self, position: int, known: Anchor | None) -> Anchor | None:
+        """Return the anchor of the first event at or behind a position, if there is one."""
         found = self._select(position)
-        if not found:
-            raise self.replaced(
-                f"an event at position {position} or behind it",
-                f"{self._app.recorder.max_notification_id() or 0} as the newest position",
-            )
-        return self.anchor(found[0], known)
+        return self.anchor(found[0], known) if found else None
 
-    def replaced(self, expected: str, found: str) -> EventStoreReplaced:
+    def _replaced(self, expected: str, found: str) -> EventStoreReplaced:
         """Return the error that says what was expected and found."""
         module, place = place_of(self._app)
         return EventStoreReplaced(

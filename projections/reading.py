@@ -79,6 +79,8 @@ class BatchReader:
             end = self._store.first_from(
                 min(until, searched + _POSITIONS_SEARCHED_AT_ONCE), batch.anchor
             )
+            if end is None:
+                break  # the store went back, if not behind what was read: its newest is another
             page = read_page(
                 self._app.recorder,
                 after=searched,

@@ -147,6 +147,8 @@ class ProjectionWorker:
                     position = tracked.position or 0
                     if position < until:
                         tracked = self._advance(tracked, until, stop, patience)
+                        if (tracked.position or 0) < until:
+                            until = None  # it is gone: the store went back meanwhile
                         pause = _SHORTEST_PAUSE_SECONDS
                         continue
                     if position > until:

@@ -354,6 +354,24 @@ def test_a_store_that_is_replaced_between_any_two_reads_is_not_mixed_in_unnotice
     assert noticed == {2: at - 1, 16: 0}.get(common, noticed)
 
 
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_store_that_goes_back_to_what_was_not_projected_yet_is_the_right_one(
+    at: int, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """Even if its newest event of before was asked for already."""
+    store, view = SQLiteStore(tmp_path), MongoScoreView(read_model)
+    record(store.env, 0, 4)
+    with Scoring(store.env) as app:
+        ProjectionWorker(app, view).catch_up()
+    record(store.env, 4, 4)
+    store.back_up()
+    record(store.env, 8, 8)
+    with Scoring(store.env) as app:
+        Replacement(app, store, tmp_path / "backup.sqlite", at)
+        ProjectionWorker(app, view).catch_up()
+        assert assert_equal_to_the_events(app, read_model) == 8
+
+
 def test_an_interrupted_rebuild_of_before_a_restore_is_given_up(
     store: Store, read_model: ReadModel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -212,6 +212,23 @@ def test_metrics_tell_statuses_batches_lag_and_conflicts(
     assert ProjectionWorker(scoring, view).catch_up() == 6
 
 
+def test_an_event_store_that_was_replaced_is_a_metric_and_has_no_lag(
+    ledger: ScoreLedger, telemetry: Telemetry, read_model: ReadModel
+) -> None:
+    """Rather than one of 0."""
+    here = {"db.namespace": read_model.database.name}
+
+    def values(name: str) -> list[object]:
+        points = telemetry.metrics().get(f"score_ledger.projection.{name}", [])
+        return [point.value for point in points if point.attributes == here]
+
+    ledger.grant(**make_grant(1).model_dump())
+    ledger.catch_up()
+    assert (values("event_store_replaced"), values("lag")) == ([0], [0])
+    read_model.positions.update_one({}, {"$set": {"anchor.hash": "of another store"}})
+    assert (values("event_store_replaced"), values("lag")) == ([1], [])
+
+
 _UNHEARD = """
 import sys
 if sys.argv[2] == "without the API":
