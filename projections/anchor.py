@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from projections.errors import ForeignDocument
+
 if TYPE_CHECKING:
     from projections.read_model import Document
 
@@ -52,13 +54,22 @@ class Tracked:
 
     @classmethod
     def of(cls, document: Document | None) -> Tracked:
-        """Return what the document of a position says."""
+        """Return what the document of a position says.
+
+        Raises:
+            ForeignDocument: if nobody here has written it.
+        """
         document = document or {}
         position, anchor = document.get("position"), document.get("anchor")
-        return cls(
-            None if position is None else int(position),
-            None if anchor is None else Anchor(**anchor),
-        )
+        try:
+            return cls(
+                None if position is None else int(position),
+                None if anchor is None else Anchor(**anchor),
+            )
+        except (TypeError, ValueError) as error:
+            raise ForeignDocument(
+                collection="score_positions", document_id=document.get("_id")
+            ) from error
 
     def matching(self) -> Document:
         """Return what the document of the position matches as long as nobody has moved it."""

@@ -49,6 +49,7 @@ class Code(IntEnum):
     CONFLICTING_UPDATE_OPERATORS = 40
     CURSOR_NOT_FOUND = 43
     LOCK_BUSY = 46
+    NAMESPACE_EXISTS = 48
     MAX_TIME_MS_EXPIRED = 50
     DOLLAR_PREFIXED_FIELD_NAME = 52
     EMPTY_FIELD_NAME = 56
@@ -218,6 +219,11 @@ def is_other_collection(error: PyMongoError) -> bool:
 def is_no_collection(error: PyMongoError) -> bool:
     """Tell whether there is no collection of a name that was given without a UUID."""
     return Code.NAMESPACE_NOT_FOUND in _codes(error)
+
+
+def is_name_taken(error: PyMongoError) -> bool:
+    """Tell whether there is a collection already of a name that was to be given to one."""
+    return Code.NAMESPACE_EXISTS in _codes(error)
 
 
 def is_out_of_time(error: PyMongoError) -> bool:

@@ -20,6 +20,70 @@ class ReadModelUnavailable(ProjectionError):  # noqa: N818 - a state, not a mist
         super().__init__(message)
 
 
+class ReadModelGone(ReadModelUnavailable):
+    """The control document is not there: the database was dropped, or was never prepared."""
+
+    def __init__(self, database: str) -> None:
+        """Name the database."""
+        super().__init__(
+            f"the read model is gone from database {database}, which was dropped or emptied: a "
+            "worker makes it anew from the events, run score-ledger project",
+            transient=True,
+        )
+
+
+class ReadModelDamaged(ReadModelUnavailable):
+    """A collection or an index that the read model was made with is not there any more.
+
+    Attributes:
+        faults: What is wrong, each in words.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        """Name what is wrong."""
+        self.faults = faults
+        super().__init__(
+            f"the read model is damaged ({'; '.join(faults)}): run score-ledger rebuild, which "
+            "makes it anew from the events"
+        )
+
+
+class NameTaken(ReadModelUnavailable):
+    """A collection that the read model did not make has the name of one that it needs.
+
+    Attributes:
+        collection: The name.
+        reason: How it can be told that it is somebody else's, in words.
+    """
+
+    def __init__(self, *, database: str, collection: str, reason: str) -> None:
+        """Name the collection and what it is."""
+        self.collection = collection
+        self.reason = reason
+        super().__init__(
+            f"the collection {collection} of database {database} is not of Score ledger "
+            f"({reason}): set MONGO_DATABASE to a database of its own, or rename the collection"
+        )
+
+
+class ForeignDocument(ReadModelUnavailable):
+    """A document in a collection of the read model says nothing that the read model would write.
+
+    Attributes:
+        collection: The name of the collection.
+        document_id: The document's ``_id``.
+    """
+
+    def __init__(self, *, collection: str, document_id: object) -> None:
+        """Name the document."""
+        self.collection = collection
+        self.document_id = document_id
+        super().__init__(
+            f"the document {document_id!r} in {collection} was not written by Score ledger: take "
+            "it out, or set MONGO_DATABASE to a database of its own"
+        )
+
+
 class LedgerNotOpen(ProjectionError):  # noqa: N818 - a state, not a mistake
     """The ledger was closed, or belongs to the process that forked this one."""
 
@@ -92,7 +156,19 @@ class EventStoreReplaced(ProjectionError):  # noqa: N818 - a state, not a mistak
 
 
 class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
-    """The generation that was being built is gone: it was finished or given up elsewhere."""
+    """The generation that was being built is gone: it was finished or given up elsewhere.
+
+    Attributes:
+        generation: Its number.
+    """
+
+    def __init__(self, generation: int) -> None:
+        """Name the generation."""
+        self.generation = generation
+        super().__init__(
+            f"generation {generation} is not being built any more: another rebuild has finished it "
+            "or begun anew"
+        )
 
 
 class BatchRefused(ProjectionError):  # noqa: N818 - what happened to it

@@ -6,12 +6,16 @@ a time and not in transactions, so the document ``read-model`` of ``score_contro
 generation is live and whether a switch is under way:
 
     {_id: "read-model", generation: 1, shape: 1,
+     collections: {"1": {score_grants: UUID, ...}, "2": {...}},
      building: {generation: 2, shape: 1},
      switching: {to: 2, application: "Scoring", at: ..., collections: [...]}}
 
 ``switching`` is set before the first rename, and taken away in the same transaction that raises
 ``generation`` after the last one. A reader who finds the generation unchanged after it has read has
 therefore seen one generation only.
+
+``collections`` has what was made for each generation that was not dropped; see ``inventory``. Those
+below the live one were replaced, whatever their names are.
 """
 
 from __future__ import annotations
@@ -26,18 +30,34 @@ import pymongo
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.driver_errors import ANSWER_SECONDS, answered, translated
-from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
+from projections.errors import (
+    ForeignDocument,
+    ReadModelGone,
+    ReadModelUnavailable,
+    RebuildSuperseded,
+    ShapeChanged,
+)
 from projections.sessions import in_session
-from projections.switching import in_transaction, lift_silent_hold, roll_forward
+from projections.switching import (
+    drop,
+    in_transaction,
+    lift_silent_hold,
+    names_by_uuid,
+    roll_forward,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
+    from bson.binary import Binary
     from pymongo.client_session import ClientSession
 
     from projections.read_model import Document, ReadModel
 
 T = TypeVar("T")
+
+Uuids = dict[str, "Binary"]
+"""Collections of one generation: the UUIDs by the names that they have when it is live."""
 
 CONTROL_ID: Final = "read-model"
 
@@ -49,7 +69,7 @@ SILENT_SWITCH_SECONDS: Final = 1.0
 
 _LONGEST_HOLD_WAIT_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.005
-_GENERATION_SUFFIX: Final = re.compile(r"__g(\d+)\Z")
+_GENERATION_SUFFIX: Final = re.compile(r"__g(\d+)(?:_old)?\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,7 @@ class GenerationState:
     Attributes:
         generation: The live one; the first is 1.
         shape: Version of the shape of its documents.
+        collections: What was made for each generation that is there, by its number.
         building: The generation that a rebuild is making, or left when it was interrupted.
         building_shape: Version of the shape of that one.
         switching_to: The generation that is taking over at this moment.
@@ -66,6 +87,7 @@ class GenerationState:
 
     generation: int
     shape: int
+    collections: dict[int, Uuids]
     building: int | None = None
     building_shape: int | None = None
     switching_to: int | None = None
@@ -79,29 +101,44 @@ class Generations:
         self._read_model = read_model
         self._seen: int | None = None
 
-    def create(self) -> None:
-        """Make the control document of a new read model."""
-        with suppress(DuplicateKeyError):  # another process was faster
+    def create(self, uuids: Uuids) -> None:
+        """Make the control document of a new read model, unless another process was faster."""
+        with suppress(DuplicateKeyError):
             self._read_model.control.update_one(
                 {"_id": CONTROL_ID},
-                {"$setOnInsert": {"generation": 1, "shape": self._read_model.shape}},
+                {
+                    "$setOnInsert": {
+                        "generation": 1,
+                        "shape": self._read_model.shape,
+                        "collections": {"1": uuids},
+                    }
+                },
                 upsert=True,
             )
 
+    def is_missing(self) -> bool:
+        """Tell whether there is no control document, so nothing in the database is ours."""
+        with answered():
+            return self._read_model.control.find_one({"_id": CONTROL_ID}, {"_id": 1}) is None
+
     def state(self, session: ClientSession | None = None) -> GenerationState:
-        """Return what the control document says."""
+        """Return what the control document says.
+
+        Raises:
+            ReadModelGone: if there is none.
+            ForeignDocument: if it says something else.
+            ReadModelUnavailable: if MongoDB failed.
+        """
         with answered():
             document = self._read_model.control.find_one({"_id": CONTROL_ID}, session=session)
-        if document is None:  # the database was made before there were generations, or just now
-            return GenerationState(1, self._read_model.shape)
-        building = document.get("building") or {}
-        return GenerationState(
-            generation=document["generation"],
-            shape=document["shape"],
-            building=building.get("generation"),
-            building_shape=building.get("shape"),
-            switching_to=(document.get("switching") or {}).get("to"),
-        )
+        if document is None:
+            raise ReadModelGone(self._read_model.database.name)
+        try:
+            return _state(document)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ForeignDocument(
+                collection=self._read_model.control.name, document_id=CONTROL_ID
+            ) from error
 
     def check_shape(self) -> None:
         """Check that the live documents have the shape that this release projects.
@@ -205,10 +242,7 @@ class Generations:
                 with answered():
                     document = self._read_model.positions.find_one({"_id": position_id})
                 if document is None and self._read_model.generation is not None:
-                    raise RebuildSuperseded(
-                        f"generation {self._read_model.generation} is not being built any more: "
-                        "another rebuild has finished it or begun anew"
-                    )
+                    raise RebuildSuperseded(self._read_model.generation)
                 document = document or {}
                 shape = document.get("shape", self._read_model.shape)
                 if shape != self._read_model.shape:
@@ -235,12 +269,13 @@ class Generations:
                 and not fresh
             ):
                 return state.building
-            # Behind every number in use, so that no name is taken.
-            suffixes = [number for number, _ in self._suffixed()]
+            # Behind every number in use, even if somebody else uses it: no name is taken then, and
+            # none ever has two meanings.
+            suffixes = [number for number, _, _ in self.suffixed()]
             chosen = max([state.generation, state.building or 0, *suffixes]) + 1
             if self._claim(state, chosen):
                 if state.building is not None:
-                    self._discard({state.building})
+                    self._discard([state.building])
                 return chosen
 
     def _claim(self, state: GenerationState, number: int) -> bool:
@@ -265,10 +300,61 @@ class Generations:
             in_transaction(self._read_model, claim)
         return claimed
 
+    def record(self, changes: dict[int, Uuids], expected: GenerationState) -> None:
+        """Put down what was made for generations, unless the control document has changed."""
+        unchanged: Document = {
+            "_id": CONTROL_ID,
+            "generation": expected.generation,
+            "building.generation": expected.building,
+            "switching": {"$exists": False},
+        }
+        for number in changes:
+            known = expected.collections.get(number)
+            unchanged[f"collections.{number}"] = {"$exists": False} if known is None else known
+        recorded = {f"collections.{number}": uuids for number, uuids in changes.items()}
+        in_transaction(
+            self._read_model,
+            lambda session: self._read_model.control.update_one(
+                unchanged, {"$set": recorded}, session=session
+            ),
+        )
+
+    def begin_building(self, number: int, uuids: Uuids, application_name: str) -> None:
+        """Put down what was made for the generation to build, and its position.
+
+        Raises:
+            RebuildSuperseded: if it is not the one to build any more.
+        """
+        position_id = self._read_model.position_id(application_name)
+
+        def begin(session: ClientSession) -> None:
+            # Written even if nothing is new, so that it cannot come about beside a switch.
+            begun = self._read_model.control.update_one(
+                {"_id": CONTROL_ID, "building.generation": number, "switching": {"$exists": False}},
+                {
+                    "$set": {f"collections.{number}": uuids},
+                    "$currentDate": {"building.resumedAt": True},
+                },
+                session=session,
+            )
+            if not begun.matched_count:
+                raise RebuildSuperseded(number)
+            self._read_model.positions.update_one(
+                {"_id": position_id},
+                {"$setOnInsert": {"generation": number, "shape": self._read_model.shape}},
+                upsert=True,
+                session=session,
+            )
+
+        in_transaction(self._read_model, begin)
+
     def kept(self) -> list[int]:
-        """Return the numbers of generations that were replaced and not dropped yet."""
-        building = self.state().building
-        return sorted({number for number, _ in self._suffixed()} - {building})
+        """Return the numbers of generations that were replaced and not dropped yet.
+
+        Raises:
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        return _kept(self.state())
 
     def drop_kept(self) -> list[int]:
         """Drop the generations that were replaced, and return their numbers.
@@ -276,13 +362,13 @@ class Generations:
         Raises:
             ReadModelUnavailable: if MongoDB failed.
         """
-        # After a switch that is under way, whose old generation would be taken in half.
-        self.await_settled()
-        kept = self.kept()
-        self._discard(set(kept))
+        # One look at one document, so that none can be replaced or begun meanwhile; a number below
+        # the live one never becomes live again.
+        kept = _kept(self.await_settled())
+        self._discard(kept)
         return kept
 
-    def _discard(self, generations: set[int]) -> None:
+    def _discard(self, generations: Collection[int]) -> None:
         with translated():
             # Positions first: a worker that still builds one of them stops there.
             ids = [document["_id"] for document in self._read_model.positions.find({}, {"_id": 1})]
@@ -295,19 +381,32 @@ class Generations:
                         {"_id": {"$in": gone}}, session=session
                     ),
                 )
-            for number, name in self._suffixed():
-                if number in generations:
-                    self._read_model.database.drop_collection(name)
+            recorded = self.state().collections
+            names = names_by_uuid(self._read_model.database)
+            for number in generations:
+                for uuid in recorded.get(number, {}).values():
+                    if uuid in names:
+                        drop(self._read_model.database, names[uuid], uuid)
+                self._forget(number, recorded.get(number, {}))
 
-    def _suffixed(self) -> list[tuple[int, str]]:
-        """Return the numbers and names of collections that are not of the live generation."""
-        with answered():
-            names = self._read_model.database.list_collection_names()
+    def _forget(self, number: int, uuids: Uuids) -> None:
+        field = f"collections.{number}"
+        in_transaction(
+            self._read_model,
+            lambda session: self._read_model.control.update_one(
+                {"_id": CONTROL_ID, field: uuids}, {"$unset": {field: ""}}, session=session
+            ),
+        )
+
+    def suffixed(self) -> list[tuple[int, str, Binary | None]]:
+        """Return numbers, live names and UUIDs of what has the name of a generation not live."""
         found = []
-        for name in names:
-            suffix = _GENERATION_SUFFIX.search(name)
-            if suffix and name[: suffix.start()] in self._read_model.generational:
-                found.append((int(suffix[1]), name))
+        with answered():
+            for entry in self._read_model.database.list_collections():
+                suffix = _GENERATION_SUFFIX.search(entry["name"])
+                name = entry["name"][: suffix.start()] if suffix else None
+                if suffix and name in self._read_model.generational:
+                    found.append((int(suffix[1]), name, entry["info"].get("uuid")))
         return found
 
     def _check_shape(self, state: GenerationState) -> None:
@@ -322,3 +421,21 @@ class Generations:
         query: Document = {"_id": CONTROL_ID, "switching": {"$exists": True}, "$expr": silent}
         with answered():
             return self._read_model.control.find_one(query, {"_id": 1}) is not None
+
+
+def _state(document: Document) -> GenerationState:
+    building = document.get("building") or {}
+    return GenerationState(
+        generation=int(document["generation"]),
+        shape=int(document["shape"]),
+        collections={
+            int(number): dict(uuids) for number, uuids in document.get("collections", {}).items()
+        },
+        building=building.get("generation"),
+        building_shape=building.get("shape"),
+        switching_to=(document.get("switching") or {}).get("to"),
+    )
+
+
+def _kept(state: GenerationState) -> list[int]:
+    return sorted(number for number in state.collections if number < state.generation)

@@ -73,7 +73,13 @@ class Liveness:
             horizon = {"$subtract": ["$$NOW", SILENT_AFTER_SECONDS * 1000]}
             others = self._workers.aggregate(
                 [
-                    {"$match": {"_id": {"$ne": self._id}, "seenAt": {"$exists": True}}},
+                    {
+                        "$match": {
+                            # Nothing but sessions: what else is here was written by somebody else.
+                            "_id": {"$ne": self._id, "$type": "binData"},
+                            "seenAt": {"$type": "date"},
+                        }
+                    },
                     {"$addFields": {"silent": {"$lt": ["$seenAt", horizon]}}},
                 ]
             )
@@ -127,7 +133,7 @@ def _is_dead(worker: Document) -> bool:
         return False
     try:
         # The state is the first field after the name, which stands in brackets.
-        state = Path(f"/proc/{worker['pid']}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        state = Path(f"/proc/{worker.get('pid')}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except OSError:
         return True
     return state in {b"Z", b"X"}  # killed, and only its parent has not asked for it yet

@@ -36,7 +36,13 @@ from pymongo.errors import (
 
 from projections.anchor import Tracked
 from projections.batches import Batch, Writes, writes_of
-from projections.driver_errors import answered, is_duplicate_key, refusal, translated
+from projections.driver_errors import (
+    answered,
+    is_duplicate_key,
+    is_other_collection,
+    refusal,
+    translated,
+)
 from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
 from projections.liveness import whereabouts
 from projections.parking import OnError, Parking
@@ -73,6 +79,7 @@ _TIME_LIMITS: Final[dict[str, Any]] = {
     "connectTimeoutMS": 2_000,
     "heartbeatFrequencyMS": 1_000,
 }
+_NOTED: Final = frozenset({"position", "reason", "pid", "host", "failedAt"})
 
 _ASK_SECONDS: Final = 1.0
 _SHORTEST_ASK_SECONDS: Final = 0.25
@@ -172,6 +179,16 @@ class MongoScoreView(TrackingRecorder):
         with pymongo.timeout(_ASK_SECONDS):
             return self.tracked(application_name)
 
+    def check_collections(self, patience: Patience) -> None:
+        """Check that the read model is whole before something is projected into it.
+
+        Raises:
+            ReadModelDamaged: if something is missing that cannot be made anew.
+            ReadModelUnavailable: if MongoDB failed, among other things.
+        """
+        await_server(self.read_model.client, patience)
+        self.read_model.inventory.check(seconds=_ASK_SECONDS)
+
     def record_failure(self, application_name: str, *, reason: str) -> None:
         """Leave a note on why a worker gave up, for ``status``; best effort."""
         with suppress(PyMongoError, ReadModelUnavailable), pymongo.timeout(_ASK_SECONDS):
@@ -192,7 +209,9 @@ class MongoScoreView(TrackingRecorder):
         """Return why a worker gave up, if no worker has come further since."""
         with translated():
             found = self.read_model.workers.find_one({"_id": _failure_id(application_name)})
-        if found is None or found["position"] != self.max_tracking_id(application_name):
+        if found is None or not found.keys() >= _NOTED:
+            return None
+        if found["position"] != self.max_tracking_id(application_name):
             return None
         return (
             f"{found['reason']} [process {found['pid']} on {found['host']}, "
@@ -326,7 +345,29 @@ class MongoScoreView(TrackingRecorder):
         writes: Writes | None,
         stop: Event | None,
     ) -> None:
-        """Add events, each once whatever is there already, and move a position with them.
+        """Add events, each once whatever is there already, and move a position with them."""
+        with translated(), self._lock:
+            self.read_model.inventory.know()
+            try:
+                self._add_unseen(events, move, writes=writes, stop=stop)
+            except OperationFailure as error:
+                # A collection is gone, which a switch to another generation does, too.
+                if not is_other_collection(error) or not self.read_model.inventory.has_changed():
+                    raise
+                self._add_unseen(events, move, writes=writes, stop=stop)
+        with self._applied:
+            self._applied_count += 1
+            self._applied.notify_all()
+
+    def _add_unseen(
+        self,
+        events: Callable[[ClientSession], Sequence[Projected]],
+        move: Callable[[ClientSession, int], None],
+        *,
+        writes: Writes | None,
+        stop: Event | None,
+    ) -> None:
+        """Add those events that are not there.
 
         The writes that were worked out beforehand are those of all events in question; they are
         used unless some of these are left out.
@@ -348,31 +389,27 @@ class MongoScoreView(TrackingRecorder):
             move(session, foreign)
             self._add(writes_of(unseen), session)
 
-        with translated(), self._lock:
-            if self._transactions is None:
-                self._transactions = TransactionRunner(self.read_model)
-            try:
-                # The fast path looks nothing up, except after a batch that was there already:
-                # in a redelivery the next one will be, too.
-                if self._expects_redelivery or not self._try_to_run(add_unseen, stop):
-                    # The duplicate key has aborted the whole transaction. Look up what is there
-                    # and leave it alone; a foreign writer may still slip something in between.
-                    for _ in range(_ATTEMPTS_AGAINST_FOREIGN_WRITERS - 1):
-                        if self._try_to_run(add_sparing, stop):
-                            break
-                    else:
-                        self._transactions.run(add_sparing, stop=stop, divisible=True)
-                    self._expects_redelivery = met
-            except _ENCODING_ERRORS as error:
-                raise BatchRefused(str(error)) from error
-            except OperationFailure as error:
-                reason = refusal(error)
-                if reason is None:
-                    raise
-                raise BatchRefused(reason) from error
-        with self._applied:
-            self._applied_count += 1
-            self._applied.notify_all()
+        if self._transactions is None:
+            self._transactions = TransactionRunner(self.read_model)
+        try:
+            # The fast path looks nothing up, except after a batch that was there already:
+            # in a redelivery the next one will be, too.
+            if self._expects_redelivery or not self._try_to_run(add_unseen, stop):
+                # The duplicate key has aborted the whole transaction. Look up what is there
+                # and leave it alone; a foreign writer may still slip something in between.
+                for _ in range(_ATTEMPTS_AGAINST_FOREIGN_WRITERS - 1):
+                    if self._try_to_run(add_sparing, stop):
+                        break
+                else:
+                    self._transactions.run(add_sparing, stop=stop, divisible=True)
+                self._expects_redelivery = met
+        except _ENCODING_ERRORS as error:
+            raise BatchRefused(str(error)) from error
+        except OperationFailure as error:
+            reason = refusal(error)
+            if reason is None:
+                raise
+            raise BatchRefused(reason) from error
 
     def _try_to_run(self, work: Callable[[ClientSession], None], stop: Event | None) -> bool:
         """Run a transaction; false if it met a duplicate key."""
@@ -462,7 +499,12 @@ class MongoScoreView(TrackingRecorder):
         """
         for part in _parts(statements):
             answer = self.read_model.database.command(
-                {command: collection.name, field: list(map(RawBSONDocument, part))}, session=session
+                {
+                    command: collection.name,
+                    field: list(map(RawBSONDocument, part)),
+                    **self.read_model.inventory.guard(collection.name),
+                },
+                session=session,
             )
             if answer.get("writeErrors"):
                 raise BulkWriteError(answer)

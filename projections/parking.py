@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from projections.driver_errors import answered
-from projections.errors import PoisonEvent, TooManyParked
+from projections.errors import ForeignDocument, PoisonEvent, TooManyParked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +55,7 @@ class Parking:
 
     def __init__(self, read_model: ReadModel) -> None:
         """Keep them beside the read model."""
+        self._read_model = read_model
         self._collection = read_model.parked
 
     def streams(self, *, limit: int = MAX_PARKED) -> list[ParkedStream]:
@@ -64,7 +65,8 @@ class Parking:
             ReadModelUnavailable: if MongoDB failed.
         """
         with answered():
-            return [_parked(found) for found in self._collection.find().sort("position", 1)[:limit]]
+            found = self._collection.find().sort("position", 1)[:limit]
+            return [parked_stream(document) for document in found]
 
     def count(self) -> int:
         """Return how many streams are parked.
@@ -83,7 +85,7 @@ class Parking:
         """
         with answered():
             found = self._collection.find_one({"_id": stream}, session=session)
-        return None if found is None else _parked(found)
+        return None if found is None else parked_stream(found)
 
     def settle(
         self, batch: Batch, session: ClientSession, *, on_error: OnError
@@ -94,9 +96,17 @@ class Parking:
             PoisonEvent: at the first fault that is not in a parked stream, if it is to stop.
             TooManyParked: if there is no room for another one.
         """
-        parked = {
-            found["_id"]: 0 for found in self._collection.find({}, {"_id": 1}, session=session)
-        }
+        # Guarded, so that a list that was dropped is not taken for an empty one.
+        listed = self._read_model.database.cursor_command(
+            {
+                "find": self._collection.name,
+                "projection": {"_id": 1},
+                "batchSize": MAX_PARKED,
+                **self._read_model.inventory.guard(self._collection.name),
+            },
+            session=session,
+        )
+        parked = {found["_id"]: 0 for found in listed}
         parkable = [fault for fault in batch.faults if fault.stream not in parked]
         if parkable and on_error == "stop":
             raise poison(parkable[0])
@@ -152,11 +162,19 @@ def _description(fault: Fault) -> Document:
     return {"position": fault.position, "topic": fault.topic, "reason": fault.reason}
 
 
-def _parked(document: Document) -> ParkedStream:
-    return ParkedStream(
-        stream=document["_id"],
-        position=int(document["position"]),
-        topic=document["topic"],
-        reason=document["reason"],
-        parked_at=document.get("parkedAt"),
-    )
+def parked_stream(document: Document) -> ParkedStream:
+    """Return what a document of ``score_parked`` says.
+
+    Raises:
+        ForeignDocument: if it is none.
+    """
+    try:
+        return ParkedStream(
+            stream=document["_id"],
+            position=int(document["position"]),
+            topic=document["topic"],
+            reason=document["reason"],
+            parked_at=document.get("parkedAt"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ForeignDocument(collection="score_parked", document_id=document["_id"]) from error

@@ -10,29 +10,28 @@ and why one has failed.
 ``score_control``: which generation of the documents is live; see ``generations``.
 
 The first three names, and that of parked streams, are always the live read model. A generation that
-is being built beside it, or that was replaced, has the same names with a suffix:
-``score_grants__g2``.
+is being built beside it has the same names with a suffix, ``score_grants__g2``, and one that was
+replaced with another, ``score_grants__g2_old``: a name that a rename has led from never comes back.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from bson.codec_options import CodecOptions
 from pymongo import ASCENDING, DESCENDING, IndexModel
-from pymongo.errors import CollectionInvalid, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from projections.driver_errors import translated
-from projections.errors import ReadModelUnavailable
+from projections.errors import ReadModelDamaged, ReadModelUnavailable
 from projections.generations import Generations
+from projections.inventory import Inventory
 from projections.switching import NOT_HELD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from pymongo import MongoClient
     from pymongo.collection import Collection
     from pymongo.database import Database
@@ -88,6 +87,7 @@ class ReadModel:
         self.generation = generation
         self.shape = SHAPE
         self.generational = GENERATIONAL
+        self.indexes = INDEXES
         self.database: Database[Document] = client.get_database(
             database,
             codec_options=CodecOptions(tz_aware=True),
@@ -103,6 +103,7 @@ class ReadModel:
         self.parked: Collection[Document] = self.database[self.name_of(PARKED)]
         self.control: Collection[Document] = self.database[CONTROL]
         self.generations = Generations(self)
+        self.inventory = Inventory(self)
 
     def of_generation(self, generation: int) -> ReadModel:
         """Return the read model of a generation that is not the live one."""
@@ -127,6 +128,7 @@ class ReadModel:
         """Check that the server can do transactions, and create what is missing.
 
         Raises:
+            NameTaken: if a collection has the name of one of these and is not the ledger's.
             ReadModelUnavailable: if the server is not there, or is not of a replica set.
         """
         with translated():
@@ -141,42 +143,18 @@ class ReadModel:
                     "the MongoDB server is a standalone one, which cannot do transactions: start "
                     "it with --replSet NAME and run rs.initiate() once, one node is enough"
                 )
-            # What is made between the renames of a switch would be in its way.
-            self.generations.await_settled()
-            self._create_missing(INDEXES)
-            self.generations.create()
+        with suppress(ReadModelDamaged):  # which stops workers, and has to be open to be rebuilt
+            self.inventory.check()
 
     def prepare_building(self, application_name: str) -> None:
         """Create the collections and the position of this generation, which is being built.
 
         Raises:
+            NameTaken: if a collection has the name of one of these and is not the ledger's.
+            RebuildSuperseded: if this generation is not the one to build any more.
             ReadModelUnavailable: if MongoDB failed.
         """
-        with translated():
-            self._create_missing(GENERATIONAL)
-            self.positions.update_one(
-                {"_id": self.position_id(application_name)},
-                {"$setOnInsert": {"generation": self.generation, "shape": self.shape}},
-                upsert=True,
-            )
-
-    def _create_missing(self, collections: Iterable[str]) -> None:
-        # Created beforehand, because a transaction had better not wait for an index.
-        existing = set(self.database.list_collection_names())
-        for collection in collections:
-            name = self.name_of(collection) if collection in GENERATIONAL else collection
-            if name not in existing:
-                self._create(name)
-            if INDEXES[collection]:
-                self.database[name].create_indexes(INDEXES[collection])
-
-    def _create(self, name: str) -> None:
-        try:
-            self.database.create_collection(name)
-        except (CollectionInvalid, OperationFailure):
-            # Another process was faster.
-            if name not in self.database.list_collection_names():
-                raise
+        self.inventory.create_building(application_name)
 
     def counts(self) -> tuple[int, int]:
         """Return the numbers of users and grants, from the collections' metadata."""
@@ -197,5 +175,5 @@ class ReadModel:
 
 
 def suffixed(name: str, generation: int | None) -> str:
-    """Return the name that something live has in another generation."""
+    """Return the name that something live has in a generation that is being built."""
     return name if generation is None else f"{name}__g{generation}"

@@ -99,8 +99,7 @@ class Rebuild:
         self._adopt = adopt
         patience = Patience(stop or Event())
         patience.sit_out(self._target)  # before there is work to lose
-        building = patience.sit_out(lambda: self._begin(fresh=fresh))
-
+        building: ReadModel | None = None
         position = 0
 
         def watched(progress: Progress) -> None:
@@ -109,24 +108,26 @@ class Rebuild:
             patience.restored()
             (on_progress or _unwatched)(progress)
 
-        patience.restored()
         try:
+            building = patience.sit_out(lambda: self._begin(fresh=fresh))
+            patience.restored()
             with closing(MongoScoreView(building)) as view:
                 return patience.sit_out(lambda: self._build(view, stop, watched))
-        except RebuildSuperseded:
+        except RebuildSuperseded as superseded:
             state = patience.sit_out(self._live.generations.await_settled)
-            if state.generation != building.generation:
+            if state.generation != superseded.generation:
                 raise
             # Another rebuild shared the work and was the first to switch, or this one was and had
             # to ask again.
             live_position = patience.sit_out(self._live_position)
             return RebuildOutcome(state.generation, live_position, live=True)
         except ReadModelUnavailable:
-            if stop is None or not stop.is_set():
+            if building is None or stop is None or not stop.is_set():
                 raise
             return RebuildOutcome(building.generation or 0, position, live=False)
 
     def _begin(self, *, fresh: bool) -> ReadModel:
+        self._live.prepare()  # the database may have been dropped since it was opened
         building = self._live.of_generation(self._live.generations.begin(fresh=fresh))
         Switch(self._live, building, self._app.name).check_server()
         # One that was interrupted early has claimed its number only.
@@ -158,9 +159,7 @@ class Rebuild:
             if (near or rounds >= _MAX_ROUNDS) and self._switch(switch, view, worker):
                 break
             if self._live.generations.state().building != building.generation:
-                raise RebuildSuperseded(
-                    f"generation {building.generation} was given up by another rebuild"
-                )
+                raise RebuildSuperseded(building.generation)
         return RebuildOutcome(building.generation, self._live_position(), live=True)
 
     def _switch(self, switch: Switch, view: MongoScoreView, worker: ProjectionWorker) -> bool:

@@ -8,9 +8,11 @@
 2. *Commit.* One transaction checks that the hold is still there and the new generation far enough,
    seals both positions, and writes down which collections take part, by their UUIDs. From here on
    the switch only goes forward, and whoever comes along can carry it on, without the event store.
-3. *Renames.* The live collections get the suffix of their generation, the new ones the live names.
-   Each rename names the UUID it means, so one that is sent twice, or arrives late from a process
-   that was killed, is refused by the server.
+3. *Renames.* The live collections are put away, the new ones get the live names. Each rename names
+   the UUID it means, and a collection never gets a name again that it had before: it is built under
+   one, live under the next and put away under a third. So a rename that is sent twice, or arrives
+   from a process that was frozen while others went on, is refused by the server, however many
+   switches there were since. Nothing is dropped that holds a document.
 4. *Finish.* One transaction makes the new generation the live one, with its position.
 """
 
@@ -25,6 +27,7 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.driver_errors import (
     answered,
+    is_name_taken,
     is_no_collection,
     is_other_collection,
     is_out_of_time,
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pymongo.client_session import ClientSession
+    from pymongo.database import Database
 
     from projections.read_model import Document, ReadModel
 
@@ -86,10 +90,16 @@ class Switch:
                 ) from error
 
     def hold(self) -> bool:
-        """Hold the live position, unless somebody else does; return whether it is held."""
+        """Hold the live position, unless somebody else does; return whether it is held.
+
+        Raises:
+            ReadModelGone: if the database was dropped.
+            ReadModelUnavailable: if MongoDB failed.
+        """
         self._token = uuid4().hex
 
         def hold(session: ClientSession) -> None:
+            self._live.generations.state(session)  # a database that was dropped stays empty
             self._live.positions.update_one(
                 {"_id": self._live_id, **NOT_HELD},
                 {"$set": {"hold.token": self._token}, "$currentDate": {"hold.at": True}},
@@ -136,6 +146,8 @@ class Switch:
         """
         with translated():
             collections = self._taking_part()
+        if collections is None:
+            return False
         sealed: Document = {"token": self._token, "sealed": True}
         committed = False
 
@@ -179,37 +191,35 @@ class Switch:
             in_transaction(self._live, commit)
         return committed
 
-    def _taking_part(self) -> list[Document]:
-        """Return the collections that the switch renames, by UUID.
+    def _taking_part(self) -> list[Document] | None:
+        """Return the collections that the switch renames, by UUID; ``None`` if it is superseded.
 
         Raises:
             ProjectionError: if one of them is missing, or a name that is needed is taken.
         """
-        live_generation = self._live.generations.state().generation
-        uuids = {name: uuid for uuid, name in _names(self._live).items()}
+        state = self._live.generations.state()
+        if state.building is None or state.building != self._building.generation:
+            return None
+        names = names_by_uuid(self._live.database)
+        taken = set(names.values())
         collections = []
         for name in self._live.generational:
-            old_name = self._live.of_generation(live_generation).name_of(name)
-            new_name = self._building.name_of(name)
-            if old_name in uuids:
-                raise ProjectionError(
-                    f"the collection {old_name} is in the way of the switch: run score-ledger "
-                    "rebuild --drop-old, which drops it, and then the rebuild again"
-                )
-            if new_name not in uuids:
+            old = state.collections.get(state.generation, {}).get(name)
+            new = state.collections.get(state.building, {}).get(name)
+            old_name, new_name = _put_away(name, state.generation), self._building.name_of(name)
+            if names.get(new) != new_name:
                 raise ProjectionError(
                     f"the collection {new_name} of the rebuild has vanished: run score-ledger "
                     "rebuild --fresh"
                 )
+            if old_name in taken:
+                raise _in_the_way(old_name)
+            if names.get(old) != name:
+                # Somebody has dropped it, or renamed it: there is nothing to put away then.
+                old = None
+                _clear(self._live, name)
             collections.append(
-                {
-                    "name": name,
-                    "oldName": old_name,
-                    "newName": new_name,
-                    # None if somebody dropped it: there is nothing to put away then.
-                    "old": uuids.get(name),
-                    "new": uuids[new_name],
-                }
+                {"name": name, "oldName": old_name, "newName": new_name, "old": old, "new": new}
             )
         return collections
 
@@ -220,6 +230,7 @@ def roll_forward(read_model: ReadModel) -> None:
     Any number of processes may do so at once.
 
     Raises:
+        ProjectionError: if somebody else's collection is in the way.
         ReadModelUnavailable: if MongoDB failed; the next one to come along carries on.
     """
     with translated():
@@ -236,7 +247,7 @@ def next_step(read_model: ReadModel) -> Callable[[], None] | None:
     switching = control.get("switching")
     if switching is None:
         return None
-    names = _names(read_model)
+    names = names_by_uuid(read_model.database)
     for collection in switching["collections"]:
         if names.get(collection["old"]) == collection["name"]:
             return _Rename(read_model, collection["old"], collection["name"], collection["oldName"])
@@ -278,20 +289,64 @@ class _Rename:
 
     def __call__(self) -> None:
         try:
-            # What has the name of the target was made while nothing had it, by somebody who was
-            # late: it is no part of any generation.
             self._read_model.database[self._source].rename(
-                self._target,
-                dropTarget=True,
-                collectionUUID=self._uuid,
-                maxTimeMS=_RENAME_MILLISECONDS,
+                self._target, collectionUUID=self._uuid, maxTimeMS=_RENAME_MILLISECONDS
             )
         except OperationFailure as error:
+            if is_name_taken(error):
+                _clear(self._read_model, self._target)
             # Somebody else has done it: the collection has another name by now, or its old name was
             # given to another. Out of time: somebody reads it in a transaction; the next step asks
             # again.
-            if not (is_no_collection(error) or is_other_collection(error) or is_out_of_time(error)):
+            elif not (
+                is_no_collection(error) or is_other_collection(error) or is_out_of_time(error)
+            ):
                 raise
+
+
+def _clear(read_model: ReadModel, name: str) -> None:
+    """Drop an empty collection that somebody else made under a name that is needed.
+
+    Raises:
+        ProjectionError: if it is not an empty collection.
+    """
+    for entry in read_model.database.list_collections(filter={"name": name}):
+        uuid = entry["info"].get("uuid")
+        # Looked up after the UUID: what is not on record then is nobody's who comes later, either.
+        if uuid in _on_record(read_model):
+            return
+        if uuid is None or read_model.database[name].find_one({}, {"_id": 1}) is not None:
+            raise _in_the_way(name)
+        drop(read_model.database, name, uuid)
+
+
+def _on_record(read_model: ReadModel) -> list[Any]:
+    """Return the UUIDs of all collections that were made for the read model."""
+    control = read_model.control.find_one(_CONTROL) or {}
+    recorded = [uuid for of in control.get("collections", {}).values() for uuid in of.values()]
+    switching = control.get("switching", {}).get("collections", ())
+    return [*recorded, *(collection[role] for collection in switching for role in ("old", "new"))]
+
+
+def drop(database: Database[Document], name: str, uuid: Any) -> None:
+    """Drop the collection that has this name and this UUID, if there is one."""
+    try:
+        database.command("drop", name, collectionUUID=uuid)
+    except OperationFailure as error:
+        if not (is_no_collection(error) or is_other_collection(error)):
+            raise
+
+
+def _put_away(name: str, generation: int) -> str:
+    """Return the name that a live collection gets when its generation is replaced."""
+    return f"{name}__g{generation}_old"
+
+
+def _in_the_way(name: str) -> ProjectionError:
+    return ProjectionError(
+        f"the collection {name} is in the way of the switch to a rebuilt read model, and is not of "
+        "Score ledger: rename or drop it, and run score-ledger rebuild again"
+    )
 
 
 def _finish(read_model: ReadModel, switching: Document) -> None:
@@ -320,13 +375,13 @@ def _finish(read_model: ReadModel, switching: Document) -> None:
     in_transaction(read_model, finish)
 
 
-def _names(read_model: ReadModel) -> dict[Any, str]:
+def names_by_uuid(database: Database[Document]) -> dict[Any, str]:
     """Return the names of all collections, by UUID."""
     names: dict[Any, str] = {}
     # Twice, because a listing may miss a collection that is renamed meanwhile; none is renamed
     # more than once in a switch, so a second listing has it.
     for _ in range(2):
-        for entry in read_model.database.list_collections():
+        for entry in database.list_collections():
             if "uuid" in entry["info"]:
                 names[entry["info"]["uuid"]] = entry["name"]
     return names

@@ -18,6 +18,7 @@ from projections.verification import (
     compare_fields,
     flat,
 )
+from projections.verify_collections import verify_collections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -42,9 +43,13 @@ def verify_totals(
         ShapeChanged: if the documents are of another release's shape.
         ReadModelUnavailable: if MongoDB failed.
     """
-    return read_model.generations.consistently(
-        lambda _: _verified(read_model, on_progress), seconds=None
-    )
+
+    def verified(_: ClientSession) -> Verification:
+        outcome = verify_collections(read_model)
+        outcome.add(_verified(read_model, on_progress))
+        return outcome
+
+    return read_model.generations.consistently(verified, seconds=None)
 
 
 def _verified(

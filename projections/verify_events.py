@@ -14,6 +14,7 @@ from projections.decoding import EventDecoder
 from projections.driver_errors import is_snapshot_gone
 from projections.errors import PoisonEvent, ReadModelUnavailable
 from projections.expectation import Expectation
+from projections.parking import parked_stream
 from projections.projected import ProjectedBucket, ProjectedGrant, stream_name
 from projections.projection import ScoreGrantsProjection
 from projections.verification import (
@@ -25,6 +26,7 @@ from projections.verification import (
     compare_fields,
     flat,
 )
+from projections.verify_collections import verify_collections
 from scoring import UserScore
 from scoring.errors import in_words
 from scoring.event_store import missing_versions
@@ -66,8 +68,12 @@ def verify_events(
     """
 
     def verified(session: ClientSession) -> Verification:
+        # First of all, because it explains what else there is.
+        outcome = verify_collections(read_model)
         with Expectation() as expectation:
-            return _EventVerification(app, read_model, expectation, on_progress).run(session)
+            run = _EventVerification(app, read_model, expectation, on_progress)
+            outcome.add(run.run(session))
+        return outcome
 
     return read_model.generations.consistently(verified, seconds=None)
 
@@ -143,7 +149,8 @@ class _EventVerification:
 
     def _look_for_parked_streams(self, session: ClientSession) -> None:
         found = self._read_model.parked.find(session=session)
-        self._parked = {document["_id"]: document["position"] for document in found}
+        parked = map(parked_stream, found)
+        self._parked = {stream.stream: stream.position for stream in parked}
 
     def _positions(self, session: ClientSession) -> tuple[int | None, int, int]:
         """Return the tracked position, the newest of the event store, and the foreign count."""

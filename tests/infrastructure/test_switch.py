@@ -113,13 +113,13 @@ def assert_second_generation_is_live(live: ReadModel) -> None:
     state = live.generations.state()
     assert (state.generation, state.building, state.switching_to) == (2, None, None)
     names = {name for name in collections(live) if name.startswith(GENERATIONAL)}
-    assert names == {*GENERATIONAL, *(f"{name}__g1" for name in GENERATIONAL)}
+    assert names == {*GENERATIONAL, *(f"{name}__g1_old" for name in GENERATIONAL)}
     assert [document["_id"] for document in live.positions.find()] == ["Scoring"]
     assert "hold" not in (live.positions.find_one() or {})
     assert live.users.distinct("totalScore") == [NEW]
     assert live.grants.distinct("amount") == [NEW]
     assert len(live.grants.index_information()) == len(live.users.index_information()) == 3
-    assert NEW not in live.of_generation(1).users.distinct("totalScore")
+    assert NEW not in live.database.user_scores__g1_old.distinct("totalScore")
 
 
 def a_reader(_: Scoring, live: ReadModel) -> None:
@@ -384,31 +384,51 @@ def test_a_late_worker_of_a_generation_that_went_live_stops(
     assert_second_generation_is_live(live)
 
 
-def test_what_is_made_under_a_live_name_during_the_switch_does_not_stop_it(
+def test_an_empty_collection_under_a_live_name_does_not_stop_the_switch(
     scoring: Scoring, live: ReadModel
 ) -> None:
-    """Somebody's late insert makes a collection where there is none for a moment."""
+    """Somebody's late command makes a collection where there is none for a moment."""
     committed(scoring, live)
     walk(live, len(GENERATIONAL))
-    live.database.users_of_nobody.insert_one({})
-    live.users.insert_one({"_id": "stranger"})
+    live.users.create_index("email")
     roll_forward(live)
     assert_second_generation_is_live(live)
 
 
-def test_a_name_that_is_taken_is_said_before_anything_happens(
+def test_documents_under_a_live_name_stop_the_switch_until_they_are_moved_away(
     scoring: Scoring, live: ReadModel
 ) -> None:
-    """With the command that frees it."""
+    """They are somebody's, so they are not dropped; the error names the collection."""
+    committed(scoring, live)
+    walk(live, len(GENERATIONAL))
+    live.users.insert_one({"_id": "stranger"})
+    with pytest.raises(ProjectionError, match=r"user_scores is in the way .* rename or drop it"):
+        roll_forward(live)
+    live.users.rename("theirs")
+    roll_forward(live)
+    assert_second_generation_is_live(live)
+    assert live.database.theirs.distinct("_id") == ["stranger"]
+
+
+@pytest.mark.parametrize("name", ["user_scores__g1_old", "user_scores"])
+def test_a_name_that_is_taken_is_said_before_anything_happens(
+    scoring: Scoring, live: ReadModel, name: str
+) -> None:
+    """And what is there stays, even if it replaced one of the live collections."""
     switch = built(scoring, live)
-    live.database.create_collection("user_scores__g1")
+    live.database.theirs.insert_one({"_id": "theirs"})
+    live.database.theirs.rename(name, dropTarget=True)
     assert switch.hold()
-    with pytest.raises(ProjectionError, match=r"user_scores__g1 is in the way.*--drop-old"):
+    with pytest.raises(ProjectionError, match=f"{name} is in the way .* rename or drop it"):
         switch.commit(at_least=0)
     switch.release()
-    assert live.generations.drop_kept() == [1]
+    assert live.generations.drop_kept() == []
+    assert live.database[name].distinct("_id") == ["theirs"]
+    live.database[name].rename("theirs")
     assert switch.hold()
     assert switch.commit(at_least=0)
+    roll_forward(live)
+    assert live.users.distinct("totalScore") == [NEW]
 
 
 @pytest.mark.usefixtures("short_silence")

@@ -1,0 +1,86 @@
+"""Steps of a switch that arrive late: their process was frozen, and others have gone on since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from projections import MongoScoreView, ProjectionWorker
+from projections.leaderboard import Leaderboard
+from projections.read_model import GENERATIONAL, ReadModel
+from projections.rebuild import Rebuild
+from projections.switching import Switch, next_step, roll_forward
+from projections.verify_events import verify_events
+from scoring import Scoring
+from support import make_grant, worker_maker
+
+STEPS = ["hold", "commit", *(f"rename {n + 1}" for n in range(2 * len(GENERATIONAL))), "finish"]
+
+
+@pytest.fixture(autouse=True)
+def _short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits takes over soon."""
+    monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 0.02)
+    monkeypatch.setattr("projections.switching.SILENT_HOLD_SECONDS", 0.1)
+
+
+@pytest.fixture
+def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadModel:
+    """The first generation, with 10 grants."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    ProjectionWorker(scoring, view).catch_up()
+    return read_model
+
+
+def frozen_before(step: str, scoring: Scoring, live: ReadModel) -> Callable[[], object]:
+    """Go through a switch up to a step, and return that one instead of making it."""
+    building = live.of_generation(live.generations.begin())
+    building.prepare_building(scoring.name)
+    ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
+    switch = Switch(live, building, scoring.name)
+    for name in STEPS:
+        callable_of: dict[str, Callable[[], object] | None] = {
+            "hold": switch.hold,
+            "commit": lambda: switch.commit(at_least=0),
+        }
+        this = callable_of.get(name) or next_step(live)
+        assert this is not None
+        if name == step:
+            return this
+        this()
+    raise AssertionError(step)
+
+
+@pytest.mark.parametrize("further", [1, 2])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_arrives_after_further_switches_changes_nothing(
+    scoring: Scoring, live: ReadModel, step: str, further: int
+) -> None:
+    """Readers see the newest generation, with every grant, before and after the next switch."""
+    late = frozen_before(step, scoring, live)
+    roll_forward(live)
+    others = ReadModel(live.client, live.database.name)
+    for number in range(further):
+        scoring.grant_many([make_grant(100 + number)])
+        assert Rebuild(scoring, others, worker_maker(scoring)).run().live
+    before = (others.generations.state(), others.generations.kept())
+    position = MongoScoreView(others).max_tracking_id(scoring.name)
+    late()
+    assert (others.generations.state(), others.generations.kept()) == before
+    assert MongoScoreView(others).max_tracking_id(scoring.name) == position
+    rows = Leaderboard(live).top(100, by="ledger")
+    assert sum(row.score for row in rows) == sum(
+        scoring.score_of(row.user_id).total_score for row in rows
+    )
+    scoring.grant_many([make_grant(200)])
+    ProjectionWorker(scoring, MongoScoreView(others)).catch_up()
+    report = verify_events(scoring, others)
+    assert (report.differences, report.grants) == ([], 10 + further + 1)
+    assert Rebuild(scoring, others, worker_maker(scoring)).run().live
+    late()
+    others.generations.drop_kept()
+    late()
+    ProjectionWorker(scoring, MongoScoreView(others)).catch_up()
+    assert verify_events(scoring, others).differences == []
+    assert others.generations.kept() == []
