@@ -426,6 +426,25 @@ def test_foreign_documents_that_unparking_meets_are_counted(
     assert counted(view.read_model) == {"bob": 3 if second_fault else 4}
 
 
+def test_faults_beside_what_mongo_refuses_stay_on_their_side_of_a_halved_batch(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path
+) -> None:
+    """Each stream is parked at its own, whether it lies before or behind the one refused."""
+    users = ("ada", "bob", "cyd")
+    receipts = [grant(scoring, number, users[number % 3]) for number in range(12)]
+    view.read_model.database.command(
+        "collMod", "score_grants", validator={"grantId": {"$ne": "grant-4"}}
+    )
+    with damaged(tmp_path / EVENTS, receipts[0].position, receipts[11].position):
+        parking(scoring, view).catch_up()
+    assert [(parked.stream, parked.position) for parked in view.parking.streams()] == [
+        (stream_of("ada"), receipts[0].position),
+        (stream_of("bob"), receipts[4].position),
+        (stream_of("cyd"), receipts[11].position),
+    ]
+    assert counted(view.read_model) == {"bob": 1, "cyd": 3}
+
+
 def test_a_stream_with_two_faults_is_parked_at_the_first_whichever_is_found_first(
     scoring: Scoring, view: MongoScoreView, tmp_path: Path
 ) -> None:

@@ -333,6 +333,10 @@ def test_the_first_differences_are_reported_and_the_rest_counted(
     outcome = verify_events(scoring, projected)
     assert (len(outcome.differences), outcome.difference_count) == (MAX_DIFFERENCES, 67)
     assert [difference.what for difference in outcome.differences] == ["amount"] * MAX_DIFFERENCES
+    wrong = dict.fromkeys(("totalScore", "grantCount", "recomputedTotal", "version"), -1)
+    projected.users.update_many({}, {"$set": wrong})
+    for outcome in (verify_events(scoring, projected), verify_totals(projected)):
+        assert len(outcome.differences) == MAX_DIFFERENCES < outcome.difference_count
 
 
 def test_an_event_that_cannot_be_read_is_a_difference_of_its_own(
