@@ -1,0 +1,138 @@
+"""What workers, rebuilds and transactions sit out, what they give up at, and that they stop."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from event_store import assert_equal_to_the_events
+from projections import MongoScoreView, ProjectionWorker
+from projections.rebuild import Rebuild
+from projections.worker import Progress
+from scoring import Scoring, ScoringError
+from support import make_grant, worker_maker
+
+
+@contextmanager
+def without_its_table(file: Path) -> Iterator[None]:
+    """The event store answers every question with an error inside the block."""
+    with closing(sqlite3.connect(file, timeout=10)) as database:
+        database.execute("ALTER TABLE stored_events RENAME TO away")
+        try:
+            yield
+        finally:
+            database.execute("ALTER TABLE away RENAME TO stored_events")
+
+
+@contextmanager
+def failing(uri: str, *commands: str, **failure: Any) -> Iterator[None]:
+    data = {"failCommands": commands, "appName": "score-ledger", **failure}
+    point = {"configureFailPoint": "failCommand"}
+    with MongoClient[Any](uri) as operator:
+        operator.admin.command({**point, "mode": "alwaysOn", "data": data})
+        try:
+            yield
+        finally:
+            operator.admin.command({**point, "mode": "off"})
+
+
+def test_a_store_that_fails_twice_and_then_works_is_sat_out(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker tries again, and projects all there is."""
+    scoring.grant_many([make_grant(number) for number in range(20)])
+    caplog.set_level(logging.INFO, logger="projections")
+
+    def failures() -> int:
+        return sum(record.message.startswith("trying again") for record in caplog.records)
+
+    with ThreadPoolExecutor(1) as other:
+        with without_its_table(tmp_path / "events.sqlite"):
+            catching_up = other.submit(ProjectionWorker(scoring, view).catch_up)
+            deadline = time.monotonic() + 20
+            while failures() < 2:
+                assert not catching_up.done()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        assert catching_up.result(20) == scoring.recorder.max_notification_id()
+    assert assert_equal_to_the_events(scoring, view.read_model) == 20
+
+
+def test_a_store_that_fails_for_good_is_an_error_and_on_record(
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a worker has come further."""
+    scoring.grant_many([make_grant(number) for number in range(20)])
+    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.2)
+    with (
+        without_its_table(tmp_path / "events.sqlite"),
+        pytest.raises(ScoringError, match="stored_events"),
+    ):
+        ProjectionWorker(scoring, view).catch_up()
+    assert "stored_events" in (view.failure("Scoring") or "")
+    ProjectionWorker(scoring, view).catch_up()
+    assert view.failure("Scoring") is None
+
+
+def test_a_rebuild_stops_where_it_is_told_to_and_the_next_goes_on(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """Between two batches, with what it has done kept."""
+    scoring.grant_many([make_grant(number) for number in range(60)])
+    ProjectionWorker(scoring, view).catch_up()
+    stop = Event()
+    seen: list[int] = []
+
+    def stop_at_the_second(progress: Progress) -> None:
+        seen.append(progress.grants)
+        if len(seen) == 2:
+            stop.set()
+
+    rebuild = Rebuild(scoring, view.read_model, worker_maker(scoring, 10))
+    stopped = rebuild.run(stop=stop, on_progress=stop_at_the_second)
+    assert not stopped.live
+    assert 0 < stopped.position < (scoring.recorder.max_notification_id() or 0)
+    assert view.read_model.generations.state().building == stopped.generation
+    seen.clear()
+    assert rebuild.run(on_progress=lambda progress: seen.append(progress.grants)).live
+    assert max(seen) <= 40
+    assert assert_equal_to_the_events(scoring, view.read_model) == 60
+
+
+def test_a_rebuild_stops_while_mongodb_fails(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """It does not try for the rest of its minute, and says how far it came."""
+    scoring.grant_many([make_grant(number) for number in range(60)])
+    ProjectionWorker(scoring, view).catch_up()
+    stop, begun, go_on = Event(), Event(), Event()
+    rebuild = Rebuild(scoring, view.read_model, worker_maker(scoring, 10))
+
+    def wait_after_the_first(_: Progress) -> None:
+        begun.set()
+        go_on.wait()
+
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(rebuild.run, stop=stop, on_progress=wait_after_the_first)
+        assert begun.wait(20)
+        with failing(mongo_uri, "find", "update", "insert", errorCode=11601):
+            go_on.set()
+            time.sleep(0.3)
+            assert not running.done()
+            stop.set()
+            asked = time.monotonic()
+            outcome = running.result(20)
+            assert time.monotonic() - asked < 4
+    assert not outcome.live
+    assert rebuild.run().live
+    assert assert_equal_to_the_events(scoring, view.read_model) == 60
