@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 SILENT_AFTER_SECONDS: Final = 5
 """A worker that has not been heard of for so long may be aborted by one that it holds up."""
 
+GOODBYE_SECONDS: Final = 0.25
+"""How long a server is waited for by somebody who is leaving it."""
+
 _HEARTBEAT_SECONDS: Final = 1.0
 _ASK_SECONDS: Final = 1.0
 
@@ -63,7 +66,7 @@ class Liveness:
         if self._thread is not None:
             self._thread.join()
         if self._client.topology_description.has_writable_server():
-            with suppress(PyMongoError), pymongo.timeout(_ASK_SECONDS):
+            with suppress(PyMongoError), pymongo.timeout(GOODBYE_SECONDS):
                 self._workers.delete_one({"_id": self._id})
 
     def abort_the_dead(self) -> None:

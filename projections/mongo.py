@@ -44,7 +44,7 @@ from projections.driver_errors import (
     translated,
 )
 from projections.errors import BatchRefused, PositionMoved, ReadModelUnavailable
-from projections.liveness import whereabouts
+from projections.liveness import GOODBYE_SECONDS, whereabouts
 from projections.parking import OnError, Parking
 from projections.read_model import Document, ReadModel
 from projections.redelivery import unseen_events
@@ -107,7 +107,7 @@ def connect(uri: str) -> MongoClient[Document]:
 
 def close(client: MongoClient[Document]) -> None:
     """Close a client; the server is told, but not waited for if it does not answer."""
-    with pymongo.timeout(_ASK_SECONDS):
+    with pymongo.timeout(GOODBYE_SECONDS):
         client.close()
 
 
