@@ -81,7 +81,7 @@ def open_scoring(
 
 def _make(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ProjectionError(
             f"the folder {folder} cannot be made ({error.strerror}): name one that this process "

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Lock, RLock, Semaphore, get_ident, local
 from typing import TYPE_CHECKING, Any, Final
@@ -50,6 +51,8 @@ the file."""
 _pools: WeakSet[PatientConnectionPool] = WeakSet()
 _inherited: set[Path] = set()
 """Files that were in use when this process was forked."""
+
+_FileId = tuple[int, int]
 
 _fork_lock = RLock()
 _held: list[PatientConnectionPool] = []
@@ -102,6 +105,21 @@ class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
             raise StoreWentBack
         return range(last - len(stored_events) + 1, last + 1)
 
+    def insert_events(
+        self, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        """Insert events, as the library does.
+
+        Raises:
+            ScoringError: if the file is not in its place any more, and the events with it.
+        """
+        positions: Sequence[int] | None = super().insert_events(stored_events, **kwargs)
+        # After the commit, for before it the answer could be out of date when it is needed.
+        pool = self.datastore.pool
+        if isinstance(pool, PatientConnectionPool):
+            pool.check_files()
+        return positions
+
 
 def _as_text(stream: UUID | str) -> str:
     return stream.hex if isinstance(stream, UUID) else stream
@@ -121,7 +139,14 @@ class PatientConnectionPool(SQLiteConnectionPool):
         self._users: dict[int, int] = {}
         self._asking = local()
         super().__init__(db_name=_absolute(db_name), lock_timeout=lock_timeout)
-        self.file = Path(unquote(self.db_name.removeprefix("file:").partition("?")[0])).resolve()
+        path = self.db_name
+        if path.startswith("file:"):
+            path = unquote(path.removeprefix("file:").partition("?")[0])
+        self.file = Path(path).resolve()
+        self._path, self._log_path = path, f"{self.file}-wal"
+        # Device and number of the file and of its log, as long as they are open here.
+        self._open_file: _FileId | None = None
+        self._open_log: _FileId | None = None
         # One in memory would be lost with its connections, and no other process can see it.
         if not self.is_sqlite_memory_mode:
             self._check_inheritance()
@@ -151,6 +176,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 self._check_inheritance()
                 if self._retired:
                     raise ConnectionPoolClosedError
+                if self._open_file is not None and self._open_file != _file_id(self._path):
+                    raise self._replaced(self._path)
                 connection = super()._get_connection(timeout)
             except BaseException:
                 self._give_up_asking()
@@ -240,6 +267,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
     def _create_connection(self) -> SQLiteConnection:
         # As the library does, which however keeps one prepared statement a connection, and so
         # prepares each anew every time.
+        if self.db_name == self._path and not self.is_sqlite_memory_mode:
+            _make_private(self._path)
         try:
             opened = sqlite3.connect(
                 self.db_name,
@@ -250,11 +279,37 @@ class PatientConnectionPool(SQLiteConnectionPool):
             )
         except sqlite3.Error as error:
             raise InterfaceError(error) from error
-        if not (self.is_sqlite_memory_mode or self.is_journal_mode_wal):
-            opened.execute("PRAGMA journal_mode=WAL")
-            self.is_journal_mode_wal = True
+        if not self.is_sqlite_memory_mode:
+            if not self.is_journal_mode_wal:
+                opened.execute("PRAGMA journal_mode=WAL")
+                self.is_journal_mode_wal = True
+            self.check_files()
         opened.row_factory = sqlite3.Row
         return SQLiteConnection(opened, max_age=self.max_age)
+
+    def check_files(self) -> None:
+        """Check that what is open is what has the file's name, and the name of its log.
+
+        Raises:
+            ScoringError: if one of them was removed, renamed or replaced.
+        """
+        if self.is_sqlite_memory_mode:
+            return
+        file, log = _file_id(self._path), _file_id(self._log_path)
+        if self._open_file is None:
+            self._open_file = file
+        if self._open_log is None:
+            self._open_log = log
+        if file != self._open_file:
+            raise self._replaced(self._path)
+        if log != self._open_log:
+            raise self._replaced(self._log_path)
+
+    def _replaced(self, path: str) -> ScoringError:
+        return ScoringError(
+            f"{path} was removed, renamed or replaced while it was in use, so what was recorded "
+            "since then may be lost: put it back, or open the event store anew on what is there"
+        )
 
     def _check_inheritance(self) -> None:
         if _inherited and self.file in _inherited:
@@ -270,6 +325,22 @@ class PatientConnectionPool(SQLiteConnectionPool):
     def _close_idle(self) -> None:
         while self._pool:
             self._pool.popleft().close()
+        if not self._in_use:
+            self._open_log = None  # SQLite removes it with the last connection
+
+
+def _file_id(path: str) -> _FileId | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a Path takes several times as long to ask
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _make_private(path: str) -> None:
+    """Make an empty file that nobody else may read; SQLite gives its log the same mode."""
+    with suppress(OSError):  # as it is there already, or cannot be made, which SQLite says
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 def _absolute(db_name: str) -> str:
