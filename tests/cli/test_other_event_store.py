@@ -29,10 +29,7 @@ def test_no_command_takes_a_mistyped_store_for_the_right_one(
 ) -> None:
     """Each says so, and a good board is not repaired away."""
     board = cli("leaderboard", "--json").stdout
-    for command in (
-        *(["project"], ["rebuild"], ["rebuild", "--fresh"], ["verify"], ["verify", "--repair"]),
-        *(["drift"], ["unpark"]),
-    ):
+    for command in (["project"], ["rebuild", "--fresh"], ["verify", "--repair"]):
         done = mistyped(*command)
         assert done.returncode == 1, command
         assert done.stderr.startswith("error: the event store eventsourcing.sqlite mistyped.sqlite")
@@ -47,7 +44,6 @@ def test_no_command_takes_a_mistyped_store_for_the_right_one(
     seen = mistyped("leaderboard", "--json")
     assert (seen.stdout, seen.returncode) == (board, 0)
     assert seen.stderr.startswith("warning: the event store")
-    assert cli("verify").returncode == 0
 
 
 def test_another_store_is_adopted_by_name(mistyped: CommandLine) -> None:
