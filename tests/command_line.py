@@ -31,7 +31,11 @@ class CommandLine:
             timeout=120,
         )
         return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+            done.args,
+            done.returncode,
+            # A command may have been told to print in another encoding.
+            done.stdout.decode(errors="replace"),
+            done.stderr.decode(errors="replace"),
         )
 
     def start(self, *args: str) -> subprocess.Popen[bytes]:

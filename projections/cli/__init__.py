@@ -19,6 +19,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201 - perhaps there is no console yet
         code = EXIT_CODE
-    # All is said and done; what is left may be cut short.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # All is said and done, so there is nothing left to interrupt.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -110,11 +109,9 @@ def print_table(table: Table) -> None:
     """
     for column in table.columns:
         column.overflow = "fold"
-    width = None
     if not out.is_terminal:
-        options = out.options.update(width=_ENOUGH_COLUMNS)
-        width = Measurement.get(out, options, table).maximum
-    out.print(table, width=width)
+        out.width = _ENOUGH_COLUMNS
+    out.print(table)
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,271 @@
+"""What a person at a terminal, or a program at a pipe, meets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import pytest
+
+from command_line import COMMAND, CommandLine
+from support import make_grant
+
+GRANT = (
+    "grant", "--user-id", "ada", "--grant-id", "quiz-7", "--key", "quiz:history:7",
+    "--category", "content", "--source", "quiz", "--amount", "25",
+    "--granted-at", "2026-11-22T09:30:00Z",
+)  # fmt: skip
+
+LONG_ID = "long-" * 24 + "user"
+LONG_KEY = "quiz:" + "k" * 200
+
+
+def lines(*numbers: int) -> bytes:
+    return b"".join(make_grant(number).model_dump_json().encode() + b"\n" for number in numbers)
+
+
+def test_the_version_is_told(cli: CommandLine) -> None:
+    """That of the distribution."""
+    assert cli("--version").stdout == f"score-ledger {version('score-ledger')}\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("verify",), ("status",), ("leaderboard",), ("user", "ada"), ("drift",), ("rebuild",),
+        ("unpark",), ("project",),
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_command_that_looks_makes_no_ledger(cli: CommandLine, command: tuple[str, ...]) -> None:
+    """It says where it looked, and what to do."""
+    done = cli(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"would be in {cli.cwd.resolve()}/.score-ledger/events.sqlite" in done.stderr
+    assert "--folder, SCORE_LEDGER_FOLDER" in done.stderr
+    assert list(cli.cwd.iterdir()) == []
+
+
+def test_a_store_that_is_named_but_not_there_is_not_made_by_looking(cli: CommandLine) -> None:
+    """By its name or by a URI of SQLite's."""
+    for name in ("mistyped.sqlite", "file:mistyped.sqlite?mode=rwc"):
+        done = cli("status", SQLITE_DBNAME=name)
+        assert done.returncode == 1
+        assert f"{cli.cwd.resolve()}/mistyped.sqlite" in done.stderr
+    assert list(cli.cwd.iterdir()) == []
+
+
+def test_a_ledger_that_is_made_is_named_once(cli: CommandLine) -> None:
+    """And none is made for a grant that is refused."""
+    refused = cli(*[word.replace("25", "0") if word == "25" else word for word in GRANT])
+    assert refused.returncode == 1
+    assert list(cli.cwd.iterdir()) == []
+    made = f"note: a new ledger was begun in {cli.cwd.resolve()}/.score-ledger/events.sqlite\n"
+    assert cli(*GRANT).stderr == made
+    assert cli(*GRANT).stderr == ""
+
+
+def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
+    """While modules are imported, stores opened, and results printed."""
+    cli(*GRANT)
+    started = time.monotonic()
+    cli("project")
+    whole = time.monotonic() - started
+    moments = random.Random(7)
+    outcomes = []
+    for _ in range(6):
+        process = subprocess.Popen(
+            # The first moments are the interpreter's own: a signal that it meets there is not ours.
+            [sys.executable, "-X", "importtime", COMMAND, "verify"],
+            cwd=cli.cwd,
+            env={**os.environ, **cli.env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        said = b""
+        while b"projections.cli.interrupts" not in said:
+            said = process.stderr.readline()
+        time.sleep(moments.uniform(0, whole))
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+        told = [line for line in stderr.splitlines() if not line.startswith(b"import time:")]
+        outcomes.append((process.returncode, told))
+    assert set(map(str, outcomes)) <= {str((130, [b"interrupted"])), str((0, []))}
+    assert (130, [b"interrupted"]) in outcomes
+
+
+def test_ctrl_c_ends_an_import_that_waits_for_its_input(cli: CommandLine) -> None:
+    """At once, and nothing was half done."""
+    process = cli.start("import", "-")
+    while not (cli.cwd / ".score-ledger" / "events.sqlite").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=10)
+    assert process.stderr is not None
+    assert process.returncode == 130
+    assert b"interrupted: run the same import again" in process.stderr.read()
+    process.communicate()
+
+
+def test_a_refused_connection_is_told_after_two_seconds(cli: CommandLine) -> None:
+    """With the address; an election is sat out as before, since somebody listens then."""
+    cli(*GRANT)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    started = time.monotonic()
+    cli("--version")
+    overhead = time.monotonic() - started
+    started = time.monotonic()
+    done = cli("status", MONGO_URI=f"mongodb://127.0.0.1:{port}/?directConnection=true")
+    assert time.monotonic() - started < 4 + 3 * overhead
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"error: MongoDB cannot be reached (connection refused by 127.0.0.1:{port})"
+    )
+
+
+NOT_LINES: dict[str, tuple[bytes, str]] = {
+    "UTF-16": (lines(1).decode().encode("utf-16"), "UTF-16: iconv -f UTF-16 -t UTF-8"),
+    "UTF-16 without a mark": (lines(1).decode().encode("utf-16-le"), "iconv -f UTF-16"),
+    "CSV": (b"user_id,grant_id,amount\nada,one,5\n", "lines of CSV"),
+    "array": (b"[" + lines(1) + b"]", "an array: jq -c '.[]'"),
+    "pretty": (json.dumps(json.loads(lines(1)), indent=2).encode(), "over several lines: jq -c ."),
+    "zip": (b"PK\x03\x04 and so on", "a zip archive"),
+    "gzip of CSV": (gzip.compress(b"a,b\n1,2\n"), "lines of CSV"),
+    "gzip twice": (gzip.compress(gzip.compress(lines(1))), "compressed twice"),
+    "half a gzip": (gzip.compress(lines(*range(50)))[:-20], "a damaged gzip file"),
+}
+
+
+def test_what_is_not_json_lines_is_recognised_in_one_sentence(cli: CommandLine) -> None:
+    """With what makes lines of it; nothing is recorded."""
+    cli(*GRANT)
+    for name, (content, message) in NOT_LINES.items():
+        done = cli("import", "-", stdin=content)
+        assert (done.returncode, done.stdout) == (1, ""), name
+        assert message in done.stderr, name
+        assert done.stderr.count("\n") == 1, name
+
+
+def test_gzip_is_read(cli: CommandLine) -> None:
+    """From a file and from the standard input."""
+    (cli.cwd / "grants.jsonl.gz").write_bytes(gzip.compress(lines(*range(20))))
+    assert cli("import", "grants.jsonl.gz").stdout.startswith("20 recorded")
+    assert cli("import", "-", stdin=gzip.compress(lines(*range(21)))).stdout.startswith(
+        "1 recorded, 20 duplicates"
+    )
+
+
+def test_a_reason_that_repeats_is_counted_after_ten_lines(cli: CommandLine) -> None:
+    """Each kind for itself, so that a rare one is not lost among many."""
+    bad = b"".join(b"{nonsense %d\n" % number for number in range(500))
+    other = b'{"user_id": "ada"}\n'
+    done = cli("import", "-", "--json", "--reject", "rejected", stdin=lines(1) + bad + other)
+    told = done.stderr.splitlines()[1:]
+    assert [line.partition(":")[0] for line in told[:11]] == [
+        *(f"line {number}" for number in range(2, 12)),
+        "line 502",
+    ]
+    assert told[11] == "and 490 more lines as line 2"
+    assert len(told) == 13
+    assert json.loads(done.stdout)["rejected"] == 501
+    assert (cli.cwd / "rejected").read_bytes() == bad + other
+
+
+@pytest.mark.parametrize(
+    ("missing", "env", "extra"),
+    [
+        ("psycopg", {"PERSISTENCE_MODULE": "eventsourcing.postgres"}, "postgres"),
+        (
+            "Crypto",
+            {"CIPHER_TOPIC": "eventsourcing.cipher:AESCipher", "CIPHER_KEY": "eA=="},
+            "crypto",
+        ),
+    ],
+)
+def test_what_needs_an_extra_names_it(
+    cli: CommandLine, missing: str, env: dict[str, str], extra: str
+) -> None:
+    """As a command that can be pasted."""
+    code = f"import sys; sys.modules['{missing}'] = None; from projections.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *GRANT],
+        cwd=cli.cwd, env={**os.environ, **env}, capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"pip install 'score-ledger[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bad_date_shows_a_good_one(cli: CommandLine) -> None:
+    """That works when it is copied."""
+    for moment in ("yesterday", "2026-11-22", "2026-11-22T09:30:00"):
+        done = cli(*GRANT[:-1], moment)
+        assert "in ISO 8601 as 2026-11-22T09:30:00Z" in done.stderr
+    assert cli(*GRANT[:-1], "2026-11-22T09:30:00Z").returncode == 0
+
+
+def test_a_user_who_has_nothing_is_an_error(cli: CommandLine) -> None:
+    """One sentence, and exit code 1."""
+    cli(*GRANT)
+    cli("project")
+    done = cli("user", "nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no user 'nobody' has got anything")
+    machine = cli("user", "nobody", "--json")
+    assert (machine.returncode, json.loads(machine.stdout)["totals"]) == (1, None)
+
+
+def test_a_terminal_that_has_few_characters_gets_those(cli: CommandLine) -> None:
+    """Latin-1, ASCII and a dumb terminal: no command dies of an arrow or a name."""
+    for encoding in ("latin-1", "ascii"):
+        poor = CommandLine(cli.cwd, {**cli.env, "PYTHONIOENCODING": encoding, "TERM": "dumb"})
+        done = poor(*GRANT, "--user-id", "Zoë 🦊", "--grant-id", f"for {encoding}")
+        assert done.returncode == 0, done.stderr
+        assert "->" in done.stdout
+    cli("project")
+    for command in (("leaderboard", "--by", "ledger"), ("user", "Zoë 🦊"), ("status",), ("drift",)):
+        assert poor(*command).returncode == 0
+    assert json.loads(poor("leaderboard", "--json").stdout)[0]["user_id"] == "Zoë 🦊"
+
+
+def test_a_table_in_a_pipe_has_ids_as_a_whole(cli: CommandLine) -> None:
+    """However narrow a terminal would be."""
+    words = [*GRANT, "--user-id", LONG_ID, "--key", LONG_KEY]
+    assert cli(*words).returncode == 0
+    cli("project")
+    board = cli("leaderboard", "--by", "ledger", COLUMNS="80")
+    assert any(LONG_ID in line for line in board.stdout.splitlines())
+    page = cli("user", LONG_ID, COLUMNS="80")
+    assert any(LONG_KEY in line for line in page.stdout.splitlines())
+
+
+def test_a_store_that_fails_half_way_names_the_lines_and_sums_up(cli: CommandLine) -> None:
+    """A disk that is full: what is recorded stays, and the import can be run again."""
+    (cli.cwd / "grants.jsonl").write_bytes(lines(*range(6000)))
+    limit = 3_000_000
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from projections.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "import", "grants.jsonl", "--json"],
+        cwd=cli.cwd, env={**os.environ, **cli.env}, capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    recorded = json.loads(done.stdout)["recorded"]
+    assert 0 < recorded < 6000
+    assert f"lines {recorded + 1:,} to {recorded + 1000:,} were not imported" in done.stderr
+    assert "run the same import again" in done.stderr
+    again = json.loads(cli("import", "grants.jsonl", "--json").stdout)
+    assert (again["recorded"], again["duplicate"]) == (6000 - recorded, recorded)
