@@ -35,6 +35,8 @@ class Listener(CommandListener):
         self.sent: list[dict[str, Any]] = []
 
     def started(self, event: CommandStartedEvent) -> None:
+        if not event.command:  # a login, which the driver keeps to itself
+            return
         # Of what is in the statements nothing is kept but of which collection they are.
         self.sent.append(
             {
