@@ -14,6 +14,7 @@ from eventsourcing.sqlite import SQLiteFactory
 from eventsourcing.utils import strtobool
 
 from scoring.checkout import CheckOutCache, StripedLocks
+from scoring.conflicts import ConflictLog
 from scoring.contributing import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
 from scoring.errors import BatchFailed, ScoringError, StreamHasGap
@@ -109,6 +110,7 @@ class Scoring(Application[UUID]):
                 "grants: unset it"
             )
         cache_size = self._cache_size()
+        self.conflicts = ConflictLog()
         self._clock = clock or _now
         self._locks = StripedLocks()
         self._listeners: set[Event] = set()
@@ -416,6 +418,13 @@ class Scoring(Application[UUID]):
                     f"the gaps in the stream of user {user_id!r} are not all closed ({error}): "
                     "close them again, which is safe"
                 ) from error
+
+    def close(self) -> None:
+        """Close the event store, and log how many conflicts were not logged one by one."""
+        super().close()
+        conflicts: ConflictLog | None = getattr(self, "conflicts", None)
+        if conflicts is not None:  # none yet where opening failed
+            conflicts.close()
 
     def save(
         self,

@@ -6,15 +6,14 @@ have held one, and here it never lets go.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 from eventsourcing.persistence import OperationalError
 
+from scoring.inheritance import begin_anew_in_child
 from scoring.retrying import remaining_seconds
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class CheckOutCache:
         self._maxsize = maxsize
         self._scores: OrderedDict[str, UserScore] = OrderedDict()
         self._lock = Lock()
-        _live.add(self)
+        begin_anew_in_child(self)
 
     def begin_anew(self) -> None:
         """Forget who holds the lock."""
@@ -72,7 +71,7 @@ class StripedLocks:
     def __init__(self, *, stripes: int = 256) -> None:
         """Make the locks."""
         self._locks = [Lock() for _ in range(stripes)]
-        _live.add(self)
+        begin_anew_in_child(self)
 
     def begin_anew(self) -> None:
         """Forget who holds the locks."""
@@ -98,14 +97,3 @@ class StripedLocks:
         finally:
             for lock in held:
                 lock.release()
-
-
-_live: WeakSet[CheckOutCache | StripedLocks] = WeakSet()
-
-
-def _after_in_child() -> None:
-    for locked in list(_live):
-        locked.begin_anew()
-
-
-os.register_at_fork(after_in_child=_after_in_child)

@@ -6,7 +6,6 @@ the one who holds it is looked up, and only then is the bucket overwritten besid
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from scoring.application import Scoring
     from scoring.checkout import StripedLocks
     from scoring.user_scores import UserScores
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -148,16 +145,18 @@ class ContributionRecorder(CommandRecorder[ContributionReceipt]):
             self._original = self._scores.claimed_grant(claim)
 
     def _log_conflict(self, status: GrantStatus) -> None:
-        if status is not GrantStatus.CONFLICT:
+        original, given = self._original, self._contribution
+        if status is not GrantStatus.CONFLICT or original is None:
             return
-        try:
-            logger.warning(
-                "the ledger keeps the grant %r; %r was set in the bucket only",
-                self._original,
-                self._contribution,
-            )
-        except Exception:  # noqa: BLE001 - a broken log handler must not fail a recorded call
-            return
+        self._app.conflicts.add(
+            f"key {given.key!r} of {given.user_id!r} has a grant, so only its bucket was set",
+            kept={**_labels(original), "points": original.amount},
+            given={**_labels(given), "points": given.points},
+        )
+
+
+def _labels(of: Contribution | UserScore.GrantRecorded) -> dict[str, object]:
+    return {name: getattr(of, name) for name in ("user_id", "key", "category", "source")}
 
 
 def _as_grant(contribution: Contribution, grant_id: str, clock: Callable[[], datetime]) -> Grant:

@@ -8,7 +8,6 @@ lost, and no claim at all means that somebody else advanced a user's stream firs
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from scoring.application import Scoring
     from scoring.checkout import StripedLocks
     from scoring.user_scores import UserScores
-
-logger = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 
@@ -305,7 +302,11 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
             status = GrantStatus.DUPLICATE
             if _fields(grant) != _fields(original):
                 status = GrantStatus.CONFLICT
-                _log_conflict(grant, original)
+                self._app.conflicts.add(
+                    f"grant id {grant.grant_id!r} was recorded before with another payload",
+                    kept=dict(zip(Grant.model_fields, _fields(original), strict=True)),
+                    given=dict(zip(Grant.model_fields, _fields(grant), strict=True)),
+                )
             # The original's position is not kept anywhere, but it is before ours or the newest.
             position = positions.get(grant.grant_id, last)
             receipts.append(GrantReceipt(status, position, total, total, grant.user_id))
@@ -340,15 +341,3 @@ def _payload(event: UserScore.GrantRecorded) -> Grant:
 def _fields(grant: Grant) -> tuple[object, ...]:
     # Not the objects themselves: an embedder's subclass of Grant never equals a Grant.
     return tuple(getattr(grant, name) for name in Grant.model_fields)
-
-
-def _log_conflict(grant: Grant, original: Grant) -> None:
-    try:
-        logger.warning(
-            "grant id %r was recorded before with another payload; ignored %r, kept %r",
-            grant.grant_id,
-            grant,
-            original,
-        )
-    except Exception:  # noqa: BLE001 - a broken log handler must not fail a recorded chunk
-        return

@@ -90,6 +90,17 @@ def test_the_recomputed_total_never_passes_what_64_bits_hold() -> None:
     assert score.recomputed_total == 2**63 - 1
 
 
+def test_a_grant_shaped_key_whose_bucket_is_known_is_overwritten_again() -> None:
+    """It has no grant, so a user's other grants are no reason to refuse it; another key is."""
+    score = UserScore("ada")
+    score.contribute(POST, "content", "feed", 4)
+    score.grant("ada/award:badge:first", "award:badge:first", "award", "badge", 6, NOON)
+    score.contribute(POST, "content", "feed", 3)
+    assert (score.recomputed_total, score.total_score) == (9, 6)
+    with pytest.raises(InvalidGrant, match="key must be one without a grant"):
+        score.contribute("award:badge:first", "award", "badge", 1)
+
+
 def test_a_grant_takes_the_place_of_a_bucket_that_was_there_before() -> None:
     """The old total counts the key once; how much was replaced is in the event."""
     score = UserScore("ada")

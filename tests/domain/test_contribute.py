@@ -284,8 +284,27 @@ def test_a_conflict_is_logged_with_both_sides(
     scoring.feed_post("ada", "1", 5, NOON)
     with caplog.at_level(logging.WARNING):
         scoring.feed_post("ada", "1", 9, NOON)
-    assert "amount=5" in caplog.text
-    assert "points=9" in caplog.text
+    [message] = caplog.messages
+    assert message == (
+        "key 'content:feed-post:1' of 'ada' has a grant, so only its bucket was set: "
+        "given points 9, kept points 5"
+    )
+
+
+def test_a_contribution_that_is_repeated_at_the_limit_of_a_total_is_a_duplicate(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a grant is: what was recorded is answered for, though there is no room for it again."""
+    monkeypatch.setattr("scoring.user_score.MAX_TOTAL", 20)
+    first = scoring.award_badge("ada", "first-post", 15, NOON)
+    again = scoring.award_badge("ada", "first-post", 15, NOON)
+    assert [first.status, again.status] == ["RECORDED", "DUPLICATE"]
+    assert (again.recomputed_before, again.recomputed_after) == (15, 15)
+    other = scoring.award_badge("ada", "first-post", 19, NOON)
+    assert (other.status, other.recomputed_after) == ("CONFLICT", 19)
+    with pytest.raises(InvalidGrant, match="points must be at most"):
+        scoring.award_badge("ada", "another", 15, NOON)
+    assert scoring.score_of("ada").total_score == 15
 
 
 def test_another_process_decides_on_what_is_recorded_not_on_what_it_remembers(

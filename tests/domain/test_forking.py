@@ -150,6 +150,24 @@ assert in_child(lambda: grant(1)) == "DUPLICATE"
 assert grant(2) == "RECORDED"
 assert os.listdir() == []
 """
+_LOCKS_ARE_HELD_BY_ANOTHER_THREAD = """
+begun, end = threading.Event(), threading.Event()
+
+def busy():
+    with app._scores._cache._lock, app._locks.hold([f"user-{n}" for n in range(7)]):
+        begun.set()
+        end.wait()
+
+thread = threading.Thread(target=busy)
+thread.start()
+begun.wait()
+began = time.monotonic()
+assert in_child(lambda: (grant(0), grant(1))) == "('DUPLICATE', 'RECORDED')"
+assert time.monotonic() - began < 5
+end.set()
+thread.join()
+assert grant(1) == "DUPLICATE"
+"""
 
 
 PROGRAMS = {
@@ -158,6 +176,7 @@ PROGRAMS = {
     "interrupted": _INTERRUPTED_WHILE_IT_WAITS,
     "own transaction": _IN_ONES_OWN_TRANSACTION,
     "others ask": _OTHERS_ASK_MEANWHILE,
+    "locks are held": _LOCKS_ARE_HELD_BY_ANOTHER_THREAD,
     "another directory": _ANOTHER_DIRECTORY,
 }
 

@@ -131,6 +131,17 @@ def test_a_refused_grant_triggers_nothing() -> None:
     assert recorded(score.collect_events()) == []
 
 
+def test_a_grant_of_another_user_is_refused() -> None:
+    """Each aggregate records its own user's grants only, and triggers nothing for others."""
+    score = UserScore(user_id="ada")
+    score.collect_events()
+    with pytest.raises(InvalidGrant) as refused:
+        score.record(make_grant(1, user_id="bob"))
+    assert (refused.value.field, refused.value.value) == ("user_id", "bob")
+    assert score.collect_events() == []
+    assert score.total_score == 0
+
+
 def test_a_total_never_passes_what_64_bits_hold() -> None:
     """The guard of the total is part of the decision, not of the event."""
     score = UserScore("ada")

@@ -1,0 +1,85 @@
+"""What is logged of conflicts: enough to look into them, and never a line for each of thousands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from scoring import Scoring
+from scoring.conflicts import LOGGED_IN_FULL, WINDOW_SECONDS, ConflictLog
+from support import make_grant
+
+
+def add(log: ConflictLog, number: int) -> None:
+    log.add(
+        f"grant {number}", kept={"amount": 1, "key": "same"}, given={"amount": 2, "key": "same"}
+    )
+
+
+def counted(messages: list[str]) -> int:
+    """How many conflicts the lines account for."""
+    found = [re.match(r"(\d+) further conflicts", message) for message in messages]
+    return sum(int(each[1]) if each else 1 for each in found)
+
+
+def test_importing_a_file_of_conflicts_logs_the_first_and_counts_the_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The sum is right, and only what differs is named."""
+    with Scoring() as scoring:
+        scoring.grant_many([make_grant(number) for number in range(2500)])
+        scoring.grant_many([make_grant(number, amount=999) for number in range(2500)])
+        assert len(caplog.messages) == LOGGED_IN_FULL
+        assert caplog.messages[1].endswith("another payload: given amount 999, kept amount 2")
+        assert caplog.messages[-1].endswith("; further ones are counted")
+    assert caplog.messages[LOGGED_IN_FULL:] == ["2490 further conflicts were not logged one by one"]
+
+
+def test_conflicts_are_logged_in_full_again_after_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the number of those that were left out, so that none is lost count of."""
+    now = 0.0
+    log = ConflictLog(clock=lambda: now)
+    for number in range(LOGGED_IN_FULL + 7):
+        add(log, number)
+    now += WINDOW_SECONDS + 1
+    caplog.clear()
+    add(log, 99)
+    assert caplog.messages == [
+        "7 further conflicts were not logged one by one",
+        "grant 99: given amount 2, kept amount 1",
+    ]
+    log.close()
+    assert len(caplog.messages) == 2
+
+
+def test_conflicts_of_many_threads_are_all_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Each is in a line or in a number."""
+    log = ConflictLog()
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(1000):
+            threads.submit(add, log, 1)
+    log.close()
+    assert counted(caplog.messages) == 1000
+    assert len(caplog.messages) == LOGGED_IN_FULL + 1
+
+
+def test_a_forked_child_counts_with_a_lock_of_its_own() -> None:
+    """Though a thread of the parent held it at the moment of the fork."""
+    log = ConflictLog()
+    with log._lock:
+        if (pid := os.fork()) == 0:
+            with suppress(BaseException):
+                signal.alarm(5)  # rather than waiting for ever
+                logging.disable()
+                add(log, 1)
+                os._exit(0)
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
