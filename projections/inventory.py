@@ -25,7 +25,7 @@ from projections.driver_errors import (
     is_transient,
     translated,
 )
-from projections.errors import NameTaken, ReadModelDamaged, RebuildSuperseded
+from projections.errors import NameTaken, ReadModelDamaged, ReadModelGone, RebuildSuperseded
 from projections.switching import names_by_uuid
 
 if TYPE_CHECKING:
@@ -142,6 +142,20 @@ class Inventory:
             lasting = [str(fault) for fault in faults if not self._is_mended(fault)]
         if lasting:
             raise ReadModelDamaged(lasting)
+
+    def check_existence(self) -> None:
+        """Check, without making anything, that there is a read model and nobody else's.
+
+        Raises:
+            NameTaken: if there is no read model, and a name is somebody else's.
+            ReadModelGone: if there is none.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        with answered():
+            if self._read_model.generations.is_missing():
+                for entry in self._listed(name for _, name in self._places()):
+                    self._check_that_it_is_free(entry)
+                raise ReadModelGone(self._read_model.database.name)
 
     def faults(self, *, seconds: float = ANSWER_SECONDS) -> list[Fault]:
         """Return what is not as it was made; a switch under way is waited for.

@@ -68,13 +68,20 @@ class ScoreLedger:
     """
 
     def __init__(
-        self, *, scoring: Scoring, view: MongoScoreView, settings: Settings, owned: ExitStack
+        self,
+        *,
+        scoring: Scoring,
+        view: MongoScoreView,
+        settings: Settings,
+        owned: ExitStack,
+        read_only: bool = False,
     ) -> None:
         """Put the parts together; use ``open()`` instead."""
         self._scoring = scoring
         self._view = view
         self._settings = settings
         self._owned = owned
+        self._read_only = read_only
         self._pid = os.getpid()
         self._stop = Event()
         self._thread: Thread | None = None
@@ -90,6 +97,7 @@ class ScoreLedger:
         folder: str | PathLike[str] | None = None,
         worker: bool = True,
         create: bool = True,
+        read_only: bool = False,
         any_shape: bool = False,
         settings: Settings | None = None,
         event_store: Mapping[str, str] | None = None,
@@ -107,6 +115,8 @@ class ScoreLedger:
             worker: Project in the background; otherwise call ``catch_up()``.
             create: Make the file of an event store in SQLite, if it is not there; otherwise that is
                 an error.
+            read_only: For users of both databases who may only read: nothing is created or changed,
+                and what would write raises ``ProjectionError``. Takes ``worker=False``.
             any_shape: Open a read model too whose documents another release made in another shape;
                 only ``rebuild()`` and ``status()`` are of use then.
             settings: An object of yours instead of ``folder``; what was not given to it comes from
@@ -142,13 +152,19 @@ class ScoreLedger:
                 f"settings must be a Settings object, not a {type(settings).__name__}: make one "
                 "with projections.Settings(...)"
             )
+        if read_only and worker:
+            raise ProjectionError(
+                "a worker writes, so it cannot be had with read_only=True: give worker=False too"
+            )
         with ExitStack() as stack:
             if scoring is None:
                 scoring = stack.enter_context(
-                    open_scoring(settings, event_store=event_store, create=create)
+                    open_scoring(
+                        settings, event_store=event_store, create=create, read_only=read_only
+                    )
                 )
             read_model = open_read_model(
-                settings, stack, mongo=mongo, mongo_database=mongo_database
+                settings, stack, mongo=mongo, mongo_database=mongo_database, read_only=read_only
             )
             if not any_shape:
                 read_model.generations.check_shape()
@@ -157,6 +173,7 @@ class ScoreLedger:
                 view=stack.enter_context(closing(TracedScoreView(read_model))),
                 settings=settings,
                 owned=stack.pop_all(),
+                read_only=read_only,
             )
         if worker:
             ledger._start_worker()
@@ -173,12 +190,14 @@ class ScoreLedger:
         granted_at: datetime,
     ) -> GrantReceipt:
         """Award points once; see ``Scoring.grant``."""
+        self._check_writable()
         return self._repositories.user_scores.grant(
             user_id, grant_id, key, category, source, amount, granted_at
         )
 
     def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
         """Award many grants; see ``Scoring.grant_many``."""
+        self._check_writable()
         return self._repositories.user_scores.grant_many(grants)
 
     def contribute(
@@ -191,18 +210,21 @@ class ScoreLedger:
         at: datetime | None = None,
     ) -> ContributionReceipt:
         """Set the bucket of a key, the old way; see ``Scoring.contribute``."""
+        self._check_writable()
         return self._repositories.user_scores.contribute(user_id, key, category, source, points, at)
 
     def feed_post(
         self, user_id: str, post_id: str, points: int, at: datetime | None = None
     ) -> ContributionReceipt:
         """Contribute the points of a feed post; see ``Scoring.feed_post``."""
+        self._check_writable()
         return self._repositories.user_scores.feed_post(user_id, post_id, points, at)
 
     def award_badge(
         self, user_id: str, badge_id: str, points: int, at: datetime | None = None
     ) -> ContributionReceipt:
         """Contribute the points of a badge; see ``Scoring.award_badge``."""
+        self._check_writable()
         return self._repositories.user_scores.award_badge(user_id, badge_id, points, at)
 
     def score_of(self, user_id: str) -> Score:
@@ -306,6 +328,7 @@ class ScoreLedger:
             ReadModelUnavailable: if MongoDB failed; what was projected until then stays.
             ScoringError: if the event store failed.
         """
+        self._check_writable()
         self._check_event_store()
         parked = self._view.parking.streams()
         if streams is not None:
@@ -324,10 +347,12 @@ class ScoreLedger:
         on_progress: Callable[[Progress], None] | None = None,
     ) -> int:
         """Project everything recorded up to now and return the tracked position."""
+        self._check_writable()
         return self._worker(on_progress).catch_up(stop=stop)
 
     def follow(self, *, stop: Event, on_progress: Callable[[Progress], None] | None = None) -> None:
         """Project what is recorded, as it is recorded, until ``stop`` is set."""
+        self._check_writable()
         self._worker(on_progress).follow(stop)
 
     def rebuild(
@@ -355,6 +380,7 @@ class ScoreLedger:
             PoisonEvent: at an event that cannot be projected; the live read model stays.
             ReadModelUnavailable: if MongoDB failed.
         """
+        self._check_writable()
         rebuild = Rebuild(
             self._scoring,
             self._view.read_model,
@@ -364,6 +390,7 @@ class ScoreLedger:
 
     def drop_kept_generations(self) -> list[int]:
         """Drop the generations that rebuilds have replaced, and return their numbers."""
+        self._check_writable()
         return self._view.read_model.generations.drop_kept()
 
     def verify(
@@ -494,6 +521,13 @@ class ScoreLedger:
     def _check_event_store(self) -> None:
         tracked = self._view.tracked(self._scoring.name)
         reading(lambda: self._store().check(tracked))
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ProjectionError(
+                "the ledger was opened with read_only=True, so it neither records nor projects: "
+                "open it without, as users of the databases who may write"
+            )
 
     def _stream_of(self, receipt: GrantReceipt | ContributionReceipt) -> str:
         if receipt.user_id is not None:

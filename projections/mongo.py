@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from contextlib import suppress
 from threading import Condition, Event, Lock
@@ -30,6 +31,7 @@ from pymongo.errors import (
     BulkWriteError,
     DocumentTooLarge,
     DuplicateKeyError,
+    InvalidURI,
     OperationFailure,
     PyMongoError,
 )
@@ -101,8 +103,30 @@ def connect(uri: str) -> MongoClient[Document]:
             chosen = uri.lower()
             limits = {k: ms for k, ms in _TIME_LIMITS.items() if f"{k}=".lower() not in chosen}
             return MongoClient(uri, appname="score-ledger", **limits)
-        except (ValueError, TypeError) as error:  # a port or an option out of range
+        except (ValueError, TypeError, InvalidURI) as error:
+            if _is_unescaped(uri):
+                # Without what the driver says of it, which may quote a part of the password.
+                raise ReadModelUnavailable(
+                    "MONGO_URI is not usable: its user or password contains '@', ':', '/' or "
+                    "another character that means something in a URI: percent-encode both with "
+                    "urllib.parse.quote_plus ('@' is %40)"
+                ) from None
+            # A port or an option out of range, say.
             raise ReadModelUnavailable(f"MONGO_URI is not usable: {error}") from error
+
+
+def _is_unescaped(uri: str) -> bool:
+    user, _, password = uri.partition("://")[2].rpartition("@")[0].partition(":")
+    return re.search(r"[@:/?#\[\]]|%(?![0-9A-Fa-f]{2})", user + password) is not None
+
+
+def database_in_path(client: MongoClient[Document]) -> str:
+    """Return the database that the client's URI names in its path, or else the default.
+
+    One of the server's own there says where the user is known, not where documents go.
+    """
+    name = client.get_default_database(DEFAULT_DATABASE).name
+    return DEFAULT_DATABASE if name in {"admin", "local", "config"} else name
 
 
 def close(client: MongoClient[Document]) -> None:
@@ -530,7 +554,7 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
                 "MongoDB replica set"
             )
         self._client = connect(uri)
-        self._database = self.env.get(self.MONGO_DATABASE) or DEFAULT_DATABASE
+        self._database = self.env.get(self.MONGO_DATABASE) or database_in_path(self._client)
 
     def tracking_recorder(
         self, tracking_recorder_class: type[MongoScoreView] | None = None

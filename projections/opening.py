@@ -13,7 +13,7 @@ from pymongo.database import Database
 from projections.driver_errors import translated
 from projections.embedded import open_server
 from projections.errors import ProjectionError
-from projections.mongo import close, connect
+from projections.mongo import close, connect, database_in_path
 from projections.read_model import ReadModel
 from projections.settings import SQLITE_MODULE, Settings
 from scoring import Scoring
@@ -33,7 +33,11 @@ _EXTRAS = {"psycopg": "postgres", "psycopg_pool": "postgres", "Crypto": "crypto"
 
 
 def open_scoring(
-    settings: Settings, *, event_store: Mapping[str, str] | None = None, create: bool = True
+    settings: Settings,
+    *,
+    event_store: Mapping[str, str] | None = None,
+    create: bool = True,
+    read_only: bool = False,
 ) -> Scoring:
     """Open the event store alone, as the settings and the library's variables say.
 
@@ -41,6 +45,7 @@ def open_scoring(
         settings: Where the default store is.
         event_store: The library's variables; default, those of the environment.
         create: Make the file of a store in SQLite, if it is not there.
+        read_only: Make neither a file nor tables: a reader need not have the rights.
 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
@@ -48,13 +53,15 @@ def open_scoring(
     given = {} if event_store is None else _own_variables(event_store)
     # The library's own default is a store in memory, where nothing survives the process.
     env = {**given, **settings.event_store(given)}
+    if read_only and env["PERSISTENCE_MODULE"] != SQLITE_MODULE:
+        env["CREATE_TABLE"] = "no"
     if env.get("SQLITE_DBNAME") == ":memory:" and env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
         raise ProjectionError(
             "SQLITE_DBNAME is ':memory:', which is a database of its own for every connection and "
             "so for every thread: name a file"
         )
     file = settings.sqlite_file(env)
-    if not create and file is not None and not file.exists():
+    if (read_only or not create) and file is not None and not file.exists():
         raise ProjectionError(
             f"there is no ledger yet: its events would be in {file.resolve()}; name the folder of "
             "one (--folder, SCORE_LEDGER_FOLDER) or its file (SQLITE_DBNAME), or record a first "
@@ -135,6 +142,7 @@ def open_read_model(
     *,
     mongo: MongoClient[Any] | Database[Any] | str | None = None,
     mongo_database: str | None = None,
+    read_only: bool = False,
 ) -> ReadModel:
     """Open the read model alone; what is opened for it is closed by ``stack``, a client given not.
 
@@ -142,7 +150,9 @@ def open_read_model(
         settings: Where MongoDB is, unless ``mongo`` says so.
         stack: Takes what has to be closed.
         mongo: A client, a database or a URI.
-        mongo_database: Name of the database, unless ``mongo`` is one; default, the settings'.
+        mongo_database: Name of the database, unless ``mongo`` is one; default, the settings', and
+            if these do not say either, the one in the path of the URI.
+        read_only: Create nothing.
 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
@@ -169,6 +179,8 @@ def open_read_model(
             uri = stack.enter_context(server).uri
         client = connect(uri)
         stack.callback(close, client)
+        if mongo_database is None and "mongo_database" not in settings.model_fields_set:
+            mongo_database = database_in_path(client)
     else:
         raise ProjectionError(
             f"mongo must be a MongoClient, a Database of one, or a URI, not a "
@@ -179,5 +191,8 @@ def open_read_model(
         read_model = ReadModel(
             client, settings.mongo_database if mongo_database is None else mongo_database
         )
-    read_model.prepare()
+    if read_only:
+        read_model.check()
+    else:
+        read_model.prepare()
     return read_model

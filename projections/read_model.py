@@ -131,6 +131,22 @@ class ReadModel:
             NameTaken: if a collection has the name of one of these and is not the ledger's.
             ReadModelUnavailable: if the server is not there, or is not of a replica set.
         """
+        self._check_server()
+        with suppress(ReadModelDamaged):  # which stops workers, and has to be open to be rebuilt
+            self.inventory.check()
+
+    def check(self) -> None:
+        """Check all that can be checked without writing anything.
+
+        Raises:
+            NameTaken: if a collection has the name of one of these and is not the ledger's.
+            ReadModelGone: if there is no read model.
+            ReadModelUnavailable: if the server is not there, or is not of a replica set.
+        """
+        self._check_server()
+        self.inventory.check_existence()
+
+    def _check_server(self) -> None:
         with translated():
             hello = self.client.admin.command("hello")
             if hello.get("isreplicaset"):
@@ -143,8 +159,6 @@ class ReadModel:
                     "the MongoDB server is a standalone one, which cannot do transactions: start "
                     "it with --replSet NAME and run rs.initiate() once, one node is enough"
                 )
-        with suppress(ReadModelDamaged):  # which stops workers, and has to be open to be rebuilt
-            self.inventory.check()
 
     def prepare_building(self, application_name: str) -> None:
         """Create the collections and the position of this generation, which is being built.

@@ -6,13 +6,14 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from projections.cli.console import err, shown
-from projections.errors import ReadModelUnavailable
+from projections.errors import ReadModelGone, ReadModelUnavailable
 from projections.ledger import ScoreLedger
 from projections.opening import open_scoring
 from projections.settings import Settings
@@ -36,9 +37,12 @@ def open_ledger(
     *,
     settings: Settings | None = None,
     create: bool = False,
+    read_only: bool = False,
     any_shape: bool = False,
 ) -> Iterator[ScoreLedger]:
     """Open the ledger that is there; it is made, and named, only on request.
+
+    With ``read_only`` rights to read are enough, but in a folder, whose owner may do everything.
 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
@@ -47,9 +51,16 @@ def open_ledger(
     if settings.mongo_uri is not None:
         _await_listeners(settings.mongo_uri)
     with _named_if_new(settings):
-        ledger = ScoreLedger.open(
-            settings=settings, worker=False, create=create, any_shape=any_shape
+        opened = partial(
+            ScoreLedger.open, settings=settings, worker=False, create=create, any_shape=any_shape
         )
+        if read_only and settings.mongo_uri is not None:
+            try:
+                ledger = opened(read_only=True)
+            except ReadModelGone:  # nothing was projected yet, which whoever may write can see
+                ledger = opened()
+        else:
+            ledger = opened()
     with ledger:
         yield ledger
 

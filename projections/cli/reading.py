@@ -49,7 +49,7 @@ def leaderboard(
     By the old recomputed total, which users see, unless --by ledger asks for the balance of the
     ledger. Users with the same score share a rank.
     """
-    with open_ledger(folder) as ledger:
+    with open_ledger(folder, read_only=True) as ledger:
         rows = ledger.leaderboard.top(top, by=by.value)
         note_lag(ledger)
     if json:
@@ -71,7 +71,7 @@ def user(
     They are as fresh as the read model: score-ledger project brings it up to date. Exit code 1 if
     there is no such user.
     """
-    with open_ledger(folder) as ledger:
+    with open_ledger(folder, read_only=True) as ledger:
         totals = ledger.totals(user_id)
         grants = ledger.history(user_id, limit=limit)
         row = ledger.leaderboard.rank_of(user_id)
@@ -94,7 +94,7 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
     The lag in events and seconds, grants that met a foreign document in their place, parked
     streams, the generations that are kept, and why a worker last gave up.
     """
-    with open_ledger(folder, any_shape=True) as ledger:
+    with open_ledger(folder, read_only=True, any_shape=True) as ledger:
         state = ledger.status()
     if json:
         print_json(state)
