@@ -108,8 +108,9 @@ class Case:
     def open_and_close(self) -> None:
         self.open().close()
 
-    def grant(self) -> None:
-        self.ledger.grant_many([make_grant(next(self.numbers)) for _ in range(5)])
+    def grant(self) -> int:
+        receipts = self.ledger.grant_many([make_grant(next(self.numbers)) for _ in range(5)])
+        return receipts[0].position
 
     def catch_up(self) -> None:
         self.grant()
@@ -154,9 +155,8 @@ class Case:
         self.ledger.drop_kept_generations()
 
     def unpark(self) -> None:
-        self.grant()
-        newest = self.ledger.status().newest_position
-        with damaged(self.file, newest):
+        first = self.grant()
+        with damaged(self.file, first):
             settings = self.settings.model_copy(update={"on_error": "park"})
             with ScoreLedger.open(
                 settings=settings,
