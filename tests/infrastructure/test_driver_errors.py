@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pymongo.monitoring import CommandListener, CommandStartedEvent
 from pymongo.server_api import ServerApi
 
 from event_store import damaged
+from fail_points import failing
 from projections import (
     MongoScoreView,
     ProjectionError,
@@ -67,18 +68,6 @@ class Recorder(CommandListener):
     @property
     def names(self) -> list[str]:
         return sorted({event.command_name for event in self.sent} - NEVER_FAILED)
-
-
-@contextmanager
-def failing(uri: str, command: str, mode: object, **failure: Any) -> Iterator[None]:
-    """The server fails a command of our clients in this way inside the block."""
-    data = {"failCommands": [command], "appName": "score-ledger", **failure}
-    with MongoClient[Any](uri) as operator:
-        operator.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
-        try:
-            yield
-        finally:
-            operator.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
 
 class Case:
@@ -222,7 +211,7 @@ def test_no_error_of_the_driver_escapes_whatever_command_fails_in_whatever_way(
         for number, command in enumerate(names):
             for kind in kinds(number):
                 try:
-                    with failing(mongo_uri, command, {"times": 2}, **FAILURES[kind]):
+                    with failing(mongo_uri, command, mode={"times": 2}, **FAILURES[kind]):
                         CALLS[call](case)
                 except ProjectionError as error:
                     if call in SAT_OUT or not getattr(error, "transient", False):
@@ -251,7 +240,7 @@ def test_a_failure_that_stays_is_our_error_in_every_call(
             call(case)
             for command in recorder.names:
                 try:
-                    with failing(mongo_uri, command, "alwaysOn", errorCode=INTERRUPTED):
+                    with failing(mongo_uri, command, errorCode=INTERRUPTED):
                         call(case)
                 except (ReadModelUnavailable, AssertionError, TimeoutError):
                     pass
@@ -272,7 +261,7 @@ def test_a_server_is_called_old_only_if_it_is(
     """Whatever it answers to the question whether it can guard a rename."""
     switch = Switch(read_model, read_model.of_generation(2), "Scoring")
     with (
-        failing(mongo_uri, "renameCollection", "alwaysOn", errorCode=code),
+        failing(mongo_uri, "renameCollection", errorCode=code),
         pytest.raises(ReadModelUnavailable) as refused,
     ):
         switch.check_server()

@@ -13,6 +13,7 @@ from pymongo import MongoClient
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from event_store import assert_equal_to_the_events, damaged, grants_of
+from fail_points import failing
 from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
 from projections.read_model import ReadModel
@@ -135,17 +136,6 @@ def test_every_statement_of_a_transaction_carries_its_session_and_its_concerns(
     assert_equal_to_the_events(scoring, view.read_model)
 
 
-@contextmanager
-def failing(uri: str, commands: list[str], mode: object, **failure: Any) -> Iterator[None]:
-    data = {"failCommands": commands, "appName": "score-ledger", **failure}
-    with MongoClient[Any](uri) as operator:
-        operator.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
-        try:
-            yield
-        finally:
-            operator.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-
-
 def test_a_batch_that_outlasts_the_servers_limit_is_halved(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str
 ) -> None:
@@ -182,7 +172,7 @@ def test_a_commit_whose_answer_is_a_write_concern_error_is_asked_for_again(
     """It may be committed or not, and nothing counts twice either way."""
     scoring.grant_many([make_grant(number) for number in range(10)])
     refused = {"writeConcernError": {"code": code, "errmsg": "interrupted"}}
-    with failing(mongo_uri, ["commitTransaction"], {"times": 3}, **refused):
+    with failing(mongo_uri, "commitTransaction", mode={"times": 3}, **refused):
         ProjectionWorker(scoring, view).catch_up()
     assert assert_equal_to_the_events(scoring, view.read_model) == 10
 
@@ -195,7 +185,7 @@ def test_a_commit_that_stays_unknown_is_raised_and_leaves_no_transaction_open(
     monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.2)
     before = open_transactions(view.read_model)
     lost = {"errorCode": 64, "errorLabels": ["UnknownTransactionCommitResult"]}
-    with failing(mongo_uri, ["commitTransaction"], "alwaysOn", **lost):
+    with failing(mongo_uri, "commitTransaction", **lost):
         with pytest.raises(ReadModelUnavailable) as unknown:
             ProjectionWorker(scoring, view).catch_up()
         assert unknown.value.transient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -24,7 +25,14 @@ from pymongo.monitoring import (
 )
 
 from event_store import damaged as unreadable
-from projections import MongoScoreView, ProjectionWorker, Verification, VerificationProgress
+from fail_points import failing
+from projections import (
+    MongoScoreView,
+    ProjectionWorker,
+    ReadModelUnavailable,
+    Verification,
+    VerificationProgress,
+)
 from projections.mongo import connect
 from projections.read_model import Document, ReadModel
 from projections.unparking import Unparking
@@ -219,6 +227,27 @@ DAMAGES = [
         *both(None, DOCUMENT),
     ),
     Damage(
+        "a bucket of somebody without a name",
+        lambda model: model.buckets.insert_one({"_id": {"userId": 7, "key": "a"}, "points": 3}),
+        *both(None, DOCUMENT),
+    ),
+    Damage(
+        "a bucket whose key is no text",
+        lambda model: model.buckets.insert_one(
+            {"_id": {"userId": "user-3", "key": 7}, "points": 3}
+        ),
+        {(None, DOCUMENT)},
+        {("user-3", "recomputedTotal")},
+    ),
+    Damage(
+        "a bucket whose id is the other way round",
+        lambda model: model.buckets.insert_one(
+            {"_id": {"key": "a", "userId": "user-3"}, "points": 3}
+        ),
+        {(None, DOCUMENT)},
+        {("user-3", "recomputedTotal")},
+    ),
+    Damage(
         "a position too low",
         set_position(update={"$set": {"position": 50}}),
         {(None, "position")},
@@ -247,6 +276,9 @@ def test_a_sound_read_model_has_no_differences(scoring: Scoring, projected: Read
     assert (outcome.ok, outcome.grants, outcome.users, outcome.buckets) == (True, 67, 7, 7)
     outcome = verify_totals(projected)
     assert (outcome.ok, outcome.grants, outcome.users) == (True, 67, 7)
+    projected.users.insert_one({"_id": "nobody"})
+    outcome = verify_totals(projected)
+    assert (outcome.ok, outcome.grants, outcome.users) == (False, 67, 8)
 
 
 def test_an_empty_read_model_of_an_empty_store_is_sound(
@@ -316,17 +348,17 @@ def test_a_foreign_document_that_keeps_a_grant_out_is_named(
     """Next to the grant that is missing because of it."""
     scoring.grant_many([make_grant(1), make_grant(2)])
     foreign = {"_id": 777, "grantId": "grant-1", "amount": 1}
-    read_model.grants.insert_one(foreign)
+    read_model.grants.insert_many([{"_id": 776, "grantId": "another"}, foreign])
     ProjectionWorker(scoring, view).catch_up()
     outcome = verify_events(scoring, read_model)
     first = outcome.differences[0]
     assert (first.grant_id, first.user_id, first.found) == ("grant-1", "user-1", foreign)
     assert Difference(None, DOCUMENT, None, foreign, 777, "grant-1") in outcome.differences
-    assert (None, "foreignGrants") in found(outcome)
+    assert Difference(None, "foreignGrants", 0, 1) in outcome.differences
 
 
 def test_the_first_differences_are_reported_and_the_rest_counted(
-    scoring: Scoring, projected: ReadModel
+    scoring: Scoring, projected: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory does not grow with damage."""
     projected.grants.update_many({}, {"$inc": {"amount": 1}})
@@ -337,6 +369,11 @@ def test_the_first_differences_are_reported_and_the_rest_counted(
     projected.users.update_many({}, {"$set": wrong})
     for outcome in (verify_events(scoring, projected), verify_totals(projected)):
         assert len(outcome.differences) == MAX_DIFFERENCES < outcome.difference_count
+        of_one = [d.what for d in outcome.differences if d.user_id == "user-0"]
+        assert of_one == sorted(of_one)  # the same on every run
+    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 30)
+    outcome = verify_events(scoring, projected)
+    assert len(outcome.differences) == MAX_DIFFERENCES < outcome.difference_count
 
 
 def test_an_event_that_cannot_be_read_is_a_difference_of_its_own(
@@ -438,8 +475,10 @@ def test_pages_of_events_and_users_meet_without_a_gap(
     outcome = verify_events(scoring, projected, on_progress=seen.append)
     assert (outcome.ok, outcome.grants) == (True, 67)
     assert len([progress for progress in seen if progress.stage == "grants"]) >= 22
+    seen.clear()
     outcome = verify_totals(projected, on_progress=seen.append)
     assert (outcome.ok, outcome.grants, outcome.users) == (True, 67, 7)
+    assert seen == [VerificationProgress("users", done, 7) for done in (2, 4, 6, 7)]
     ids = [document["_id"] for document in projected.grants.find()]
     projected.grants.update_many({}, {"$set": {"note": 1}})
     monkeypatch.setattr("projections.verification.MAX_DIFFERENCES", 1000)
@@ -458,13 +497,16 @@ class Interruptions(CommandListener):
     def __init__(self) -> None:
         self.interrupt: Callable[[str], None] | None = None
         self.interrupted: set[str] = set()
+        self.at_one_instant: Counter[tuple[str, bool]] = Counter()
 
     def started(self, event: CommandStartedEvent) -> None:
-        collection = event.command.get(event.command_name)
+        collection = str(event.command.get(event.command_name))
+        at_one_instant = event.command.get("readConcern", {}).get("level") == "snapshot"
+        self.at_one_instant[collection, at_one_instant] += event.command_name == "find"
         if event.command_name in {"find", "aggregate"} and self.interrupt is not None:
-            self.interrupted.add(str(collection))
+            self.interrupted.add(collection)
             interrupt, self.interrupt = self.interrupt, None
-            interrupt(str(collection))
+            interrupt(collection)
             self.interrupt = interrupt
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -507,6 +549,64 @@ def test_what_is_committed_between_any_two_reads_of_verifying_is_no_difference(
         )
         interruptions.interrupt = None
         assert verify_events(scoring, verified).differences == []
+
+
+def test_a_difference_names_the_bucket_that_it_is_about(
+    scoring: Scoring, projected: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And how far the comparison has come is told for users and buckets."""
+    monkeypatch.setattr("projections.verify_events._PROGRESS_EVERY", 3)
+    set_bucket(points=4)(projected)
+    projected.buckets.delete_one({"_id": {"userId": "user-4", "key": BADGE}})
+    told: list[VerificationProgress] = []
+    outcome = verify_events(scoring, projected, on_progress=told.append)
+    badge = make_grant(1004)
+    expected = {"category": badge.category, "source": badge.source, "points": 5}
+    assert outcome.differences == [
+        Difference("user-3", "points", 5, 4, key=BADGE),
+        Difference("user-4", DOCUMENT, expected, None, key=BADGE),
+    ]
+    assert [progress for progress in told if progress.stage != "grants"] == [
+        VerificationProgress(stage, done, 7) for stage in ("users", "buckets") for done in (3, 6)
+    ]
+
+
+def test_only_the_last_stretch_of_grants_is_read_at_one_instant(
+    scoring: Scoring, projected: ReadModel, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MongoDB keeps an instant for minutes, and reading a long history takes longer."""
+    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 5)
+    monkeypatch.setattr("projections.verify_events._MAX_LAST_STRETCH_EVENTS", 20)
+    listener = Interruptions()
+    with MongoClient[Document](mongo_uri, event_listeners=[listener]) as client:
+        assert verify_events(scoring, ReadModel(client, projected.database.name)).ok
+    reads = listener.at_one_instant
+    assert reads["score_grants", False] >= 67 // 5
+    assert reads["score_grants", True] <= 20 // 5 + 2
+    assert (reads["user_scores", True], reads["user_scores", False]) == (1, 0)
+
+
+@pytest.mark.parametrize("code", [239, 246], ids=["SnapshotTooOld", "SnapshotUnavailable"])
+def test_an_instant_that_is_gone_is_replaced_by_another(
+    scoring: Scoring, projected: ReadModel, mongo_uri: str, code: int
+) -> None:
+    """A few times; what failed half-way is not counted twice, and another failure is told."""
+    projected.users.insert_one({"_id": "nobody"})
+    data: dict[str, Any] = {"errorCode": code, "namespace": projected.users.full_name}
+    with failing(mongo_uri, "find", mode={"times": 4}, **data):
+        outcome = verify_events(scoring, projected)
+    assert (outcome.grants, outcome.users, found(outcome)) == (67, 8, {("nobody", DOCUMENT)})
+    with (
+        failing(mongo_uri, "find", mode={"times": 5}, **data),
+        pytest.raises(ReadModelUnavailable, match="minSnapshotHistoryWindowInSeconds"),
+    ):
+        verify_events(scoring, projected)
+    data["errorCode"] = 13
+    with (
+        failing(mongo_uri, "find", mode={"times": 1}, **data),
+        pytest.raises(ReadModelUnavailable),
+    ):
+        verify_events(scoring, projected)
 
 
 def test_verifying_while_a_worker_projects_finds_nothing(
