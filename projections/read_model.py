@@ -105,8 +105,8 @@ class ReadModel:
         self.generations = Generations(self)
         self.inventory = Inventory(self)
 
-    def of_generation(self, generation: int) -> ReadModel:
-        """Return the read model of a generation that is not the live one."""
+    def of_generation(self, generation: int | None) -> ReadModel:
+        """Return the read model of a generation that is not the live one, or of that: ``None``."""
         return ReadModel(self.client, self.database.name, generation=generation)
 
     def name_of(self, collection: str) -> str:

@@ -350,9 +350,9 @@ def _in_the_way(name: str) -> ProjectionError:
 
 
 def _finish(read_model: ReadModel, switching: Document) -> None:
-    live_id = read_model.position_id(switching["application"])
-    building = read_model.of_generation(switching["to"])
-    building_id = building.position_id(switching["application"])
+    # Whoever carries the switch on may be at work on the generation that is switched to.
+    live_id = read_model.of_generation(None).position_id(switching["application"])
+    building_id = read_model.of_generation(switching["to"]).position_id(switching["application"])
 
     def finish(session: ClientSession) -> None:
         finished = read_model.control.update_one(

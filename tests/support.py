@@ -6,6 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+
 from projections import MongoScoreView, Progress, ProjectionWorker
 from scoring import Grant, Scoring
 
@@ -37,3 +44,23 @@ def worker_maker(
     return lambda view, report: ProjectionWorker(
         scoring, view, batch_size=batch_size, on_progress=report
     )
+
+
+class Overtaken(CommandListener):
+    """Has something done once, before a client lists collections for the n-th time."""
+
+    def __init__(self, overtake: Callable[[], object], *, listing: int = 1) -> None:
+        self._overtake = overtake
+        self._listings_left = listing
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if event.command_name == "listCollections":
+            self._listings_left -= 1
+            if self._listings_left == 0:
+                self._overtake()
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        del event
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        del event

@@ -13,12 +13,6 @@ from uuid import uuid4
 import pytest
 from pymongo import ASCENDING, MongoClient
 from pymongo.database import Database
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
 
 from projections import MongoScoreView, ProjectionWorker
 from projections.errors import ForeignDocument, NameTaken, ReadModelUnavailable
@@ -31,7 +25,7 @@ from projections.switching import Switch, roll_forward
 from projections.unparking import Unparking
 from projections.verify_events import verify_events
 from scoring import Scoring
-from support import make_grant, worker_maker
+from support import Overtaken, make_grant, worker_maker
 
 Site = Database[dict[str, Any]]
 
@@ -168,24 +162,6 @@ def test_a_name_that_is_taken_while_a_rebuild_begins_is_refused(
         building.prepare_building(scoring.name)
     assert Rebuild(scoring, live, worker_maker(scoring)).run(fresh=True).generation == 3
     assert live.database["user_scores__g2"].distinct("_id") == ["theirs"]
-
-
-class Overtaken(CommandListener):
-    """Has something done before the first listing of collections that a client asks for."""
-
-    def __init__(self, overtake: Callable[[], object]) -> None:
-        self._overtake: Callable[[], object] | None = overtake
-
-    def started(self, event: CommandStartedEvent) -> None:
-        if event.command_name == "listCollections" and self._overtake is not None:
-            overtake, self._overtake = self._overtake, None
-            overtake()
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
 
 
 def build(scoring: Scoring, live: ReadModel) -> Switch:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from eventsourcing.persistence import Tracking
 from pymongo import MongoClient
+from pymongo.client_session import ClientSession
 from pymongo.monitoring import (
     CommandFailedEvent,
     CommandListener,
@@ -37,7 +38,7 @@ from projections.rebuild import Rebuild
 from projections.switching import Switch, next_step, roll_forward
 from projections.verify_events import verify_events
 from scoring import Grant, Scoring
-from support import make_grant, worker_maker
+from support import Overtaken, make_grant, worker_maker
 
 STEPS = 2 * len(GENERATIONAL) + 1
 """The renames, and the transaction that makes the new generation the live one."""
@@ -318,6 +319,111 @@ def test_no_batch_straddles_the_switch(
     position = view.max_tracking_id(scoring.name)
     assert position == scoring.recorder.max_notification_id()
     assert not switch.commit(at_least=position or 0)  # what was under way has to be built too
+
+
+def test_a_release_after_the_commit_does_not_lift_the_seal(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """A batch in the middle of the renames would be lost, or be in two generations by halves."""
+    switch = committed(scoring, live)
+    walk(live, len(GENERATIONAL) + 1)
+    switch.release()
+    for held in live.positions.find():
+        assert held["hold"]["sealed"] is True
+    roll_forward(live)
+    assert_second_generation_is_live(live)
+
+
+def test_what_is_dropped_for_being_in_the_way_is_never_a_part_of_a_generation(
+    scoring: Scoring, live: ReadModel, mongo_uri: str
+) -> None:
+    """By the time that it is looked at, others may have cleared the way and gone on."""
+    committed(scoring, live)
+    walk(live, STEPS - 2)
+    live.database.create_collection("score_parked")
+    listener = Overtaken(lambda: roll_forward(live), listing=3)
+    with MongoClient[dict[str, Any]](mongo_uri, event_listeners=[listener]) as client:
+        step = next_step(ReadModel(client, live.database.name))  # which lists twice
+        assert step is not None
+        step()
+    assert_second_generation_is_live(live)
+
+
+def test_a_generation_that_was_given_up_is_not_prepared_any_more(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Nobody would finish it, or drop what it left."""
+    late = live.of_generation(live.generations.begin())
+    live.generations.begin(fresh=True)
+    with pytest.raises(RebuildSuperseded, match="generation 2"):
+        late.prepare_building(scoring.name)
+    assert live.positions.distinct("_id") == [scoring.name]
+    assert set(live.generations.state().collections) == {1}
+
+
+def test_after_a_commit_that_failed_the_live_position_is_free_at_once(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Workers need not wait until the hold has fallen silent."""
+    rebuild = Rebuild(scoring, live, worker_maker(scoring))
+    live.database.user_scores__g1_old.insert_one({"_id": "theirs"})
+    with pytest.raises(ProjectionError, match="in the way"):
+        rebuild.run()
+    assert ["hold" in position for position in live.positions.find()] == [False, False]
+
+
+def test_after_the_commit_the_position_that_was_built_refuses_a_batch(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """And its worker, which carries a silent switch on, leaves the live position free."""
+    switch = built(scoring, live)
+    building = MongoScoreView(live.of_generation(2))
+    building.read_model.inventory.check()  # as its worker has, who is at work
+    assert switch.hold()
+    assert switch.commit(at_least=0)
+    tracked = building.tracked(scoring.name)
+    assert tracked.position is not None
+    after = tracked.position
+    with pytest.raises((PositionMoved, RebuildSuperseded)):
+        building.apply(Batch(scoring.name, after, after + 1, after_anchor=tracked.anchor))
+    roll_forward(live)
+    assert MongoScoreView(live).max_tracking_id(scoring.name) == after
+    assert_second_generation_is_live(live)
+
+
+def test_a_read_that_a_whole_switch_overtakes_is_of_one_generation(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Nothing is under way before and after it, but what it read is half old and half new."""
+    to_be_made = [True]
+
+    def read(session: ClientSession) -> tuple[Any, Any]:
+        user = live.users.find_one({}, session=session)
+        while to_be_made:
+            to_be_made.clear()
+            committed(scoring, live)
+            roll_forward(live)
+        grant = live.grants.find_one({}, session=session)
+        assert user is not None
+        assert grant is not None
+        return user["totalScore"], grant["amount"]
+
+    reader = ReadModel(live.client, live.database.name)
+    assert reader.generations.consistently(read) == (NEW, NEW)
+
+
+def test_a_fresh_rebuild_that_a_commit_overtakes_gives_nothing_up(
+    scoring: Scoring, live: ReadModel, mongo_uri: str
+) -> None:
+    """The generation that is switched to is the live one then, and another number is taken."""
+    switch = built(scoring, live)
+    assert switch.hold()
+    listener = Overtaken(lambda: switch.commit(at_least=0))
+    with MongoClient[dict[str, Any]](mongo_uri, event_listeners=[listener]) as client:
+        assert ReadModel(client, live.database.name).generations.begin(fresh=True) == 3
+    state = live.generations.state()
+    assert (state.generation, state.building) == (2, 3)
+    assert live.users.distinct("totalScore") == [NEW]
 
 
 @contextmanager
