@@ -77,7 +77,10 @@ def test_a_step_that_arrives_after_further_switches_changes_nothing(
     ProjectionWorker(scoring, MongoScoreView(others)).catch_up()
     report = verify_events(scoring, others)
     assert (report.differences, report.grants) == ([], 10 + further + 1)
-    assert Rebuild(scoring, others, worker_maker(scoring)).run().live
+    # Also in the middle of another switch, while nothing has the live names.
+    frozen_before(f"rename {len(GENERATIONAL) + 1}", scoring, others)
+    late()
+    roll_forward(others)
     late()
     others.generations.drop_kept()
     late()

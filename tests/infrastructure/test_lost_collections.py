@@ -19,6 +19,7 @@ from projections.errors import ReadModelDamaged, ReadModelGone
 from projections.mongo import connect
 from projections.read_model import GENERATIONAL, INDEXES, ReadModel
 from projections.rebuild import Rebuild
+from projections.switching import Switch
 from projections.verify import verify_totals
 from projections.verify_events import verify_events
 from scoring import Scoring
@@ -130,26 +131,40 @@ def test_a_worker_stops_when_a_collection_was_dropped(
 
 
 @pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("name", GENERATIONAL)
 def test_a_batch_is_refused_in_the_moment_that_a_collection_is_dropped(
-    scoring: Scoring, live: ReadModel, view: MongoScoreView, *, replaced: bool
+    scoring: Scoring, live: ReadModel, view: MongoScoreView, name: str, *, replaced: bool
 ) -> None:
     """Even if another one has its name already: none is written into that was not made for it."""
-    worker = ProjectionWorker(scoring, view)
-    worker.catch_up()
+    dropped = live.database[name]
     check: Any = view.check_collections
 
     def drop_after_the_check(patience: Any) -> None:
         check(patience)
-        live.users.drop()
+        dropped.drop()
         if replaced:
-            live.users.insert_one({"_id": "ada", "totalScore": 900})
+            dropped.insert_one({"_id": "ada", "totalScore": 900})
 
     view.check_collections = drop_after_the_check  # type: ignore[method-assign]
     scoring.grant_many([make_grant(100), make_grant(101, user_id="ada")])
-    with pytest.raises(ReadModelDamaged, match="user_scores"):
-        worker.catch_up()
-    assert live.users.distinct("totalScore") == ([900] if replaced else [])
-    assert live.grants.count_documents({}) == 20
+    scoring.contribute("ada", "quiz:best", "quiz", "quiz", 5)
+    position = view.max_tracking_id(scoring.name)
+    with pytest.raises(ReadModelDamaged, match=name):
+        ProjectionWorker(scoring, view).catch_up()
+    assert list(dropped.find()) == ([{"_id": "ada", "totalScore": 900}] if replaced else [])
+    assert view.max_tracking_id(scoring.name) == position
+
+
+def test_a_switch_of_a_dropped_database_writes_nothing(scoring: Scoring, live: ReadModel) -> None:
+    """What it left would be taken for somebody else's when the database is made anew."""
+    building = live.of_generation(live.generations.begin())
+    building.prepare_building(scoring.name)
+    switch = Switch(live, building, scoring.name)
+    live.database.client.drop_database(live.database)
+    with pytest.raises(ReadModelGone):
+        switch.hold()
+    assert "score_positions" not in live.database.list_collection_names()
+    live.prepare()
 
 
 def test_a_worker_that_follows_makes_a_dropped_index_anew(
