@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 SQLITE_MODULE = "eventsourcing.sqlite"
+POSTGRES_MODULE = "eventsourcing.postgres"
 
 
 class Settings(BaseSettings):
@@ -114,3 +115,12 @@ class Settings(BaseSettings):
         if SQLiteConnectionPool.detect_memory_mode(name):
             return None
         return Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
+
+    def postgres_node(self) -> tuple[str, int] | None:
+        """Return host and port of an event store in PostgreSQL; ``None`` for all others."""
+        env = Environment(Scoring.name, {**os.environ, **self.event_store()})
+        host, port = env.get("POSTGRES_HOST"), env.get("POSTGRES_PORT") or "5432"
+        if env.get("PERSISTENCE_MODULE") != POSTGRES_MODULE or not host:
+            return None
+        # Sockets in the file system, several hosts and services are the driver's affair.
+        return None if not port.isdecimal() or set(host) & set("/,@") else (host, int(port))

@@ -41,7 +41,7 @@ SPINNER = "line"
 """The one that every terminal can show."""
 
 _ENOUGH_COLUMNS = 10_000
-_PLAIN = {"→": "->", "…": "...", "█": "#"}
+_PLAIN = {"→": "->", "…": "...", "█": "#", "−": "-"}  # noqa: RUF001 - a minus sign
 
 FolderOption = Annotated[
     Path | None,

@@ -13,7 +13,7 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from projections.cli.console import err, shown
-from projections.errors import ReadModelGone, ReadModelUnavailable
+from projections.errors import ProjectionError, ReadModelGone, ReadModelUnavailable
 from projections.ledger import ScoreLedger
 from projections.opening import open_scoring
 from projections.settings import Settings
@@ -27,6 +27,7 @@ _PAUSE_SECONDS = 0.1
 def open_events(folder: Path | None) -> Scoring:
     """Open the event store to record in it; a file that is made for it is named."""
     settings = Settings.load(folder=folder)
+    _await_postgres(settings)
     with _named_if_new(settings):
         return open_scoring(settings)
 
@@ -37,19 +38,33 @@ def open_ledger(
     *,
     settings: Settings | None = None,
     create: bool = False,
+    create_folder: bool = False,
     read_only: bool = False,
     any_shape: bool = False,
 ) -> Iterator[ScoreLedger]:
-    """Open the ledger that is there; it is made, and named, only on request.
+    """Open the ledger that is there.
 
-    With ``read_only`` rights to read are enough, but in a folder, whose owner may do everything.
+    Args:
+        folder: The embedded folder.
+        settings: An object of settings instead.
+        create: Make an event store in SQLite that is not there, and name it.
+        create_folder: Make a folder for MongoDB's data, where the event store is somewhere else.
+        read_only: Make do with rights to read, but in a folder, whose owner may do everything.
+        any_shape: Open a read model of another release, too.
 
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
     """
     settings = settings or Settings.load(folder=folder)
+    _await_postgres(settings)
     if settings.mongo_uri is not None:
-        _await_listeners(settings.mongo_uri)
+        _await_mongo(settings.mongo_uri)
+    elif not (create or create_folder or settings.folder.is_dir() or _is_default(settings)):
+        raise ProjectionError(
+            f"there is no read model yet: it would be in {settings.folder.resolve()}; name its "
+            "folder (--folder, SCORE_LEDGER_FOLDER) or its server (MONGO_URI), or make it with "
+            "score-ledger project"
+        )
     with _named_if_new(settings):
         opened = partial(
             ScoreLedger.open, settings=settings, worker=False, create=create, any_shape=any_shape
@@ -71,6 +86,11 @@ def store_files(settings: Settings) -> list[Path]:
     return [] if file is None else [file, *(Path(f"{file}{end}") for end in ("-wal", "-shm"))]
 
 
+def _is_default(settings: Settings) -> bool:
+    """Tell whether events are in the folder too, so that opening says what is missing."""
+    return settings.sqlite_file() == settings.events_file
+
+
 @contextmanager
 def _named_if_new(settings: Settings) -> Iterator[None]:
     file = settings.sqlite_file()
@@ -80,25 +100,43 @@ def _named_if_new(settings: Settings) -> Iterator[None]:
         err.print(f"[yellow]note:[/] a new ledger was begun in {shown(str(file.resolve()))}")
 
 
-def _await_listeners(uri: str) -> None:
-    """Give a server that refuses connections two seconds; the driver would give it ten.
-
-    Whatever else may be wrong with it, an election above all, is the driver's to sit out.
-    """
+def _await_mongo(uri: str) -> None:
     try:
         nodes = [] if uri.startswith("mongodb+srv:") else parse_uri(uri)["nodelist"]
     except (PyMongoError, ValueError, TypeError):
         return  # which opening it puts into words
+    if nodes and _all_refuse(nodes):
+        raise ReadModelUnavailable(
+            f"MongoDB cannot be reached (connection refused by {_named(nodes)}): check that it "
+            "runs and that MONGO_URI names it",
+            transient=True,
+        )
+
+
+def _await_postgres(settings: Settings) -> None:
+    node = settings.postgres_node()
+    if node is not None and _all_refuse([node]):
+        raise ProjectionError(
+            f"PostgreSQL cannot be reached (connection refused by {_named([node])}): check that it "
+            "runs and that POSTGRES_HOST and POSTGRES_PORT name it"
+        )
+
+
+def _named(nodes: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{host}:{port}" for host, port in nodes)
+
+
+def _all_refuse(nodes: list[tuple[str, int]]) -> bool:
+    """Give servers that refuse connections two seconds; their drivers would give them ten or more.
+
+    Whatever else may be wrong, an election above all, is the driver's to sit out.
+    """
     deadline = time.monotonic() + _REFUSED_SECONDS
-    while nodes and all(_refuses(*node) for node in nodes):
+    while all(_refuses(*node) for node in nodes):
         if time.monotonic() > deadline:
-            names = ", ".join(f"{host}:{port}" for host, port in nodes)
-            raise ReadModelUnavailable(
-                f"MongoDB cannot be reached (connection refused by {names}): check that it runs "
-                "and that MONGO_URI names it",
-                transient=True,
-            )
+            return True
         time.sleep(_PAUSE_SECONDS)
+    return False
 
 
 def _refuses(host: str, port: int | None) -> bool:
@@ -108,6 +146,6 @@ def _refuses(host: str, port: int | None) -> bool:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except (ConnectionRefusedError, socket.gaierror):
         return True
-    except OSError:
+    except (OSError, OverflowError):  # slow, or a port that nobody can have
         pass
     return False

@@ -57,7 +57,7 @@ def project(
         settings = settings.model_copy(update={"on_error": on_error.value})
     with (
         # A worker may be there before the first grant; otherwise there is nothing to project.
-        open_ledger(settings=settings, create=follow) as ledger,
+        open_ledger(settings=settings, create=follow, create_folder=True) as ledger,
         stop_on_signals() as stop,
         progress_bar("grants") as bar,
     ):

@@ -63,6 +63,16 @@ def test_a_store_that_is_named_but_not_there_is_not_made_by_looking(cli: Command
     assert list(cli.cwd.iterdir()) == []
 
 
+def test_a_read_model_is_not_made_by_looking(embedded_cli: CommandLine) -> None:
+    """Where the events are somewhere else."""
+    cli = CommandLine(embedded_cli.cwd, {"SQLITE_DBNAME": "events.sqlite"})
+    cli(*GRANT)
+    done = cli("leaderboard")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "make it with score-ledger project" in done.stderr
+    assert not (cli.cwd / ".score-ledger").exists()
+
+
 def test_a_ledger_that_is_made_is_named_once(cli: CommandLine) -> None:
     """And none is made for a grant that is refused."""
     refused = cli(*[word.replace("25", "0") if word == "25" else word for word in GRANT])
@@ -91,9 +101,8 @@ def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
             stderr=subprocess.PIPE,
         )
         assert process.stderr is not None
-        said = b""
-        while b"projections.cli.interrupts" not in said:
-            said = process.stderr.readline()
+        while b"projections.cli.interrupts" not in (said := process.stderr.readline()):
+            assert said, "it ended before it began"
         time.sleep(moments.uniform(0, whole))
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
@@ -125,13 +134,19 @@ def test_a_refused_connection_is_told_after_two_seconds(cli: CommandLine) -> Non
     started = time.monotonic()
     cli("--version")
     overhead = time.monotonic() - started
-    started = time.monotonic()
-    done = cli("status", MONGO_URI=f"mongodb://127.0.0.1:{port}/?directConnection=true")
-    assert time.monotonic() - started < 4 + 3 * overhead
-    assert done.returncode == 1
-    assert done.stderr.startswith(
-        f"error: MongoDB cannot be reached (connection refused by 127.0.0.1:{port})"
-    )
+    postgres = {"PERSISTENCE_MODULE": "eventsourcing.postgres", "POSTGRES_DBNAME": "scores"}
+    for name, env in (
+        ("MongoDB", {"MONGO_URI": f"mongodb://127.0.0.1:{port}/?directConnection=true"}),
+        ("PostgreSQL", {**postgres, "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(port)}),
+    ):
+        refused = CommandLine(cli.cwd, {**cli.env, **env})
+        started = time.monotonic()
+        done = refused("status")
+        assert time.monotonic() - started < 4 + 3 * overhead
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            f"error: {name} cannot be reached (connection refused by 127.0.0.1:{port})"
+        )
 
 
 NOT_LINES: dict[str, tuple[bytes, str]] = {
@@ -234,7 +249,7 @@ def test_a_terminal_that_has_few_characters_gets_those(cli: CommandLine) -> None
         assert done.returncode == 0, done.stderr
         assert "->" in done.stdout
     cli("project")
-    for command in (("leaderboard", "--by", "ledger"), ("user", "Zoë 🦊"), ("status",), ("drift",)):
+    for command in (("leaderboard",), ("user", "Zoë 🦊"), ("status",), ("drift",)):
         assert poor(*command).returncode == 0
     assert json.loads(poor("leaderboard", "--json").stdout)[0]["user_id"] == "Zoë 🦊"
 
