@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pymongo.errors import OperationFailure
@@ -70,12 +71,17 @@ def verify_events(
     def verified(session: ClientSession) -> Verification:
         # First of all, because it explains what else there is.
         outcome = verify_collections(read_model)
-        with Expectation() as expectation:
-            run = _EventVerification(app, read_model, expectation, on_progress)
-            outcome.add(run.run(session))
-        return outcome
+        while True:
+            with Expectation() as expectation, suppress(_ParkingChanged):
+                run = _EventVerification(app, read_model, expectation, on_progress)
+                outcome.add(run.run(session))
+                return outcome
 
     return read_model.generations.consistently(verified, seconds=None)
+
+
+class _ParkingChanged(Exception):  # noqa: N818 - nobody's error
+    """A stream was parked or unparked whose events are compared already: begin anew."""
 
 
 class _EventVerification:
@@ -149,8 +155,14 @@ class _EventVerification:
 
     def _look_for_parked_streams(self, session: ClientSession) -> None:
         found = self._read_model.parked.find(session=session)
-        parked = map(parked_stream, found)
-        self._parked = {stream.stream: stream.position for stream in parked}
+        parked = {stream.stream: stream.position for stream in map(parked_stream, found)}
+        if self._compared(parked) != self._compared(self._parked):
+            raise _ParkingChanged
+        self._parked = parked
+
+    def _compared(self, parked: dict[str, int]) -> dict[str, int]:
+        """Return those of the parked streams that mattered to what is compared already."""
+        return {stream: at for stream, at in parked.items() if at <= self._position}
 
     def _positions(self, session: ClientSession) -> tuple[int | None, int, int]:
         """Return the tracked position, the newest of the event store, and the foreign count."""

@@ -551,6 +551,45 @@ def test_what_is_committed_between_any_two_reads_of_verifying_is_no_difference(
         assert verify_events(scoring, verified).differences == []
 
 
+def test_a_stream_that_is_parked_or_unparked_while_a_long_history_is_read_is_no_difference(
+    scoring: Scoring,
+    view: MongoScoreView,
+    read_model: ReadModel,
+    mongo_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is read before the last stretch is read at no one instant."""
+    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 3)
+    monkeypatch.setattr("projections.verify_events._MAX_LAST_STRETCH_EVENTS", 10)
+    receipts = [
+        scoring.grant(**make_grant(number, user_id=f"user-{number % 3}").model_dump())
+        for number in range(30)
+    ]
+    interruptions = Interruptions()
+    reads = count(1)
+
+    def interfere(collection: str) -> None:
+        if collection == read_model.grants.name and next(reads) == 3:
+            faults.close()
+            assert Unparking(scoring, view).run(view.parking.streams()).streams == 1
+            bad = scoring.grant(**make_grant(99, user_id="user-1").model_dump())
+            broken.enter_context(unreadable(tmp_path / "events.sqlite", bad.position))
+            ProjectionWorker(scoring, view, on_error="park").catch_up()
+
+    with (
+        ExitStack() as faults,
+        ExitStack() as broken,
+        MongoClient[Document](mongo_uri, event_listeners=[interruptions]) as client,
+    ):
+        faults.enter_context(unreadable(tmp_path / "events.sqlite", receipts[0].position))
+        ProjectionWorker(scoring, view, on_error="park").catch_up()
+        interruptions.interrupt = interfere
+        outcome = verify_events(scoring, ReadModel(client, read_model.database.name))
+        assert next(reads) > 4
+        assert (outcome.differences, outcome.parked_streams, outcome.grants) == ([], 0, 30)
+
+
 def test_a_difference_names_the_bucket_that_it_is_about(
     scoring: Scoring, projected: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
