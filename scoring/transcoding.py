@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import orjson
-from eventsourcing.persistence import JSONTranscoder
+from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder
 
 # The types that orjson writes exactly as the library does, or hands to our default function.
 _FAST_TYPES = frozenset({str, int, bool, type(None), datetime})
@@ -41,6 +41,12 @@ class OrjsonTranscoder(JSONTranscoder):
                 # has the last word on what can be stored.
                 return super().encode(obj)
         return super().encode(obj)
+
+    def _encode_obj(self, o: Any) -> dict[str, Any]:
+        # A subclass of datetime is a moment like any other: pandas has one, and freezegun.
+        if type(o) not in self.types and isinstance(o, DatetimeAsISO.type):
+            return {"_type_": DatetimeAsISO.name, "_data_": o.isoformat()}
+        return super()._encode_obj(o)
 
     def decode(self, data: bytes) -> Any:
         """Decode JSON bytes to the object that was encoded."""
