@@ -44,6 +44,11 @@ def numbered(language: str) -> list[Any]:
     ]
 
 
+FIRST_GRANT = (
+    "grant --user-id ada --grant-id first --key quiz:1 --category learning --source quiz --amount 5"
+)
+
+
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
@@ -66,7 +71,9 @@ def test_python_blocks_run_as_printed(code: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", numbered("sh"))
 def test_shell_blocks_run_as_printed(code: str, tmp_path: Path) -> None:
-    """Every command of a block succeeds, in an empty folder."""
+    """Every command of a block succeeds, in an empty folder or after the grants it speaks of."""
+    if "score-ledger grant" not in code:
+        run(["score-ledger", *FIRST_GRANT.split()], tmp_path)
     done = run(["bash", "-ec", code], tmp_path)
     assert done.returncode == 0, done.stderr
 
