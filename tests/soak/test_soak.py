@@ -83,7 +83,8 @@ def test_every_receipt_stays_true_through_faults_and_restores(
         counts["deviations"] = len(fleet.deviations)
         for name, number in sorted((faults.counts + counts).items()):
             print(f"{number:10,} {name}")  # noqa: T201
-    assert not fleet.deviations, "\n".join(fleet.deviations[:20])
+        print("\n".join(fleet.deviations[:20]), flush=True)  # noqa: T201
+    assert not fleet.deviations
 
 
 def disturb(fleet: Fleet, faults: Faults, randomness: random.Random, *, until: float) -> None:
