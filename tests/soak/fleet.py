@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Fleet:
             "SCORE_LEDGER_BATCH_SIZE": "200",
             "SCORE_LEDGER_FOLDER": str(self.folder / "embedded"),
             "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONFAULTHANDLER": "1",  # so that a program that hangs can be asked where
         }
         self.outputs: dict[Program, Path] = {}
         self.writers = [self._writer(f"writer-{number}") for number in range(WRITERS)]
@@ -179,6 +181,14 @@ class Fleet:
                 states = [(p.kind, p.runs, p.frozen) for p in [*self.programs, *self.rebuilds]]
                 raise AssertionError(f"{what} within {_PATIENCE_SECONDS:g} s: {states}")
             time.sleep(0.1)
+
+    def stacks(self) -> str:
+        """Where all programs are; it ends them."""
+        for program in self.programs:
+            if program.process is not None:
+                program.process.send_signal(signal.SIGABRT)
+                program.process.wait()
+        return "\n".join(f"{program.kind}: {program.said[-6000:]}" for program in self.programs)
 
     def kill_all(self) -> None:
         for program in [*self.programs, *self.rebuilds, *self._drops, self._cure]:

@@ -127,7 +127,15 @@ def await_position(fleet: Fleet, database: Database[dict[str, Any]]) -> None:
     deadline = time.monotonic() + CATCH_UP_SECONDS
     position = None
     while position != newest:
-        assert time.monotonic() < deadline, f"projected up to {position} of {newest}"
+        if time.monotonic() > deadline:
+            state = [
+                *database["score_positions"].find(),
+                *database["score_control"].find(),
+                *database["score_workers"].find(),
+                *database.client.admin.aggregate([{"$currentOp": {"idleSessions": True}}]),
+            ]
+            lines = "\n".join(str(document) for document in state)
+            pytest.fail(f"projected up to {position} of {newest}\n{lines}\n{fleet.stacks()}")
         fleet.look()
         document = database["score_positions"].find_one({"_id": "Scoring"})
         position = document and document["position"]
