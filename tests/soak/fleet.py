@@ -78,10 +78,12 @@ class Fleet:
         everything = [*self.programs, *self.rebuilds, *self._drops]
         for program in everything:
             program.terminate()
+        # One that has hardly begun is ended by the signal itself, and rebuilds say that they are
+        # not done.
+        well = {None, 0, -signal.SIGTERM}
         for program in everything:
-            was_asked = program.runs
             code = program.collect()
-            if code not in {0, None} and not (was_asked and program in self.rebuilds):
+            if code not in (well | {1} if program in self.rebuilds else well):
                 self._judge(program, code)
         self.rebuilds.clear()
         self._drops.clear()
@@ -150,7 +152,7 @@ class Fleet:
         cured = self.untold[-1][1] if self.untold else 0
         is_late = time.monotonic_ns() - cured > _LATE_SECONDS * 10**9
         if STORE_REPLACED not in program.said or (is_late and not self.is_being_cured):
-            self.deviations.append(f"a {program.kind} ended with {code}: {program.said[-2000:]}")
+            self.deviations.append(f"a {program.kind} ended with {code}: {program.said[-5000:]}")
 
     def pause(self, token: str) -> None:
         """Make writers pause, between two calls."""

@@ -66,10 +66,14 @@ class Program:
             self.process.terminate()
 
     def collect(self, timeout: float = 60) -> int | None:
-        """Wait until it has ended, and return its exit code."""
+        """Wait until it has ended, and return its exit code; one that hangs has to say where."""
         if self.process is None:
             return None
-        code = self.process.wait(timeout)
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            code = self.process.wait()
         self.process, self.frozen = None, False
         return code
 

@@ -190,7 +190,14 @@ class Writer(Thread):
 def stop_on_sigterm() -> Event:
     """Prepare a program of threads: told to end it ends well, and a bug in a thread ends it."""
     stop = Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Waited for by a thread, since a handler would run in the main thread only, which may wait.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait_for_the_signal() -> None:
+        signal.sigwait({signal.SIGTERM})
+        stop.set()
+
+    Thread(target=wait_for_the_signal, daemon=True).start()
 
     def end(failure: threading.ExceptHookArgs) -> None:
         sys.excepthook(
