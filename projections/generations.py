@@ -24,6 +24,7 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pymongo
@@ -37,6 +38,7 @@ from projections.errors import (
     RebuildSuperseded,
     ShapeChanged,
 )
+from projections.retrying import Patience
 from projections.sessions import in_session
 from projections.switching import (
     drop,
@@ -360,12 +362,13 @@ class Generations:
         """Drop the generations that were replaced, and return their numbers.
 
         Raises:
-            ReadModelUnavailable: if MongoDB failed.
+            ReadModelUnavailable: if MongoDB failed, and stayed so.
         """
+        patience = Patience(Event())
         # One look at one document, so that none can be replaced or begun meanwhile; a number below
         # the live one never becomes live again.
-        kept = _kept(self.await_settled())
-        self._discard(kept)
+        kept = _kept(patience.sit_out(self.await_settled))
+        patience.sit_out(lambda: self._discard(kept))
         return kept
 
     def _discard(self, generations: Collection[int]) -> None:

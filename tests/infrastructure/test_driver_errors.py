@@ -157,8 +157,8 @@ class Case:
         self.ledger.unpark()
 
 
-# What goes on by itself, after a failure that passes: workers and rebuilds, and what they call.
-SAT_OUT = ("catch_up", "rebuild")
+# What goes on by itself, after a failure that passes: workers, and what changes generations.
+SAT_OUT = ("catch_up", "rebuild", "drop")
 CALLS: dict[str, Callable[[Case], None]] = {
     call.__name__: call
     for call in (
@@ -223,6 +223,18 @@ def test_no_error_of_the_driver_escapes_whatever_command_fails_in_whatever_way(
         case.ledger.rebuild()
         assert case.ledger.verify().ok
     assert problems == []
+
+
+def test_dropping_what_was_replaced_sits_out_an_election(
+    mongo_uri: str, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """The driver does not send a drop again by itself."""
+    case = Case(mongo_uri, tmp_path, read_model.database.name, Recorder())
+    with case.client, case.ledger:
+        case.ledger.rebuild()
+        with failing(mongo_uri, "drop", mode={"times": 3}, errorCode=NOT_PRIMARY):
+            assert case.ledger.drop_kept_generations() == [1]
+        assert case.ledger.status().kept_generations == []
 
 
 def test_a_failure_that_stays_is_our_error_in_every_call(
