@@ -80,10 +80,10 @@ class Fleet:
             program.terminate()
         # One that has hardly begun is ended by the signal itself, and rebuilds say that they are
         # not done.
-        well = {None, 0, -signal.SIGTERM}
+        well = {None, 0, -signal.SIGTERM, 128 + signal.SIGTERM}
         for program in everything:
             code = program.collect()
-            if code not in (well | {1} if program in self.rebuilds else well):
+            if code not in well:
                 self._judge(program, code)
         self.rebuilds.clear()
         self._drops.clear()
