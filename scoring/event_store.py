@@ -6,8 +6,7 @@ memory is then ahead of the store, and what it would write does not belong there
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from eventsourcing.domain import CanSnapshotAggregate
@@ -47,8 +46,7 @@ class StoreWentBack(IntegrityError):  # noqa: N818 - named as the package's erro
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Foundation:
+class Foundation(NamedTuple):
     """What has to be stored for some events to be inserted.
 
     Attributes:

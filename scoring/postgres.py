@@ -172,25 +172,41 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
     ) -> None:
         """Construct the library's recorder."""
         super().__init__(datastore, events_table_name=events_table_name)
+        table = Identifier(self.datastore.schema, self.events_table_name)
         # All or nothing, and nothing where something is missing: the library commits whatever has
         # happened if it is Python that raises.
-        self.insert_events_statement = SQL(
+        insert = SQL(
             "INSERT INTO {table} AS t (originator_id, originator_version, topic, state)"
             " SELECT originator_id, originator_version, topic, state"
             " FROM unnest(%(events)s::{event_type}[])"
-            # Counting subqueries looks each one up in the index, however large the table is.
-            " WHERE (SELECT count(*) = count((SELECT 1 FROM {table} AS stored"
-            " WHERE originator_id = stream AND originator_version = version))"
-            " FROM unnest(%(streams)s::{id_type}[], %(versions)s::bigint[])"
-            " AS predecessor(stream, version))"
-            " AND (%(newest_state)s::bytea IS NULL OR EXISTS (SELECT FROM {table} AS stored"
+            " WHERE (%(newest_state)s::bytea IS NULL OR EXISTS (SELECT FROM {table} AS stored"
             " WHERE originator_id = %(newest_stream)s AND originator_version = %(newest_version)s"
-            " AND state = %(newest_state)s))"
-            " RETURNING notification_id"
+            " AND state = %(newest_state)s)) AND "
         ).format(
-            table=Identifier(self.datastore.schema, self.events_table_name),
+            table=table,
             event_type=Identifier(self.datastore.schema, self.stored_event_type_name),
-            id_type=Identifier(self.datastore.originator_id_type),
+        )
+        returning = SQL(" RETURNING notification_id")
+        # One stream is asked for without an array: PostgreSQL keeps the plan of that, while it
+        # would make the other one anew each time, which takes as long as a grant.
+        self._insert_on_one = (
+            insert
+            + SQL(
+                "(%(version)s::bigint IS NULL OR EXISTS (SELECT FROM {table} AS stored"
+                " WHERE originator_id = %(stream)s AND originator_version = %(version)s))"
+            ).format(table=table)
+            + returning
+        )
+        # Counting subqueries looks each one up in the index, however large the table is.
+        self._insert_on_many = (
+            insert
+            + SQL(
+                "(SELECT count(*) = count((SELECT 1 FROM {table} AS stored"
+                " WHERE originator_id = stream AND originator_version = version))"
+                " FROM unnest(%(streams)s::{id_type}[], %(versions)s::bigint[])"
+                " AS predecessor(stream, version))"
+            ).format(table=table, id_type=Identifier(self.datastore.originator_id_type))
+            + returning
         )
 
     def insert_events(
@@ -229,23 +245,26 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
         self._lock_table(curs)
         self._notify_channel(curs)
         foundation: Foundation = kwargs["foundation"]
-        newest = foundation.newest
-        curs.execute(
-            self.insert_events_statement,
-            {
-                "events": [
-                    self.construct_pg_stored_event(
-                        event.originator_id, event.originator_version, event.topic, event.state
-                    )
-                    for event in stored_events
-                ],
-                "streams": list(foundation.predecessors),
-                "versions": list(foundation.predecessors.values()),
-                "newest_stream": newest and newest.originator_id,
-                "newest_version": newest and newest.originator_version,
-                "newest_state": newest and newest.state,
-            },
-        )
+        newest, predecessors = foundation.newest, foundation.predecessors
+        parameters: dict[str, Any] = {
+            "events": [
+                self.construct_pg_stored_event(
+                    event.originator_id, event.originator_version, event.topic, event.state
+                )
+                for event in stored_events
+            ],
+            "newest_stream": newest and newest.originator_id,
+            "newest_version": newest and newest.originator_version,
+            "newest_state": newest and newest.state,
+        }
+        if len(predecessors) > 1:
+            streams, versions = list(predecessors), list(predecessors.values())
+            curs.execute(
+                self._insert_on_many, {**parameters, "streams": streams, "versions": versions}
+            )
+        else:
+            stream, version = next(iter(predecessors.items()), (None, None))
+            curs.execute(self._insert_on_one, {**parameters, "stream": stream, "version": version})
         if isinstance(curs.connection, BoundedConnection):
             curs.connection.flush_to_the_end()
 

@@ -176,8 +176,9 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 self._check_inheritance()
                 if self._retired:
                     raise ConnectionPoolClosedError
-                if self._open_file is not None and self._open_file != _file_id(self._path):
-                    raise self._replaced(self._path)
+                # Before anything is written, too: the log would be taken for that of the file which
+                # has the name now.
+                self._check_file()
                 connection = super()._get_connection(timeout)
             except BaseException:
                 self._give_up_asking()
@@ -283,6 +284,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
             if not self.is_journal_mode_wal:
                 opened.execute("PRAGMA journal_mode=WAL")
                 self.is_journal_mode_wal = True
+            if self._open_file is None:
+                self._open_file = _file_id(self._path)
             self.check_files()
         opened.row_factory = sqlite3.Row
         return SQLiteConnection(opened, max_age=self.max_age)
@@ -295,15 +298,16 @@ class PatientConnectionPool(SQLiteConnectionPool):
         """
         if self.is_sqlite_memory_mode:
             return
-        file, log = _file_id(self._path), _file_id(self._log_path)
-        if self._open_file is None:
-            self._open_file = file
+        self._check_file()
+        log = _file_id(self._log_path)
         if self._open_log is None:
             self._open_log = log
-        if file != self._open_file:
-            raise self._replaced(self._path)
-        if log != self._open_log:
+        elif log != self._open_log:
             raise self._replaced(self._log_path)
+
+    def _check_file(self) -> None:
+        if self._open_file is not None and self._open_file != _file_id(self._path):
+            raise self._replaced(self._path)
 
     def _replaced(self, path: str) -> ScoringError:
         return ScoringError(

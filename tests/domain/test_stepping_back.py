@@ -191,6 +191,40 @@ def test_a_read_that_follows_a_step_back_answers_from_what_the_store_has(
     assert app.score_of("eve").category_totals == {"learning": 15}
 
 
+def written_anew(app: Scoring, store: Store) -> Scoring:
+    """An application that has eve in memory, whose events another process has written anew since.
+
+    She has as many events as before, of another category.
+    """
+    give(app, range(1, 4))
+    store.back_up()
+    give(app, range(21, 24), "eve")
+    store.put_back()
+    with Scoring(store.env) as other:
+        give(other, range(31, 34), "eve", category="learning")
+    return app
+
+
+def test_a_read_compares_the_newest_event_with_what_is_in_memory(
+    app: Scoring, store: Store
+) -> None:
+    """Its version alone would not tell."""
+    assert written_anew(app, store).score_of("eve").category_totals == {"learning": 15}
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+def test_a_commit_that_follows_a_step_back_drops_all_that_is_in_memory(
+    app: Scoring, store: Store
+) -> None:
+    """Not only whom it was about: after it, nobody could tell that eve was written anew."""
+    written_anew(app, store)
+    give(app, range(7, 8))
+    give(app, range(40, 41), "eve", category="learning")
+    cached = app._scores._cache.take("eve")
+    assert cached is not None
+    assert cached.category_totals == {"learning": 20}
+
+
 @pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
 def test_a_commit_does_not_build_on_events_that_took_the_place_of_lost_ones(
     app: Scoring, store: Store
@@ -266,8 +300,8 @@ def test_an_aggregate_of_an_embedders_own_is_not_saved_onto_a_gap(
     assert app.repository.get(note.id).version == 2
 
 
-def test_events_that_leave_a_version_out_are_not_saved(app: Scoring) -> None:
-    """Whoever made them."""
+def test_events_that_leave_a_version_out_are_not_saved(app: Scoring, store: Store) -> None:
+    """Whoever made them, and whatever else is saved with them."""
     note = Note()
     for _ in range(3):
         note.trigger_event(Note.Changed)
@@ -277,6 +311,12 @@ def test_events_that_leave_a_version_out_are_not_saved(app: Scoring) -> None:
     with pytest.raises(StoreWentBack):
         app.save(fourth)
     assert app.recorder.max_notification_id() is None
+    stored = Note()
+    app.save(stored)
+    stored.trigger_event(Note.Changed)
+    with Scoring(store.env) as other, pytest.raises(StoreWentBack):
+        other.save(*stored.collect_events(), fourth)
+    assert app.recorder.max_notification_id() == 1
 
 
 # --- streams that have a gap already, from before there was a check ------------------------------
