@@ -13,6 +13,7 @@ UUIDs down are adopted once, by their names.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from projections.read_model import Document, ReadModel
 
 logger = logging.getLogger(__name__)
+
+LOOK_EVERY_SECONDS: Final = 10.0
+"""So often a worker checks them, whether it has anything to write or not."""
 
 _WIRE_VERSION_OF_6_0: Final = 17
 _INDEX_OPTIONS: Final = (
@@ -80,6 +84,7 @@ class Inventory:
         """Look after these collections; nothing is sent yet."""
         self._read_model = read_model
         self._guards: dict[str, Document] | None = None
+        self._checked_at = float("-inf")
 
     def know(self) -> None:
         """Look up what is on record, unless it is known; not to be done in a transaction.
@@ -128,20 +133,36 @@ class Inventory:
             RebuildSuperseded: if this generation is not being built any more.
             ReadModelUnavailable: if MongoDB failed.
         """
-        generations = self._read_model.generations
-        if self._read_model.generation is None:
+        self._checked_at = float("-inf")
+        is_live = self._read_model.generation is None
+        if is_live:
             with answered(seconds):
                 self._make_if_missing()
-            generations.await_settled()
-            with answered(seconds):
-                self._adopt_if_not_on_record()
-        guards = self._look()
+            state = self._read_model.generations.await_settled()
+            if state.generation not in state.collections:
+                with answered(seconds):
+                    self._adopt()
         faults = self.faults(seconds=seconds)
-        self._guards = guards
+        if is_live and any(fault.index is None for fault in faults):
+            with answered(seconds):
+                self._adopt()  # if that is all that is wrong
+            faults = self.faults(seconds=seconds)
+        self._guards = self._look()
         with translated():
             lasting = [str(fault) for fault in faults if not self._is_mended(fault)]
         if lasting:
             raise ReadModelDamaged(lasting)
+        self._checked_at = time.monotonic()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was wrong when it was checked, which is not long ago."""
+        return time.monotonic() < self._checked_at + LOOK_EVERY_SECONDS
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether MongoDB would refuse what is written into other collections than those known."""
+        return bool(self._guards)
 
     def check_existence(self) -> None:
         """Check, without making anything, that there is a read model and nobody else's.
@@ -228,7 +249,7 @@ class Inventory:
             live = {name: uuids[name] for name in self._read_model.generational}
             generations.create(live)
 
-    def _adopt_if_not_on_record(self) -> None:
+    def _adopt(self) -> None:
         """Put the UUIDs down of a read model of which none are known.
 
         It was made, or rebuilt, by a release that does not put them down; or the whole database was
@@ -341,15 +362,17 @@ class Inventory:
         return [dict(index) for index in found if dict(index["key"]) != {"_id": 1}]
 
     def _faults(self, recorded: Uuids) -> Iterator[Fault]:
-        names = names_by_uuid(self._read_model.database)
+        listed = self._read_model.database.list_collections()
+        names = {entry["info"].get("uuid"): entry["name"] for entry in listed}
         for collection, name in self._places():
             uuid = recorded.get(collection)
             if uuid is not None and names.get(uuid) != name:
                 found = "another one of that name" if name in names.values() else None
                 yield Fault(f"collection {name}", "the one that was made", found, name)
                 continue
-            indexes = self._indexes(name)
-            for model in self._read_model.indexes[collection]:
+            models = self._read_model.indexes[collection]
+            indexes = self._indexes(name) if models else []
+            for model in models:
                 expected = model.document
                 if _signature(expected) not in map(_signature, indexes):
                     same = [index for index in indexes if index["name"] == expected["name"]]

@@ -204,14 +204,18 @@ class MongoScoreView(TrackingRecorder):
             return self.tracked(application_name)
 
     def check_collections(self, patience: Patience) -> None:
-        """Check that the read model is whole before something is projected into it.
+        """Check that the read model is whole, unless it was found so a moment ago.
+
+        What is dropped since then is noticed by the batch that would go there.
 
         Raises:
             ReadModelDamaged: if something is missing that cannot be made anew.
             ReadModelUnavailable: if MongoDB failed, among other things.
         """
-        await_server(self.read_model.client, patience)
-        self.read_model.inventory.check(seconds=_ASK_SECONDS)
+        inventory = self.read_model.inventory
+        if not (inventory.is_fresh and inventory.is_guarded):
+            await_server(self.read_model.client, patience)
+            inventory.check(seconds=_ASK_SECONDS)
 
     def record_failure(self, application_name: str, *, reason: str) -> None:
         """Leave a note on why a worker gave up, for ``status``; best effort."""

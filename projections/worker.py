@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Event
@@ -47,7 +46,6 @@ _SHORTEST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_LOOKING_SECONDS: Final = 0.05
 _LONGEST_PAUSE_LISTENING_SECONDS: Final = 0.5
 _PAUSE_AFTER_LOSING_SECONDS: Final = 1.0
-_LOOK_EVERY_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,6 @@ class ProjectionWorker:
         until: int | None = None
         tracked = Tracked()
         position_is_known = has_lost = False
-        looked_at = 0.0
         pause = _SHORTEST_PAUSE_SECONDS
         patience = Patience(stop)
         with self._failure_on_record():
@@ -147,7 +144,7 @@ class ProjectionWorker:
                         self._view.check_collections(patience)
                         tracked = self._view.tracked_soon(self._app.name, patience)
                         self._store.check(tracked)
-                        position_is_known, looked_at = True, time.monotonic()
+                        position_is_known = True
                     position = tracked.position or 0
                     if position < until:
                         tracked = self._advance(tracked, until, stop, patience)
@@ -164,7 +161,7 @@ class ProjectionWorker:
                         break
                     pause = _idle(wake_ups, pause)
                     # Now and then, for nothing else tells that the database was dropped.
-                    position_is_known = time.monotonic() < looked_at + _LOOK_EVERY_SECONDS
+                    position_is_known = self._view.read_model.inventory.is_fresh
                 except PositionMoved as moved:
                     logger.info("%s", moved)
                     has_lost = True

@@ -63,7 +63,7 @@ def test_a_dropped_database_is_made_anew_by_an_idle_worker(
     ledger: ScoreLedger, monkeypatch: pytest.MonkeyPatch, *, rebuilt: bool
 ) -> None:
     """With its indexes and every point, though nothing is recorded that would wake it."""
-    monkeypatch.setattr("projections.worker._LOOK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("projections.inventory.LOOK_EVERY_SECONDS", 0.1)
     live = database_of(ledger)
     if rebuilt:
         assert ledger.rebuild().live
@@ -118,6 +118,7 @@ def test_a_worker_stops_when_a_collection_was_dropped(
     live.database.drop_collection(name)
     position = view.max_tracking_id(scoring.name)
     receipt = scoring.grant(**make_grant(100).model_dump())
+    scoring.contribute("ada", "quiz:best", "quiz", "quiz", 5)
     with pytest.raises(ReadModelDamaged, match=f"collection {name} is missing.*rebuild"):
         ProjectionWorker(scoring, view).catch_up()
     assert name not in live.database.list_collection_names()
@@ -181,7 +182,7 @@ def test_a_worker_that_follows_makes_a_dropped_index_anew(
     ]
     assert differences[0].expected == "on {grantId: 1} unique"
     assert verify_totals(live).differences == differences
-    monkeypatch.setattr("projections.worker._LOOK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("projections.inventory.LOOK_EVERY_SECONDS", 0.1)
     stop = Event()
     thread = Thread(target=ProjectionWorker(scoring, view).follow, args=(stop,))
     thread.start()
