@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from threading import Event, Thread
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from bson.binary import Binary
 from eventsourcing.persistence import Tracking
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
@@ -31,6 +33,7 @@ from projections import (
 )
 from projections.batches import Batch
 from projections.errors import ReadModelUnavailable
+from projections.generations import GenerationState
 from projections.history import UserHistory
 from projections.mongo import connect
 from projections.read_model import GENERATIONAL, ReadModel
@@ -110,9 +113,9 @@ def collections(live: ReadModel) -> set[str]:
     return set(live.database.list_collection_names())
 
 
-def assert_second_generation_is_live(live: ReadModel) -> None:
+def assert_second_generation_is_live(live: ReadModel, *, building: int | None = None) -> None:
     state = live.generations.state()
-    assert (state.generation, state.building, state.switching_to) == (2, None, None)
+    assert (state.generation, state.building, state.switching_to) == (2, building, None)
     names = {name for name in collections(live) if name.startswith(GENERATIONAL)}
     assert names == {*GENERATIONAL, *(f"{name}__g1_old" for name in GENERATIONAL)}
     assert [document["_id"] for document in live.positions.find()] == ["Scoring"]
@@ -287,6 +290,81 @@ def test_a_switch_is_not_committed_before_the_new_generation_is_far_enough(
     assert switch.hold()
     assert not switch.commit(at_least=newest + 1)
     assert switch.commit(at_least=newest)
+
+
+def test_a_switch_whose_generation_was_given_up_is_not_committed(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """By a fresh rebuild, say: its collections are not there any more."""
+    switch = built(scoring, live)
+    assert switch.hold()
+    assert live.generations.begin(fresh=True) == 3
+    assert not switch.commit(at_least=0)
+    switch.release()
+    assert live.generations.state().switching_to is None
+
+
+def test_a_switch_to_collections_that_somebody_dropped_is_refused(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Readers would find nothing; the generation is to be built anew."""
+    switch = built(scoring, live)
+    live.of_generation(2).buckets.drop()
+    assert switch.hold()
+    with pytest.raises(ProjectionError, match=r"score_buckets__g2 .* vanished: .* --fresh"):
+        switch.commit(at_least=0)
+    switch.release()
+    assert live.generations.state().switching_to is None
+
+
+def test_a_number_that_went_live_meanwhile_is_not_built_again(
+    scoring: Scoring, live: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole rebuild of somebody else passes between choosing a number and claiming it."""
+    generations = ReadModel(live.client, live.database.name).generations
+    claim = generations._claim
+
+    def claim_late(state: GenerationState, number: int) -> bool:
+        if number == 2:
+            committed(scoring, live)
+            roll_forward(live)
+        return claim(state, number)
+
+    monkeypatch.setattr(generations, "_claim", claim_late)
+    assert generations.begin() == 3
+    assert_second_generation_is_live(live, building=3)
+
+
+def test_what_was_looked_up_before_a_commit_is_not_recorded_after_it(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Names were given to other collections since."""
+    first = live.generations.state()
+    switch = built(scoring, live)
+    second = live.generations.state()
+    found = {9: {"score_grants": Binary.from_uuid(uuid4())}}
+    assert switch.hold()
+    assert switch.commit(at_least=0)
+    live.generations.record(found, second)
+    roll_forward(live)
+    for state in (first, second):
+        live.generations.record(found, state)
+    assert 9 not in live.generations.state().collections
+    live.generations.record(found, live.generations.state())
+    assert 9 in live.generations.state().collections
+
+
+def test_whoever_has_lost_a_race_does_not_take_it_for_a_hold(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """Neither in the live generation, nor in one that is built, nor before the first batch."""
+    building = live.of_generation(live.generations.begin())
+    building.prepare_building(scoring.name)
+    for generations in (live.generations, building.generations):
+        assert not generations.await_release(scoring.name)
+        assert not live.generations.await_release("Another")
+    with pytest.raises(RebuildSuperseded):
+        building.generations.await_release("Another")
 
 
 def test_no_batch_straddles_the_switch(
