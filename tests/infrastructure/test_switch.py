@@ -16,6 +16,7 @@ from bson.binary import Binary
 from eventsourcing.persistence import Tracking
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
+from pymongo.errors import OperationFailure
 from pymongo.monitoring import (
     CommandFailedEvent,
     CommandListener,
@@ -23,6 +24,7 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
 )
 
+from fail_points import failing
 from projections import (
     Leaderboard,
     MongoScoreView,
@@ -299,6 +301,7 @@ def test_a_switch_whose_generation_was_given_up_is_not_committed(
     switch = built(scoring, live)
     assert switch.hold()
     assert live.generations.begin(fresh=True) == 3
+    assert live.positions.distinct("_id") == ["Scoring"]
     assert not switch.commit(at_least=0)
     switch.release()
     assert live.generations.state().switching_to is None
@@ -343,6 +346,8 @@ def test_what_was_looked_up_before_a_commit_is_not_recorded_after_it(
     switch = built(scoring, live)
     second = live.generations.state()
     found = {9: {"score_grants": Binary.from_uuid(uuid4())}}
+    live.generations.record(found, first)
+    assert 9 not in live.generations.state().collections
     assert switch.hold()
     assert switch.commit(at_least=0)
     live.generations.record(found, second)
@@ -351,7 +356,46 @@ def test_what_was_looked_up_before_a_commit_is_not_recorded_after_it(
         live.generations.record(found, state)
     assert 9 not in live.generations.state().collections
     live.generations.record(found, live.generations.state())
-    assert 9 in live.generations.state().collections
+    assert live.generations.state().collections[9] == found[9]
+    live.generations._forget(9, {"score_grants": Binary.from_uuid(uuid4())})
+    assert live.generations.state().collections[9] == found[9]
+    live.generations._forget(9, found[9])
+    assert 9 not in live.generations.state().collections
+
+
+def test_what_is_to_be_built_is_put_down_with_its_position_or_not_at_all(
+    scoring: Scoring, live: ReadModel, mongo_uri: str
+) -> None:
+    """Of what is on record without one, nobody would know how far it was built."""
+    number = live.generations.begin()
+    building = live.of_generation(number).generations
+    unauthorised = 13
+    with (
+        failing(mongo_uri, "update", mode={"skip": 1}, errorCode=unauthorised),
+        pytest.raises(OperationFailure),
+    ):
+        building.begin_building(number, {}, scoring.name)
+    assert number not in live.generations.state().collections
+    building.begin_building(number, {}, scoring.name)
+    assert number in live.generations.state().collections
+    assert live.positions.count_documents({"generation": number}) == 1
+
+
+def test_a_switch_that_makes_its_steps_is_left_to_its_rebuild(
+    scoring: Scoring, live: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for it would be in its way; it is carried on once it has fallen silent."""
+    monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 60)
+    committed(scoring, live)
+    waiting = Thread(target=live.generations.await_settled)
+    waiting.start()
+    try:
+        waiting.join(0.3)
+        assert live.generations.state().switching_to == 2
+    finally:
+        monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 0.1)
+        waiting.join()
+    assert_second_generation_is_live(live)
 
 
 def test_whoever_has_lost_a_race_does_not_take_it_for_a_hold(
