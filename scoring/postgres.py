@@ -79,15 +79,19 @@ class BoundedConnection(Connection[DictRow]):
             raise NoAnswer(str(error)) from error
 
     def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        seconds = min(ATTEMPT_SECONDS, remaining_seconds())
-        ends_at = time.monotonic() + seconds
+        seconds = ends_at = 0.0
         try:
             wanted = next(gen)
             while True:
-                # Sent nothing for a tenth of a second whenever the server is silent for as long.
                 ready = yield wanted
-                if time.monotonic() > ends_at:
-                    raise self._given_up(seconds)
+                # Sent nothing for a tenth of a second whenever the server is silent for as long;
+                # before that there is no need to look at the clock.
+                if not ready:
+                    if not ends_at:
+                        seconds = min(ATTEMPT_SECONDS, remaining_seconds())
+                        ends_at = time.monotonic() + seconds
+                    elif time.monotonic() > ends_at:
+                        raise self._given_up(seconds)
                 wanted = gen.send(ready)
         except StopIteration as done:
             return done.value

@@ -59,7 +59,8 @@ OPENING_FAILED: Final = "the event store cannot be opened: "
 _MAX_OPENING_ATTEMPTS: Final = 12
 
 _LONGEST_PAUSE_SECONDS: Final = 0.5
-_LONGEST_PAUSE_AFTER_RACE_SECONDS: Final = 0.05
+_RESTS_FOR_SECONDS: Final = 5.0
+"""By when a command that keeps losing races has stopped resting between them."""
 _FIRST_PAUSE_SECONDS: Final = 0.002
 
 _ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
@@ -125,12 +126,11 @@ class Deadline:
 
     def pause(self, failure: Exception) -> None:
         """Wait before the next attempt: longer each time, and never in step with others."""
-        # Whoever rests long after a race loses the next one to those who do not.
-        raced = isinstance(failure, IntegrityError)
-        longest = min(
-            _LONGEST_PAUSE_AFTER_RACE_SECONDS if raced else _LONGEST_PAUSE_SECONDS,
-            _FIRST_PAUSE_SECONDS * 2 ** min(self.attempts, 10),
-        )
+        longest = min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2 ** min(self.attempts, 10))
+        if isinstance(failure, IntegrityError):
+            # Where many race for one user, those who came last rest, so that commits that are
+            # bound to fail do not hold up the others, and those who have waited longest do not.
+            longest *= max(0.01, 1.0 - self.seconds / _RESTS_FOR_SECONDS)
         time.sleep(random.uniform(0, longest))  # noqa: S311 - jitter, not a secret
         self.attempts += 1
 

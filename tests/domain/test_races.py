@@ -245,3 +245,40 @@ def test_threads_that_grant_the_same_id_agree_on_who_did(
         ledger = read_ledger(scoring)
     times_recorded = check_receipts(ledger, answers)
     assert times_recorded == {f"grant-{number}": 1 for number in range(80)}
+
+
+def grant_to_one_user(worker: int, env: dict[str, str], start: Barrier, counts: Queue[int]) -> None:
+    """Grant to the same user as everybody else for ten seconds."""
+    with Scoring(env) as scoring:
+        start.wait()
+        count, end = 0, time.monotonic() + 10
+        while time.monotonic() < end:
+            grant = make_grant(1, user_id="hot", grant_id=f"{worker}-{count}")
+            scoring.grant(**grant.model_dump())
+            count += 1
+        counts.put(count)
+
+
+@pytest.mark.soak
+def test_nobody_is_refused_where_many_processes_grant_to_one_user(
+    new_env: Callable[[], dict[str, str]],
+) -> None:
+    """Whoever keeps losing races gets their turn within the time of a command."""
+    env = new_env()
+    with Scoring(env):
+        pass
+    counts: Queue[int] = spawned.Queue()
+    start = spawned.Barrier(16)
+    processes = [
+        spawned.Process(target=grant_to_one_user, args=(worker, env, start, counts))
+        for worker in range(16)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 16
+    granted = [counts.get() for _ in processes]
+    assert min(granted) > 0
+    with Scoring(env) as scoring:
+        assert scoring.score_of("hot").grant_count == sum(granted)
