@@ -112,7 +112,8 @@ class Rebuild:
             building = patience.sit_out(lambda: self._begin(fresh=fresh))
             patience.restored()
             with closing(MongoScoreView(building)) as view:
-                return patience.sit_out(lambda: self._build(view, stop, watched))
+                if outcome := patience.sit_out(lambda: self._build(view, stop, watched)):
+                    return outcome
         except RebuildSuperseded as superseded:
             state = patience.sit_out(self._live.generations.await_settled)
             if state.generation != superseded.generation:
@@ -124,7 +125,7 @@ class Rebuild:
         except ReadModelUnavailable:
             if building is None or stop is None or not stop.is_set():
                 raise
-            return RebuildOutcome(building.generation or 0, position, live=False)
+        return RebuildOutcome(building.generation or 0, position, live=False)
 
     def _begin(self, *, fresh: bool) -> ReadModel:
         self._live.prepare()  # the database may have been dropped since it was opened
@@ -144,7 +145,8 @@ class Rebuild:
 
     def _build(
         self, view: MongoScoreView, stop: Event | None, on_progress: Callable[[Progress], None]
-    ) -> RebuildOutcome:
+    ) -> RebuildOutcome | None:
+        """Return what became of it, or ``None`` if it was stopped."""
         building = view.read_model
         assert building.generation is not None  # noqa: S101 - for the type checker
         switch = Switch(self._live, building, self._app.name)
@@ -152,7 +154,7 @@ class Rebuild:
         for rounds in count(1):
             position = worker.catch_up(stop=stop)
             if stop is not None and stop.is_set():
-                return RebuildOutcome(building.generation, position, live=False)
+                return None
             near = self._target() - position <= MAX_LAG_AT_HOLD_EVENTS
             # Each round is shorter than the one before, unless grants are recorded as fast as
             # they are projected: then live workers have to wait a little longer.

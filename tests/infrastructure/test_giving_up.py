@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from threading import Event
-from typing import Any
+from threading import Event, Timer
 
 import pytest
-from pymongo import MongoClient
 
 from event_store import assert_equal_to_the_events
+from fail_points import failing
 from projections import MongoScoreView, ProjectionWorker
-from projections.rebuild import Rebuild
+from projections.rebuild import Rebuild, RebuildOutcome, _Renewing
+from projections.switching import SILENT_HOLD_SECONDS, Switch
 from projections.worker import Progress
 from scoring import Scoring, ScoringError
 from support import make_grant, worker_maker
@@ -32,18 +32,6 @@ def without_its_table(file: Path) -> Iterator[None]:
             yield
         finally:
             database.execute("ALTER TABLE away RENAME TO stored_events")
-
-
-@contextmanager
-def failing(uri: str, *commands: str, **failure: Any) -> Iterator[None]:
-    data = {"failCommands": commands, "appName": "score-ledger", **failure}
-    point = {"configureFailPoint": "failCommand"}
-    with MongoClient[Any](uri) as operator:
-        operator.admin.command({**point, "mode": "alwaysOn", "data": data})
-        try:
-            yield
-        finally:
-            operator.admin.command({**point, "mode": "off"})
 
 
 def test_a_store_that_fails_twice_and_then_works_is_sat_out(
@@ -136,3 +124,62 @@ def test_a_rebuild_stops_while_mongodb_fails(
     assert not outcome.live
     assert rebuild.run().live
     assert assert_equal_to_the_events(scoring, view.read_model) == 60
+
+
+def test_a_rebuild_that_is_stopped_while_it_cannot_switch_says_how_far_it_came(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """All is projected when MongoDB begins to fail, and nothing is switched to."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    ProjectionWorker(scoring, view).catch_up()
+    newest, stop, began = scoring.recorder.max_notification_id(), Event(), list[None]()
+    with ExitStack() as failures:
+
+        def fail_at_the_end(progress: Progress) -> None:
+            if progress.position == newest and not began:
+                began.append(failures.enter_context(failing(mongo_uri, "find", errorCode=11601)))
+                Timer(0.3, stop.set).start()
+
+        rebuild = Rebuild(scoring, view.read_model, worker_maker(scoring))
+        outcome = rebuild.run(stop=stop, on_progress=fail_at_the_end)
+    assert outcome == RebuildOutcome(2, newest or 0, live=False)
+    assert view.read_model.generations.state().building == 2
+
+
+def test_a_rebuild_that_is_near_enough_switches_after_one_round(
+    scoring: Scoring, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far both have come: it is the distance that counts."""
+    monkeypatch.setattr("projections.rebuild.MAX_LAG_AT_HOLD_EVENTS", 5)
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    ProjectionWorker(scoring, view).catch_up()
+    rounds: list[int] = []
+
+    class Counted(ProjectionWorker):
+        def catch_up(self, *, stop: Event | None = None) -> int:
+            position = super().catch_up(stop=stop)
+            rounds.append(position)
+            return position
+
+    def counted(building: MongoScoreView, report: Callable[[Progress], None]) -> ProjectionWorker:
+        return Counted(scoring, building, on_progress=report)
+
+    assert Rebuild(scoring, view.read_model, counted).run().live
+    assert rounds == [view.max_tracking_id("Scoring")]
+
+
+def test_a_hold_is_renewed_well_before_it_counts_as_silent(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """By whoever reports progress while it is held."""
+    switch = Switch(view.read_model, view.read_model.of_generation(2), scoring.name)
+    told: list[Progress] = []
+    renewing = _Renewing(switch, told.append)
+    assert switch.hold()
+    held = view.read_model.positions.find_one() or {}
+    time.sleep(SILENT_HOLD_SECONDS / 4)
+    progress = Progress(1, 2, 3)
+    renewing(progress)
+    renewed = view.read_model.positions.find_one() or {}
+    assert renewed["hold"]["at"] > held["hold"]["at"]
+    assert told == [progress]

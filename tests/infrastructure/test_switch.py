@@ -369,9 +369,9 @@ def test_what_is_to_be_built_is_put_down_with_its_position_or_not_at_all(
     """Of what is on record without one, nobody would know how far it was built."""
     number = live.generations.begin()
     building = live.of_generation(number).generations
-    unauthorised = 13
+    refused = {"errorCode": 13, "namespace": live.positions.full_name}
     with (
-        failing(mongo_uri, "update", mode={"skip": 1}, errorCode=unauthorised),
+        failing(mongo_uri, "update", **refused),
         pytest.raises(OperationFailure),
     ):
         building.begin_building(number, {}, scoring.name)
