@@ -22,6 +22,7 @@ from pymongo.database import Database
 
 from postgres_server import PostgresServer, new_server
 from replica_set import ReplicaSet
+from scoring import Scoring
 from soak.checking import (
     Ledger,
     Protocols,
@@ -63,6 +64,8 @@ def test_every_receipt_stays_true_through_faults_and_restores(
     faults = Faults(fleet, randomness, restores=RESTORES)
     counts: Counter[str] = Counter()
     rounds = 0
+    with Scoring(store.env):
+        pass  # makes its tables, so that there is something to be backed up
     try:
         for program in fleet.programs:
             program.start()
