@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from enum import StrEnum
+from threading import Event
 from typing import Annotated
 
 import typer
@@ -15,10 +17,15 @@ from projections.cli.console import (
     out,
     print_json,
     progress_bar,
+    shown,
 )
 from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
+from projections.errors import ReadModelUnavailable
+from projections.ledger import ScoreLedger
+from projections.retrying import Patience
 from projections.settings import Settings
+from projections.status import LedgerStatus
 from projections.worker import Progress
 
 
@@ -55,13 +62,10 @@ def project(
     settings = Settings.load(folder=folder)
     if on_error is not None:
         settings = settings.model_copy(update={"on_error": on_error.value})
-    with (
-        # A worker may be there before the first grant; otherwise there is nothing to project.
-        open_ledger(settings=settings, create=follow, create_folder=True) as ledger,
-        stop_on_signals() as stop,
-        progress_bar("grants") as bar,
-    ):
-        status = ledger.status()
+    with ExitStack() as stack:
+        ledger, status = _begin(settings, stack, follow=follow)
+        stop = stack.enter_context(stop_on_signals())
+        bar = stack.enter_context(progress_bar("grants"))
         first = status.tracked_position
         task = bar.add_task("projecting", total=status.lag_events, done=0)
 
@@ -106,3 +110,29 @@ def project(
         )
     if interrupted:
         raise Interrupted("interrupted: run it again to finish", stop)
+
+
+def _begin(
+    settings: Settings, stack: ExitStack, *, follow: bool
+) -> tuple[ScoreLedger, LedgerStatus]:
+    """Open the ledger; a worker that follows may be started in the middle of an election."""
+
+    def begin() -> tuple[ScoreLedger, LedgerStatus]:
+        with ExitStack() as opening:
+            # A worker may be there before the first grant; otherwise there is nothing to project.
+            ledger = opening.enter_context(
+                open_ledger(settings=settings, create=follow, create_folder=True)
+            )
+            status = ledger.status()
+            stack.push(opening.pop_all())
+            return ledger, status
+
+    def begin_following() -> tuple[ScoreLedger, LedgerStatus]:
+        try:
+            return begin()
+        except ReadModelUnavailable as error:
+            if error.transient:
+                err.print(f"[yellow]note:[/] trying again: {shown(str(error))}")
+            raise
+
+    return Patience(Event()).sit_out(begin_following) if follow else begin()

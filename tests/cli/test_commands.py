@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
+from fail_points import failing
 from projections.mongo import connect
 
 GRANT = (
@@ -226,3 +227,18 @@ def processes_mentioning(folder: Path) -> list[str]:
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.1)
+
+
+def test_a_worker_that_is_started_in_an_election_sits_it_out(
+    cli: CommandLine, mongo_uri: str
+) -> None:
+    """As one does that is at work, and says what it waits for."""
+    with failing(mongo_uri, "find", "aggregate", errorCode=10107):
+        worker = cli.start("project", "--follow")
+        assert worker.stderr is not None
+        said = iter(worker.stderr.readline, b"")
+        assert b"trying again" in next(said)
+    assert any(b"following" in line for line in said)
+    worker.terminate()
+    worker.communicate(timeout=30)
+    assert worker.returncode == 0
