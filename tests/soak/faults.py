@@ -45,7 +45,7 @@ class Agenda:
 class Faults:
     """Picks a fault, does it, and puts on the agenda how it ends."""
 
-    def __init__(self, fleet: Fleet, randomness: Random, *, restores: bool) -> None:
+    def __init__(self, fleet: Fleet, randomness: Random) -> None:
         self.counts: Counter[str] = Counter()
         self.agenda = Agenda()
         self._fleet = fleet
@@ -63,9 +63,9 @@ class Faults:
             self._kill_a_rebuild: 1,
             self._freeze_a_rebuild: 1,
             self._drop_old: 1,
+            self._back_up: 2,
+            self._restore: 2,
         }
-        if restores:
-            self._faults |= {self._back_up: 2, self._restore: 2}
 
     def do_one(self) -> None:
         faults, weights = zip(*self._faults.items(), strict=True)

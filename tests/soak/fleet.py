@@ -47,8 +47,10 @@ class Fleet:
             "PYTHONFAULTHANDLER": "1",  # so that a program that hangs can be asked where
         }
         self.outputs: dict[Program, Path] = {}
-        self.writers = [self._writer(f"writer-{number}") for number in range(WRITERS)]
-        self.application = self._application("application")
+        self.writers = [
+            self._printing("writer", "writer.py", f"writer-{number}") for number in range(WRITERS)
+        ]
+        self.application = self._printing("application", "application.py", "application")
         self.workers = [
             self._program("worker", [COMMAND, "project", "--follow"], log=f"worker-{number}.log")
             for number in range(WORKERS)
@@ -200,12 +202,6 @@ class Fleet:
     @property
     def _pause_file(self) -> Path:
         return self.folder / "pause"
-
-    def _writer(self, name: str) -> Program:
-        return self._printing("writer", "writer.py", name)
-
-    def _application(self, name: str) -> Program:
-        return self._printing("application", "application.py", name)
 
     def _printing(self, kind: str, program_file: str, name: str) -> Program:
         output = self.folder / f"{name}.jsonl"

@@ -38,7 +38,6 @@ from soak.fleet import Fleet
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
 SEED = int(os.environ.get("SOAK_SEED", random.SystemRandom().randrange(10**6)))
-RESTORES = os.environ.get("SOAK_RESTORES", "1") == "1"
 ROUND_SECONDS = 45.0
 CATCH_UP_SECONDS = 120.0
 
@@ -61,7 +60,7 @@ def test_every_receipt_stays_true_through_faults_and_restores(
     print(f"\nseed {SEED}, {SECONDS:g} s, {type(store).__name__}")  # noqa: T201 - figures are the point
     fleet = Fleet(store, replica_set, f"soak_{uuid4().hex}", tmp_path, SEED)
     randomness = random.Random(SEED)
-    faults = Faults(fleet, randomness, restores=RESTORES)
+    faults = Faults(fleet, randomness)
     counts: Counter[str] = Counter()
     rounds = 0
     with Scoring(store.env):
