@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.client_session import ClientSession
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from event_store import assert_equal_to_the_events, damaged, grants_of
@@ -18,6 +20,9 @@ from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
 from projections.read_model import ReadModel
 from projections.rebuild import Rebuild
+from projections.retrying import Patience
+from projections.switching import in_transaction
+from projections.transactions import await_server
 from projections.unparking import Unparking
 from scoring import Scoring
 from support import make_grant, worker_maker
@@ -136,6 +141,48 @@ def test_every_statement_of_a_transaction_carries_its_session_and_its_concerns(
     assert_equal_to_the_events(scoring, view.read_model)
 
 
+@contextmanager
+def transactions_of_a_second(uri: str) -> Iterator[None]:
+    """The server keeps no transaction longer inside the block."""
+    name = "transactionLifetimeLimitSeconds"
+    with MongoClient[Any](uri) as operator:
+        usual = operator.admin.command({"getParameter": 1, name: 1})[name]
+        operator.admin.command({"setParameter": 1, name: 1})
+        try:
+            yield
+        finally:
+            operator.admin.command({"setParameter": 1, name: usual})
+
+
+def test_what_cannot_be_divided_is_tried_again_when_it_has_taken_too_long(
+    read_model: ReadModel, mongo_uri: str
+) -> None:
+    """The step of a switch, say, beside something that made the server slow for once."""
+    attempts: list[float] = []
+
+    def once_slow(session: ClientSession) -> None:
+        attempts.append(time.monotonic())
+        change = {"$set": {"attempts": len(attempts)}}
+        read_model.control.update_one({"_id": "read-model"}, change, session=session)
+        if len(attempts) == 1:
+            time.sleep(2)
+            read_model.control.find_one(session=session)
+
+    with transactions_of_a_second(mongo_uri):
+        in_transaction(read_model, once_slow)
+    assert (read_model.control.find_one() or {})["attempts"] == len(attempts) > 1
+
+
+def test_waiting_for_a_server_that_does_not_come_ends_and_takes_no_processor_time() -> None:
+    """For whoever is to stop meanwhile."""
+    stop = Event()
+    with MongoClient[Any]("mongodb://127.0.0.1:1/?replicaSet=nobody") as client:
+        Timer(1, stop.set).start()
+        used = time.process_time()
+        assert await_server(client, Patience(stop)) is False
+        assert time.process_time() - used < 0.1
+
+
 def test_a_batch_that_outlasts_the_servers_limit_is_halved(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str
 ) -> None:
@@ -151,15 +198,8 @@ def test_a_batch_that_outlasts_the_servers_limit_is_halved(
             time.sleep(writes.event_count * 0.06)
             super()._add(writes, session)
 
-    with MongoClient[Any](mongo_uri) as operator:
-        name = "transactionLifetimeLimitSeconds"
-        usual = operator.admin.command({"getParameter": 1, name: 1})[name]
-        operator.admin.command({"setParameter": 1, name: 1})
-        try:
-            with closing(Slow(view.read_model)) as slow:
-                ProjectionWorker(scoring, slow).catch_up()
-        finally:
-            operator.admin.command({"setParameter": 1, name: usual})
+    with transactions_of_a_second(mongo_uri), closing(Slow(view.read_model)) as slow:
+        ProjectionWorker(scoring, slow).catch_up()
     assert sizes[:2] == [40, 20]
     assert sizes.count(40) == 1
     assert assert_equal_to_the_events(scoring, view.read_model) == 40
