@@ -135,6 +135,16 @@ def test_a_rebuild_of_an_empty_store_is_empty(scoring: Scoring, read_model: Read
     assert verify_events(scoring, read_model).grants == 1
 
 
+def test_a_rebuild_that_adopts_an_empty_store_ends_and_is_empty(
+    live: ReadModel, tmp_path: Path
+) -> None:
+    """Beside a live position that means nothing in it."""
+    with Scoring(sqlite_env(tmp_path / "another.sqlite")) as empty:
+        assert Rebuild(empty, live, worker_maker(empty)).run(adopt=True).live
+        assert verify_events(empty, live).ok
+    assert live.users.count_documents({}) == live.grants.count_documents({}) == 0
+
+
 def test_a_rebuild_that_is_told_to_cures_a_position_behind_the_newest_event(
     scoring: Scoring, live: ReadModel, view: MongoScoreView
 ) -> None:

@@ -154,6 +154,31 @@ def transactions_of_a_second(uri: str) -> Iterator[None]:
             operator.admin.command({"setParameter": 1, name: usual})
 
 
+def test_a_batch_whose_transaction_the_server_does_not_have_is_sent_again_whole(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """Committing again would not help, and it did not take too long: nothing is divided."""
+    scoring.grant_many([make_grant(number) for number in range(20)])
+    sizes: list[int] = []
+
+    class Counted(MongoScoreView):
+        def _add(self, writes: Any, session: Any) -> None:
+            sizes.append(writes.event_count)
+            super()._add(writes, session)
+
+    gone = {"errorCode": 251, "errorLabels": ["TransientTransactionError"]}
+    with (
+        failing(mongo_uri, "commitTransaction", mode={"times": 1}, **gone),
+        closing(Counted(view.read_model)) as counted,
+    ):
+        ProjectionWorker(scoring, counted).catch_up()
+        transactions = counted._transactions
+    assert sizes == [20, 20]
+    assert assert_equal_to_the_events(scoring, view.read_model) == 20
+    assert transactions is not None
+    assert transactions._session.has_ended
+
+
 def test_what_cannot_be_divided_is_tried_again_when_it_has_taken_too_long(
     read_model: ReadModel, mongo_uri: str
 ) -> None:

@@ -498,10 +498,13 @@ class Interruptions(CommandListener):
         self.interrupt: Callable[[str], None] | None = None
         self.interrupted: set[str] = set()
         self.at_one_instant: Counter[tuple[str, bool]] = Counter()
+        self.limited: set[str] = set()
 
     def started(self, event: CommandStartedEvent) -> None:
         collection = str(event.command.get(event.command_name))
         at_one_instant = event.command.get("readConcern", {}).get("level") == "snapshot"
+        if event.command_name == "find" and "maxTimeMS" in event.command:
+            self.limited.add(collection)
         self.at_one_instant[collection, at_one_instant] += event.command_name == "find"
         if event.command_name in {"find", "aggregate"} and self.interrupt is not None:
             self.interrupted.add(collection)
@@ -623,6 +626,8 @@ def test_only_the_last_stretch_of_grants_is_read_at_one_instant(
     assert reads["score_grants", False] >= 67 // 5
     assert reads["score_grants", True] <= 20 // 5 + 2
     assert (reads["user_scores", True], reads["user_scores", False]) == (1, 0)
+    # However long that takes: it is not a question that somebody waits for.
+    assert not {"score_grants", "user_scores", "score_buckets"} & listener.limited
 
 
 @pytest.mark.parametrize("code", [239, 246], ids=["SnapshotTooOld", "SnapshotUnavailable"])
