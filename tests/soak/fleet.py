@@ -158,7 +158,10 @@ class Fleet:
 
     def pause(self, token: str) -> None:
         """Make writers pause, between two calls."""
-        self._pause_file.write_text(token)
+        # Whole or not at all, as somebody may be reading it.
+        written = self._pause_file.with_suffix(".new")
+        written.write_text(token)
+        written.replace(self._pause_file)
         self._until(
             lambda: all(
                 paused(output, token) >= (THREADS if program in self.writers else 1)
