@@ -113,6 +113,11 @@ def add_grant_between(model: ReadModel) -> None:
     add_grant(_id=Int64(free))(model)
 
 
+def add_grant_at_the_end(model: ReadModel) -> None:
+    """At the position of the last claim, behind which there is no event."""
+    add_grant(_id=Int64((model.positions.find_one() or {})["position"]))(model)
+
+
 def add_grant(**fields: Any) -> Callable[[ReadModel], object]:
     document = {
         "grantId": "forged", "userId": "user-3", "key": "k", "category": "content",
@@ -135,6 +140,7 @@ DAMAGES = [
          "sourceTotals.quiz")},
     ),
     Damage("an extra grant between", add_grant_between, {("user-3", DOCUMENT)}, FORGED_SUMS),
+    Damage("an extra grant at the end", add_grant_at_the_end, {("user-3", DOCUMENT)}, FORGED_SUMS),
     Damage("an extra grant before", add_grant(_id=-5), {("user-3", DOCUMENT)}, FORGED_SUMS),
     Damage(
         "an extra grant behind", add_grant(_id=10**12), {("user-3", DOCUMENT)}, FORGED_SUMS
