@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 COMMAND = str(Path(sys.executable).with_name("score-ledger"))
+_HERE = Path(__file__).parent
+
+
+@cache
+def ready_command() -> list[str]:
+    """Return a command that does as ``score-ledger`` does, without half a second of imports."""
+    folder = TemporaryDirectory(prefix="commands-")
+    address = f"{folder.name}/socket"
+    server = subprocess.Popen(
+        [sys.executable, str(_HERE / "ready_commands.py"), address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+
+    def end() -> None:
+        server.communicate()
+        folder.cleanup()
+
+    atexit.register(end)
+    return [sys.executable, "-I", "-S", str(_HERE / "ready_command.py"), address]
 
 
 @dataclass
 class CommandLine:
-    """Runs ``score-ledger`` in a folder."""
+    """Runs ``score-ledger`` in a folder.
+
+    A call is served by a process that has the imports behind it; ``start`` runs what is installed.
+    """
 
     cwd: Path
     env: dict[str, str] = field(default_factory=dict)
@@ -21,10 +49,13 @@ class CommandLine:
     def __call__(
         self, *args: str, stdin: bytes | None = None, **env: str
     ) -> subprocess.CompletedProcess[str]:
+        changes = {"COLUMNS": "120", **self.env, **env}
+        # What Python itself looks at, it looks at when it starts.
+        as_installed = any(name.startswith("PYTHON") for name in changes)
         done = subprocess.run(
-            [COMMAND, *args],
+            [*([COMMAND] if as_installed else ready_command()), *args],
             cwd=self.cwd,
-            env={**os.environ, "COLUMNS": "120", **self.env, **env},
+            env={**os.environ, **changes},
             input=stdin,
             capture_output=True,
             check=False,

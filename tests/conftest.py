@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +28,26 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("MONGO_", "SCORE_LEDGER_", "SCORING_", "SQLITE_", "POSTGRES_")):
             monkeypatch.delenv(name)
     monkeypatch.delenv("PERSISTENCE_MODULE", raising=False)
+
+
+_MEMORY = Path("/dev/shm")
+_ENOUGH_BYTES = 4 * 1024**3
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep files in memory where there is enough of it: no test takes the power away.
+
+    A process that is killed loses nothing of what it wrote, there as on a disk. Long runs write
+    more than memory should hold.
+    """
+    chosen = "TMPDIR" in os.environ or config.option.basetemp or config.option.markexpr == "soak"
+    if not chosen and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on three nodes, so that one worker has them all and starts the nodes."""
+    items.sort(key=lambda item: "replica_set" not in getattr(item, "fixturenames", ()))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

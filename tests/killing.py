@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from threading import Event, Thread
 
-from command_line import COMMAND
+from command_line import COMMAND, ready_command
 from event_store import assert_equal_to_the_events
 from projections import MongoScoreView
 from projections.read_model import ReadModel
@@ -125,7 +125,7 @@ def kill_again_and_again(
         tally.kills += 1
         tally.in_transaction += left_open > 0
         subprocess.run(
-            [sys.executable, COMMAND, *scenario.finish],
+            [*ready_command(), *scenario.finish],
             env=env,
             cwd=folder,
             check=True,

@@ -1,6 +1,6 @@
 """``ScoringMachine`` in memory and on SQLite: the ledger equals ten lines of model.
 
-200 examples of up to 30 steps on each store. The examples are derived from the code of the machine
+100 examples of up to 30 steps on each store. The examples are derived from the code of the machine
 (``derandomize``), so that a failure on one machine is a failure on all; ``pytest -m soak`` draws
 new ones, and more.
 """
@@ -20,7 +20,7 @@ from scoring import Scoring
 from scoring.testing import ScoringMachine
 from support import sqlite_env
 
-SETTINGS = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=100, stateful_step_count=30, deadline=None, derandomize=True)
 SOAK = settings(max_examples=2000, stateful_step_count=60, deadline=None, derandomize=False)
 
 

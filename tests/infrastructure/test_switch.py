@@ -732,11 +732,12 @@ def test_pages_are_whole_or_end_in_an_error(
         assert rows == old or (len(rows) == len(old) and {row.score for row in rows} == {NEW})
 
 
-def test_readers_never_see_a_mixture_during_50_switches(  # noqa: PLR0915 - one story
-    scoring: Scoring, live: ReadModel, mongo_uri: str
+@pytest.mark.parametrize("switches", [10, pytest.param(50, marks=pytest.mark.soak)])
+def test_readers_never_see_a_mixture_during_many_switches(  # noqa: PLR0915 - one story
+    scoring: Scoring, live: ReadModel, mongo_uri: str, switches: int
 ) -> None:
     """Leaderboards of several batches, pages of history and totals are of one generation each."""
-    users, switches = 150, 50
+    users = 150
     grants: list[Grant] = [
         make_grant(1000 + number, user_id=f"reader-{number % users}") for number in range(2 * users)
     ]

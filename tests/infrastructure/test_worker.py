@@ -123,11 +123,17 @@ def test_a_poison_event_stops_the_worker_after_everything_before_it(
     assert verify_totals(read_model).ok
 
 
-def test_a_worker_killed_in_the_middle_of_50_000_grants_loses_and_doubles_nothing(
-    scoring: Scoring, mongo_uri: str, read_model: ReadModel, view: MongoScoreView, tmp_path: Path
+@pytest.mark.parametrize("count", [10_000, pytest.param(50_000, marks=pytest.mark.soak)])
+def test_a_worker_killed_in_the_middle_of_many_grants_loses_and_doubles_nothing(
+    scoring: Scoring,
+    mongo_uri: str,
+    read_model: ReadModel,
+    view: MongoScoreView,
+    tmp_path: Path,
+    count: int,
 ) -> None:
     """``kill -9`` of ``score-ledger project``, several times, then a run to the end."""
-    grants = [make_grant(number) for number in range(50_000)]
+    grants = [make_grant(number) for number in range(count)]
     scoring.grant_many(grants)
     env = {
         **os.environ,
@@ -135,7 +141,7 @@ def test_a_worker_killed_in_the_middle_of_50_000_grants_loses_and_doubles_nothin
         "MONGO_DATABASE": read_model.database.name,
         "PERSISTENCE_MODULE": "eventsourcing.sqlite",
         "SQLITE_DBNAME": str(tmp_path / "events.sqlite"),
-        "SCORE_LEDGER_BATCH_SIZE": "1000",
+        "SCORE_LEDGER_BATCH_SIZE": str(count // 50),
     }
     command = [str(Path(sys.executable).with_name("score-ledger")), "project"]
     newest = scoring.recorder.max_notification_id() or 0
