@@ -20,20 +20,20 @@ if TYPE_CHECKING:
         ShapeChanged,
         StreamParked,
     )
-    from projections.history import GrantRow, UserHistory, UserTotals
-    from projections.leaderboard import Leaderboard, LeaderboardRow
     from projections.ledger import ScoreLedger
     from projections.mongo import MongoScoreView
-    from projections.parking import ParkedStream
+    from projections.mongo.parking import ParkedStream
+    from projections.mongo.read_model import ReadModel
     from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
-    from projections.projection import ScoreGrantsProjection
-    from projections.read_model import ReadModel
-    from projections.rebuild import RebuildOutcome
+    from projections.queries.history import GrantRow, UserHistory, UserTotals
+    from projections.queries.leaderboard import Leaderboard, LeaderboardRow
     from projections.settings import Settings
     from projections.status import LedgerStatus
-    from projections.unparking import Unparked
-    from projections.verification import Difference, Verification, VerificationProgress
-    from projections.worker import Progress, ProjectionWorker
+    from projections.verification.report import Difference, Verification, VerificationProgress
+    from projections.worker.projection import ScoreGrantsProjection
+    from projections.worker.rebuild import RebuildOutcome
+    from projections.worker.unparking import Unparked
+    from projections.worker.worker import Progress, ProjectionWorker
 
 __all__ = [
     "Difference",
@@ -72,9 +72,10 @@ __all__ = [
 ]
 
 _MODULES = (
-    *("errors", "drift", "history", "leaderboard", "ledger", "mongo", "parking", "ports"),
-    *("projection", "read_model", "rebuild", "settings", "status", "unparking", "verification"),
-    "worker",
+    *("errors", "drift", "ledger", "mongo", "ports", "settings", "status"),
+    *("mongo.parking", "mongo.read_model", "queries.history", "queries.leaderboard"),
+    *("verification.report", "worker.projection", "worker.rebuild", "worker.unparking"),
+    "worker.worker",
 )
 
 if not TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import WaitInterruptedError
 
-from projections.anchored_store import AnchoredStore
+from projections.closed import Closed
 from projections.drift import Drift, UserDrift, measure_drift
 from projections.errors import (
     LedgerNotOpen,
@@ -19,21 +19,21 @@ from projections.errors import (
     ReadModelUnavailable,
     StreamParked,
 )
-from projections.handover import Gone, watch_for_forks
-from projections.metrics import observe
+from projections.events.anchored_store import AnchoredStore
+from projections.events.model import stream_name
 from projections.opening import open_read_model, open_scoring
-from projections.projected import stream_name
-from projections.rebuild import Rebuild, RebuildOutcome
-from projections.repositories import TracedScoreView, registered
 from projections.settings import Settings
 from projections.status import LedgerStatus, status_of
-from projections.unparking import Unparked, Unparking
-from projections.verify import verify_totals
-from projections.verify_events import verify_events
-from projections.worker import Progress, ProjectionWorker
+from projections.telemetry.metrics import observe
+from projections.telemetry.repositories import TracedScoreView, registered
+from projections.verification.events import verify_events
+from projections.verification.totals import verify_totals
+from projections.worker.rebuild import Rebuild, RebuildOutcome
+from projections.worker.unparking import Unparked, Unparking
+from projections.worker.worker import Progress, ProjectionWorker
 from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
+from scoring.forks import call_in_child, keep_for_ever
 from scoring.identity import user_stream_id
-from scoring.inheritance import keep_for_ever
 from scoring.retrying import reading
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
     from pymongo.database import Database
 
-    from projections.history import GrantRow, UserTotals
     from projections.mongo import MongoScoreView
-    from projections.verification import Verification, VerificationProgress
+    from projections.queries.history import GrantRow, UserTotals
+    from projections.verification.report import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class ScoreLedger:
         self._thread: Thread | None = None
         self._repositories = registered(scoring, view.read_model)
         self.leaderboard = self._repositories.leaderboard
-        watch_for_forks(self)
+        call_in_child(self._leave_to_parent)
         observe(self, namespace=view.read_model.database.name)
 
     @classmethod
@@ -480,7 +480,7 @@ class ScoreLedger:
         self._retire(_CLOSED)
         self._owned.close()
 
-    def leave_to_parent(self) -> None:
+    def _leave_to_parent(self) -> None:
         """Become unusable in a child that was forked; called there before anything else runs."""
         keep_for_ever(self._owned)
         self._retire(
@@ -490,11 +490,11 @@ class ScoreLedger:
 
     def _retire(self, sentence: str) -> None:
         """Have every use from now on raise ``LedgerNotOpen``."""
-        gone: Any = Gone(sentence)
+        closed: Any = Closed(sentence)
         # The leaderboard may be in somebody's hands already, so they are emptied, not replaced.
         for repository in self._repositories:
-            vars(repository).update(dict.fromkeys(vars(repository), gone))
-        self._scoring = self._view = gone
+            vars(repository).update(dict.fromkeys(vars(repository), closed))
+        self._scoring = self._view = closed
 
     def __enter__(self) -> Self:
         """Return the ledger itself.
@@ -502,7 +502,7 @@ class ScoreLedger:
         Raises:
             LedgerNotOpen: if it was closed, or inherited over a fork.
         """
-        if isinstance(self._view, Gone):
+        if isinstance(self._view, Closed):
             raise LedgerNotOpen(self._view.sentence)
         return self
 

@@ -10,11 +10,11 @@ from eventsourcing.utils import Environment
 from pymongo import MongoClient
 from pymongo.database import Database
 
-from projections.driver_errors import translated
 from projections.embedded import open_server
 from projections.errors import ProjectionError
 from projections.mongo import close, connect, database_in_path
-from projections.read_model import ReadModel
+from projections.mongo.errors import translated
+from projections.mongo.read_model import ReadModel
 from projections.settings import SQLITE_MODULE, Settings
 from scoring import Scoring
 from scoring.retrying import OPENING_FAILED
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from projections.read_model import Document
+    from projections.mongo.collections import Document
 
 _POSTGRES_PLACE = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_DBNAME")
 

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from projections.history import GrantRow, UserTotals
-    from projections.leaderboard import By, LeaderboardRow
+    from projections.queries.history import GrantRow, UserTotals
+    from projections.queries.leaderboard import By, LeaderboardRow
     from scoring import ContributionReceipt, Grant, GrantReceipt, Score
 
 

@@ -14,8 +14,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from projections.errors import ProjectionError
 from projections.mongo import DEFAULT_DATABASE
-from projections.parking import OnError
-from projections.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
+from projections.mongo.parking import OnError
+from projections.worker.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
 from scoring import Scoring
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from projections.anchored_store import AnchoredStore, place_of
 from projections.errors import EventStoreReplaced
+from projections.events.anchored_store import AnchoredStore, place_of
 from projections.mongo import MongoScoreView
 from scoring.retrying import reading
 
 if TYPE_CHECKING:
-    from projections.parking import ParkedStream
+    from projections.mongo.parking import ParkedStream
     from scoring import Scoring
 
 _PARKED_SHOWN = 20

@@ -21,7 +21,7 @@ from scoring.errors import BatchFailed, ScoringError, StreamHasGap
 from scoring.event_store import ScoringEventStore, ScoringSnapshotStore, StoreWentBack
 from scoring.grants import Grant
 from scoring.receipts import Score
-from scoring.recording import ChunkRecorder, RefusedAt
+from scoring.recording import ChunkRecorder, RefusedAt, WriteSide
 from scoring.retrying import STORE_ERRORS, opening, reading
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientConnectionPool
@@ -115,6 +115,9 @@ class Scoring(Application[UUID]):
         self._locks = StripedLocks()
         self._listeners: set[Event] = set()
         self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
+        self._write_side = WriteSide(
+            self.commit, self.recorder, self._scores, self._locks, self.conflicts
+        )
 
     def _cache_size(self) -> int:
         given = self.env.get(self.AGGREGATE_CACHE_MAXSIZE) or _DEFAULT_CACHE_SIZE
@@ -210,7 +213,7 @@ class Scoring(Application[UUID]):
             granted_at=granted_at,
         )
         try:
-            return ChunkRecorder(self, self._scores, self._locks, [grant]).receipts()[0]
+            return ChunkRecorder(self._write_side, [grant]).receipts()[0]
         except RefusedAt as refused:
             raise refused.error from None
 
@@ -240,7 +243,7 @@ class Scoring(Application[UUID]):
             if not chunk:
                 return receipts
             try:
-                recorder = ChunkRecorder(self, self._scores, self._locks, chunk)
+                recorder = ChunkRecorder(self._write_side, chunk)
                 receipts += recorder.receipts(ask_first=many_are_taken)
                 many_are_taken = recorder.found_taken_ids
             except RefusedAt as refused:
@@ -313,9 +316,7 @@ class Scoring(Application[UUID]):
         contribution = Contribution(
             user_id=user_id, key=key, category=category, source=source, points=points, at=at
         )
-        recorder = ContributionRecorder(
-            self, self._scores, self._locks, contribution, clock=self._clock
-        )
+        recorder = ContributionRecorder(self._write_side, contribution, clock=self._clock)
         try:
             return recorder.answer()
         except RefusedAt as refused:

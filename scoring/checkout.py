@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from eventsourcing.persistence import OperationalError
 
-from scoring.inheritance import begin_anew_in_child
+from scoring.forks import call_in_child
 from scoring.retrying import remaining_seconds
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class CheckOutCache:
         self._maxsize = maxsize
         self._scores: OrderedDict[str, UserScore] = OrderedDict()
         self._lock = Lock()
-        begin_anew_in_child(self)
+        call_in_child(self.begin_anew)
 
     def begin_anew(self) -> None:
         """Forget who holds the lock."""
@@ -71,7 +71,7 @@ class StripedLocks:
     def __init__(self, *, stripes: int = 256) -> None:
         """Make the locks."""
         self._locks = [Lock() for _ in range(stripes)]
-        begin_anew_in_child(self)
+        call_in_child(self.begin_anew)
 
     def begin_anew(self) -> None:
         """Forget who holds the locks."""

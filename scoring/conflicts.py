@@ -12,7 +12,7 @@ from datetime import datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from scoring.inheritance import begin_anew_in_child
+from scoring.forks import call_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ class ConflictLog:
         self._lock = Lock()
         self._window_began = clock()
         self._count = 0
-        begin_anew_in_child(self)
+        call_in_child(self.begin_anew)
 
     def begin_anew(self) -> None:
         """Forget who holds the lock."""

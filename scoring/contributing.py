@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from scoring.application import Scoring
-    from scoring.checkout import StripedLocks
-    from scoring.user_scores import UserScores
+    from scoring.recording import WriteSide
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,13 @@ class ContributionRecorder(CommandRecorder[ContributionReceipt]):
 
     def __init__(
         self,
-        app: Scoring,
-        scores: UserScores,
-        locks: StripedLocks,
+        write_side: WriteSide,
         contribution: Contribution,
         *,
         clock: Callable[[], datetime],
     ) -> None:
-        """Prepare to record ``contribution`` through ``app``."""
-        super().__init__(app, scores, locks, {contribution.user_id})
+        """Prepare to record this contribution."""
+        super().__init__(write_side, {contribution.user_id})
         self._contribution = contribution
         self._grant: Grant | None = None
         self._grant_id: str | None = None
@@ -84,14 +80,14 @@ class ContributionRecorder(CommandRecorder[ContributionReceipt]):
             raise RefusedAt(0, _in_points(error)) from None
         if score.version == version:
             self._scores.give_back(score)
-            position = self._app.recorder.max_notification_id() or 0
+            position = self._write_side.recorder.max_notification_id() or 0
             self._log_conflict(status)
             return ContributionReceipt(status, position, before, before, user_id)
         event = score.pending_events[-1]
         assert isinstance(event, UserScore.GrantRecorded | UserScore.BucketSet)  # noqa: S101
         attempt = _Attempt(event, status, before, score.recomputed_total)
         self._sent.append(attempt)
-        recordings = self._app.commit(collected([score]))
+        recordings = self._write_side.commit(collected([score]))
         self._scores.give_back(score)
         self._log_conflict(status)
         return attempt.receipt(
@@ -148,7 +144,7 @@ class ContributionRecorder(CommandRecorder[ContributionReceipt]):
         original, given = self._original, self._contribution
         if status is not GrantStatus.CONFLICT or original is None:
             return
-        self._app.conflicts.add(
+        self._write_side.conflicts.add(
             f"key {given.key!r} of {given.user_id!r} has a grant, so only its bucket was set",
             kept={**_labels(original), "points": original.amount},
             given={**_labels(given), "points": given.points},

@@ -24,13 +24,13 @@ from scoring.retrying import STORE_ERRORS, Deadline, is_hopeless, reading
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from uuid import UUID
 
-    from eventsourcing.persistence import Recording
+    from eventsourcing.persistence import ApplicationRecorder, Recording
 
-    from scoring.application import Scoring
     from scoring.checkout import StripedLocks
+    from scoring.conflicts import ConflictLog
     from scoring.user_scores import UserScores
 
 AnswerT = TypeVar("AnswerT")
@@ -61,19 +61,35 @@ class _Attempt:
     """By user id: the running balance as it is with this attempt committed."""
 
 
+@dataclass(frozen=True, slots=True)
+class WriteSide:
+    """What commands work on.
+
+    Attributes:
+        commit: Records what was collected from aggregates, in one transaction.
+        recorder: The event store's recorder, which knows positions.
+        scores: The users' aggregates.
+        locks: Held by the command that works on a user.
+        conflicts: Told of each id that was taken with another payload.
+    """
+
+    commit: Callable[[ProcessingEvent[UUID]], list[Recording[UUID]]]
+    recorder: ApplicationRecorder
+    scores: UserScores
+    locks: StripedLocks
+    conflicts: ConflictLog
+
+
 class CommandRecorder(ABC, Generic[AnswerT]):
     """Commits what a command wants until there is a truthful answer; used once."""
 
     _subject: ClassVar[str] = "the grants"
     _cure: ClassVar[str] = "grant them again with the same ids, which is safe"
 
-    def __init__(
-        self, app: Scoring, scores: UserScores, locks: StripedLocks, users: Collection[str]
-    ) -> None:
-        """Prepare to change these users through ``app``."""
-        self._app = app
-        self._scores = scores
-        self._locks = locks
+    def __init__(self, write_side: WriteSide, users: Collection[str]) -> None:
+        """Prepare to change these users."""
+        self._write_side = write_side
+        self._scores = write_side.scores
         self._users = set(users)
 
     @abstractmethod
@@ -103,7 +119,7 @@ class CommandRecorder(ABC, Generic[AnswerT]):
             taken_before = self._taken_count()
             failure: Exception
             try:
-                with self._locks.hold(self._users):
+                with self._write_side.locks.hold(self._users):
                     return self._try_to_commit()
             except RefusedAt as refused:
                 # A taken id is answered even where a new one would be refused.
@@ -157,10 +173,10 @@ class CommandRecorder(ABC, Generic[AnswerT]):
     ) -> dict[tuple[UUID, int], int]:
         # What is wanted was committed moments ago, so its positions are among the newest.
         found: dict[tuple[UUID, int], int] = {}
-        stop = self._app.recorder.max_notification_id() or 0
+        stop = self._write_side.recorder.max_notification_id() or 0
         while len(found) < len(wanted) and stop > 0:
             start = max(1, stop - _SEARCH_WINDOW + 1)
-            for notification in self._app.recorder.select_notifications(
+            for notification in self._write_side.recorder.select_notifications(
                 start=start,
                 limit=_SEARCH_WINDOW,
                 stop=stop,
@@ -178,11 +194,9 @@ class CommandRecorder(ABC, Generic[AnswerT]):
 class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
     """Answers every grant of one chunk; used once."""
 
-    def __init__(
-        self, app: Scoring, scores: UserScores, locks: StripedLocks, grants: Sequence[Grant]
-    ) -> None:
-        """Prepare to record ``grants`` through ``app``."""
-        super().__init__(app, scores, locks, {grant.user_id for grant in grants})
+    def __init__(self, write_side: WriteSide, grants: Sequence[Grant]) -> None:
+        """Prepare to record these grants."""
+        super().__init__(write_side, {grant.user_id for grant in grants})
         self._grants = grants
         # By grant id: the grant that was found to hold the id already.
         self._originals: dict[str, Grant] = {}
@@ -236,7 +250,11 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
                 plan.totals[user_id] = bystander.total_score
                 self._scores.give_back(bystander)
         positions = self._commit(plan) if plan.balances else {}
-        last = max(positions.values(), default=0) or self._app.recorder.max_notification_id() or 0
+        last = (
+            max(positions.values(), default=0)
+            or self._write_side.recorder.max_notification_id()
+            or 0
+        )
         for user_id, score in plan.scores.items():
             plan.totals[user_id] = score.total_score
             self._scores.give_back(score)
@@ -251,7 +269,7 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
         for event in processing_event.events:
             if isinstance(event, GrantClaimed):
                 self._sent[event.token] = plan
-        return _positions(self._app.commit(processing_event))
+        return _positions(self._write_side.commit(processing_event))
 
     def _learn_from_claims(self) -> list[GrantReceipt] | None:
         for index, grant in enumerate(self._grants):
@@ -302,7 +320,7 @@ class ChunkRecorder(CommandRecorder[list[GrantReceipt]]):
             status = GrantStatus.DUPLICATE
             if _fields(grant) != _fields(original):
                 status = GrantStatus.CONFLICT
-                self._app.conflicts.add(
+                self._write_side.conflicts.add(
                     f"grant id {grant.grant_id!r} was recorded before with another payload",
                     kept=dict(zip(Grant.model_fields, _fields(original), strict=True)),
                     given=dict(zip(Grant.model_fields, _fields(grant), strict=True)),

@@ -34,7 +34,7 @@ from orjson import dumps
 
 from scoring.errors import ScoringError
 from scoring.event_store import GaplessRecorder, StoreWentBack
-from scoring.inheritance import keep_for_ever
+from scoring.forks import keep_for_ever
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

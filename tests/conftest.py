@@ -14,7 +14,7 @@ import pytest
 
 from projections.embedded import open_server
 from projections.mongo import MongoScoreView, connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from replica_set import ReplicaSet, running_replica_set
 from scoring import Scoring
 from support import sqlite_env

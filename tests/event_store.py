@@ -9,11 +9,11 @@ from pathlib import Path
 
 from eventsourcing.utils import get_topic
 
-from projections.batches import grant_document
-from projections.decoding import EventDecoder
-from projections.projected import ProjectedGrant
-from projections.read_model import ReadModel
-from projections.verify import verify_totals
+from projections.events.decoding import EventDecoder
+from projections.events.model import ProjectedGrant
+from projections.mongo.batches import grant_document
+from projections.mongo.read_model import ReadModel
+from projections.verification.totals import verify_totals
 from scoring import Scoring, UserScore
 
 GRANT_RECORDED = get_topic(UserScore.GrantRecorded)

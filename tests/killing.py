@@ -22,7 +22,7 @@ from threading import Event, Thread
 from command_line import COMMAND, ready_command
 from event_store import assert_equal_to_the_events
 from projections import MongoScoreView
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from scoring import Scoring
 from support import make_grant, sqlite_env
 

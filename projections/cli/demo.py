@@ -17,9 +17,9 @@ from rich.rule import Rule
 
 from projections.cli.console import SPINNER, err, out, shown
 from projections.cli.importing import GrantImport, ImportSummary
+from projections.cli.jsonl import read_lines
 from projections.cli.reading import print_leaderboard, print_user
 from projections.cli.verifying import print_verification
-from projections.jsonl import read_lines
 from projections.ledger import ScoreLedger
 from projections.opening import open_scoring
 from projections.settings import SQLITE_MODULE, Settings

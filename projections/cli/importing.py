@@ -24,8 +24,8 @@ from projections.cli.console import (
 )
 from projections.cli.files import written
 from projections.cli.interrupts import Interrupted, Stop, stop_on_signals
+from projections.cli.jsonl import BadLine, Line, parse_grant, read_lines
 from projections.cli.ledgers import open_events, store_files
-from projections.jsonl import BadLine, Line, parse_grant, read_lines
 from projections.settings import Settings
 from scoring import (
     BatchFailed,

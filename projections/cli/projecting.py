@@ -23,10 +23,10 @@ from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
 from projections.errors import ReadModelUnavailable
 from projections.ledger import ScoreLedger
-from projections.retrying import Patience
+from projections.patience import Patience
 from projections.settings import Settings
 from projections.status import LedgerStatus
-from projections.worker import Progress
+from projections.worker.worker import Progress
 
 
 class OnErrorOption(StrEnum):

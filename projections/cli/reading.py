@@ -22,8 +22,8 @@ from projections.cli.console import (
 from projections.cli.ledgers import open_ledger
 
 if TYPE_CHECKING:
-    from projections.history import GrantRow, UserTotals
-    from projections.leaderboard import LeaderboardRow
+    from projections.queries.history import GrantRow, UserTotals
+    from projections.queries.leaderboard import LeaderboardRow
 
 
 class ByOption(StrEnum):

@@ -19,8 +19,8 @@ from projections.cli.console import (
 from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
 from projections.ledger import ScoreLedger
-from projections.rebuild import RebuildOutcome
-from projections.worker import Progress
+from projections.worker.rebuild import RebuildOutcome
+from projections.worker.worker import Progress
 
 AdoptOption = Annotated[
     bool,

@@ -22,7 +22,7 @@ from projections.cli.ledgers import open_ledger
 from projections.cli.rebuilding import AdoptOption, run_rebuild
 from projections.errors import EventStoreReplaced
 from projections.ledger import ScoreLedger
-from projections.verification import DOCUMENT, Difference, Verification, VerificationProgress
+from projections.verification.report import DOCUMENT, Difference, Verification, VerificationProgress
 
 
 def verify(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
+from projections.cli.jsonl import parse_amount, parse_moment, parse_points
 from projections.cli.ledgers import open_events
-from projections.jsonl import parse_amount, parse_moment, parse_points
 from scoring import Grant, GrantStatus
 from scoring.contributions import Contribution
 

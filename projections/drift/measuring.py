@@ -20,13 +20,13 @@ from projections.drift.report import (
     UserDrift,
     described,
 )
-from projections.driver_errors import translated
+from projections.mongo.errors import translated
 from scoring.identity import is_grant_shaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from projections.read_model import ReadModel
+    from projections.mongo.read_model import ReadModel
 
 LARGEST: Final = 20
 """So many of the largest differences are listed."""

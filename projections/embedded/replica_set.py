@@ -10,11 +10,11 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure
 
-from projections.driver_errors import Code
 from projections.embedded.errors import MongoUnavailable
 from projections.embedded.layout import REPLICA_SET, Layout
 from projections.embedded.locks import Deadline
 from projections.embedded.processes import Mongod
+from projections.mongo.errors import Code
 
 _POLL_SECONDS = 0.02
 

@@ -12,10 +12,10 @@ from pymongo.client_session import ClientSession
 from measuring import Report, in_turns
 from projections import MongoScoreView, ProjectionWorker
 from projections.embedded import open_server
-from projections.generations import Generations
-from projections.history import UserHistory
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.generations import Generations
+from projections.mongo.read_model import ReadModel
+from projections.queries.history import UserHistory
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -38,7 +38,7 @@ class Unguarded(Generations):
         seconds: float | None = None,
     ) -> T:
         del any_shape, seconds
-        with self._read_model.client.start_session() as session:
+        with self._collections.client.start_session() as session:
             return read(session)
 
 

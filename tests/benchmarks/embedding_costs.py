@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from measuring import Report, in_turns
-from projections.repositories import EventSourcedUserScores
-from projections.tracing import Call, Store, is_listened_to, traced
+from projections.telemetry.repositories import EventSourcedUserScores
+from projections.telemetry.tracing import Call, Store, is_listened_to, traced
 from scoring import Scoring
 from write_side import grant_each, grants, opened
 

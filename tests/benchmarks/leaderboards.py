@@ -15,7 +15,7 @@ from measuring import Report, in_turns, seconds
 from projections import Leaderboard, LeaderboardRow
 from projections.embedded import open_server
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 
 USERS = 1_000_000
 ROUNDS = 300

@@ -21,15 +21,15 @@ from pymongo import UpdateOne
 from measuring import Report, in_turns, seconds
 from postgres_server import running_postgres
 from projections import MongoScoreView, ProjectionWorker, ScoreGrantsProjection
-from projections.anchor import Tracked
-from projections.anchored_store import AnchoredStore
-from projections.batches import Batch, grant_document, user_changes
 from projections.embedded import open_server
+from projections.events.anchor import Tracked
+from projections.events.anchored_store import AnchoredStore
+from projections.events.model import ProjectedGrant
 from projections.mongo import connect
-from projections.projected import ProjectedGrant
-from projections.read_model import ReadModel
-from projections.reading import BatchLimits, BatchReader
-from projections.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
+from projections.mongo.batches import Batch, grant_document, user_changes
+from projections.mongo.read_model import ReadModel
+from projections.worker.batch_reader import BatchLimits, BatchReader
+from projections.worker.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
 from scoring import Scoring
 from write_side import grants, opened
 
@@ -42,7 +42,7 @@ from pathlib import Path
 from measuring import peak_memory_kb
 from projections import MongoScoreView, ProjectionWorker
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from write_side import opened
 with opened(Path(sys.argv[1])) as app, connect(sys.argv[2]) as client:
     view = MongoScoreView(ReadModel(client, sys.argv[3]))

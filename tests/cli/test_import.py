@@ -15,7 +15,7 @@ import pytest
 
 from command_line import CommandLine
 from projections.cli.importing import GrantImport
-from projections.jsonl import MAX_LINE_BYTES, read_lines
+from projections.cli.jsonl import MAX_LINE_BYTES, read_lines
 from scoring import Scoring
 from support import make_grant, sqlite_env
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 import pytest
 
 from command_line import COMMAND, CommandLine
-from projections.jsonl import NotJsonLines, read_lines
+from projections.cli.jsonl import NotJsonLines, read_lines
 from support import make_grant
 
 GRANT = (

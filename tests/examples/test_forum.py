@@ -14,7 +14,7 @@ from eventsourcing.persistence import IntegrityError
 from examples import forum as example
 from examples.forum import Forum, ForumError
 from projections import ScoreLedger
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from scoring import GrantClaimed, UserScore
 from support import NOON, sqlite_env
 

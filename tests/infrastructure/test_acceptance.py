@@ -10,10 +10,10 @@ from pymongo.errors import DuplicateKeyError
 
 from old_way import OldWay
 from projections import Leaderboard, MongoScoreView, ProjectionWorker
-from projections.batches import Batch
-from projections.history import UserHistory
-from projections.projected import ProjectedGrant
-from projections.read_model import ReadModel
+from projections.events.model import ProjectedGrant
+from projections.mongo.batches import Batch
+from projections.mongo.read_model import ReadModel
+from projections.queries.history import UserHistory
 from scoring import GrantStatus, Scoring, UserScore
 from support import NOON, make_grant, sqlite_env
 

@@ -11,7 +11,7 @@ from pymongo.read_preferences import Nearest, ReadPreference
 
 from event_store import damaged
 from projections import ReadModelUnavailable, ScoreLedger
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from replica_set import ReplicaSet
 from scoring import Scoring

@@ -16,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from projections import PoisonEvent
-from projections.batches import grant_document
-from projections.decoding import EventDecoder
-from projections.projected import Projected, ProjectedBucket, ProjectedGrant
+from projections.events.decoding import EventDecoder
+from projections.events.model import Projected, ProjectedBucket, ProjectedGrant
+from projections.mongo.batches import grant_document
 from scoring import Grant, Scoring, UserScore
 from scoring.identity import user_stream_id
 from scoring.testing import grants

@@ -22,7 +22,7 @@ from projections.drift import CsvTable, Drift, Reason, UserDrift, measure_drift,
 from projections.drift.distributions import SignedBins, Spread
 from projections.drift.measuring import LARGEST, kind_of
 from projections.drift.report import MAX_CAUSES, OTHER_CATEGORIES, OTHER_KEYS
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from scoring import Scoring
 from support import NOON, make_grant
 

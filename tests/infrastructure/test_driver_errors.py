@@ -21,11 +21,11 @@ from projections import (
     ReadModelUnavailable,
     ScoreLedger,
 )
-from projections.leaderboard import Leaderboard
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
+from projections.mongo.switching import Switch
+from projections.queries.leaderboard import Leaderboard
 from projections.settings import Settings
-from projections.switching import Switch
-from projections.verify_events import verify_events
+from projections.verification.events import verify_events
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -241,8 +241,8 @@ def test_a_failure_that_stays_is_our_error_in_every_call(
     mongo_uri: str, read_model: ReadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a worker's patience cut short."""
-    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("projections.driver_errors.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("projections.mongo.errors.ANSWER_SECONDS", 0.5)
     recorder = Recorder()
     case = Case(mongo_uri, tmp_path, read_model.database.name, recorder)
     problems = []

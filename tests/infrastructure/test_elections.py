@@ -19,8 +19,8 @@ from command_line import COMMAND
 from event_store import assert_equal_to_the_events
 from projections import Leaderboard, ReadModelUnavailable
 from projections.mongo import connect
-from projections.read_model import ReadModel
-from projections.verify_events import verify_events
+from projections.mongo.read_model import ReadModel
+from projections.verification.events import verify_events
 from replica_set import ReplicaSet
 from scoring import Scoring
 from support import make_grant, sqlite_env

@@ -31,10 +31,10 @@ from projections import (
     ScoreGrantsProjection,
     ScoreLedger,
 )
-from projections.batches import Batch
-from projections.read_model import ReadModel
-from projections.rebuild import Rebuild
-from projections.verify_events import verify_events
+from projections.mongo.batches import Batch
+from projections.mongo.read_model import ReadModel
+from projections.verification.events import verify_events
+from projections.worker.rebuild import Rebuild
 from scoring import Scoring
 from support import make_grant, sqlite_env, worker_maker
 
@@ -318,7 +318,7 @@ def test_a_store_that_is_replaced_between_any_two_reads_is_not_mixed_in_unnotice
     common: int, read_model: ReadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever its history parts: 4 grants are projected, 16 recorded, 5 are in a batch."""
-    monkeypatch.setattr("projections.reading.PAGE_SIZE", 3)
+    monkeypatch.setattr("projections.worker.batch_reader.PAGE_SIZE", 3)
     store, view = SQLiteStore(tmp_path), MongoScoreView(read_model)
     files = {number: tmp_path / f"{number}.sqlite" for number in (2, 4, 8, 16)}
     recorded = 0

@@ -20,9 +20,9 @@ from event_store import assert_equal_to_the_events, damaged
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
-from projections.unparking import Unparking
+from projections.worker.unparking import Unparking
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -172,7 +172,7 @@ def test_a_failure_that_stays_is_raised_and_told_by_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Until some worker has come further."""
-    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.3)
     grant_some(scoring, 0, 10)
     worker = ProjectionWorker(scoring, view)
     settings = Settings(

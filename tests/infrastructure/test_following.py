@@ -21,10 +21,10 @@ from command_line import COMMAND
 from event_store import assert_equal_to_the_events
 from postgres_server import PostgresServer
 from projections import MongoScoreView, ProjectionWorker, ScoreLedger
+from projections.events.wakeups import WakeUps
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
-from projections.wakeups import WakeUps
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -113,7 +113,7 @@ def test_what_a_glance_at_the_files_misses_is_found_by_looking(
     scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a second, as when two commits fall into one tick of the clock."""
-    monkeypatch.setattr("projections.wakeups._stamps", lambda _: [])
+    monkeypatch.setattr("projections.events.wakeups._stamps", lambda _: [])
     with (
         background(ProjectionWorker(scoring, view)),
         Scoring(sqlite_env(tmp_path / "events.sqlite")) as other,
@@ -232,8 +232,8 @@ def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
     hold = (
         "import sys, time\n"
         "from projections.mongo import MongoScoreView, connect\n"
-        "from projections.batches import Batch\n"
-        "from projections.read_model import ReadModel\n"
+        "from projections.mongo.batches import Batch\n"
+        "from projections.mongo.read_model import ReadModel\n"
         "view = MongoScoreView(ReadModel(connect(sys.argv[1]), sys.argv[2]))\n"
         "def hang(*_):\n"
         "    print('open', flush=True)\n"

@@ -16,14 +16,15 @@ from pymongo.database import Database
 
 from projections import MongoScoreView, ProjectionWorker
 from projections.errors import ForeignDocument, NameTaken, ReadModelUnavailable
-from projections.leaderboard import Leaderboard
 from projections.mongo import connect
-from projections.read_model import GENERATIONAL, INDEXES, ReadModel
-from projections.rebuild import Rebuild
+from projections.mongo.collections import GENERATIONAL, INDEXES
+from projections.mongo.read_model import ReadModel
+from projections.mongo.switching import Switch, roll_forward
+from projections.queries.leaderboard import Leaderboard
 from projections.status import status_of
-from projections.switching import Switch, roll_forward
-from projections.unparking import Unparking
-from projections.verify_events import verify_events
+from projections.verification.events import verify_events
+from projections.worker.rebuild import Rebuild
+from projections.worker.unparking import Unparking
 from scoring import Scoring
 from support import Overtaken, make_grant, worker_maker
 

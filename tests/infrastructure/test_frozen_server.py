@@ -20,7 +20,7 @@ from event_store import assert_equal_to_the_events, damaged
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from scoring import Scoring
 from support import make_grant, sqlite_env

@@ -16,9 +16,9 @@ import pytest
 from event_store import assert_equal_to_the_events
 from fail_points import failing
 from projections import MongoScoreView, ProjectionWorker
-from projections.rebuild import Rebuild, RebuildOutcome, _Renewing
-from projections.switching import SILENT_HOLD_SECONDS, Switch
-from projections.worker import Progress
+from projections.mongo.switching import SILENT_HOLD_SECONDS, Switch
+from projections.worker.rebuild import Rebuild, RebuildOutcome, _Renewing
+from projections.worker.worker import Progress
 from scoring import Scoring, ScoringError
 from support import make_grant, worker_maker
 
@@ -61,7 +61,7 @@ def test_a_store_that_fails_for_good_is_an_error_and_on_record(
 ) -> None:
     """Until a worker has come further."""
     scoring.grant_many([make_grant(number) for number in range(20)])
-    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.2)
     with (
         without_its_table(tmp_path / "events.sqlite"),
         pytest.raises(ScoringError, match="stored_events"),
@@ -150,7 +150,7 @@ def test_a_rebuild_that_is_near_enough_switches_after_one_round(
     scoring: Scoring, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However far both have come: it is the distance that counts."""
-    monkeypatch.setattr("projections.rebuild.MAX_LAG_AT_HOLD_EVENTS", 5)
+    monkeypatch.setattr("projections.worker.rebuild.MAX_LAG_AT_HOLD_EVENTS", 5)
     scoring.grant_many([make_grant(number) for number in range(10)])
     ProjectionWorker(scoring, view).catch_up()
     rounds: list[int] = []

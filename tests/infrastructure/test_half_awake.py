@@ -16,10 +16,10 @@ from pymongo.errors import ConfigurationError
 from event_store import assert_equal_to_the_events
 from projections import MongoScoreView, ProjectionWorker
 from projections.embedded import open_server
-from projections.leaderboard import Leaderboard
 from projections.mongo import connect
-from projections.read_model import ReadModel
-from projections.verify import verify_totals
+from projections.mongo.read_model import ReadModel
+from projections.queries.leaderboard import Leaderboard
+from projections.verification.totals import verify_totals
 from scoring import Scoring
 from support import make_grant
 

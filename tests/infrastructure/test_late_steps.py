@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 
 from projections import MongoScoreView, ProjectionWorker
-from projections.leaderboard import Leaderboard
-from projections.read_model import GENERATIONAL, ReadModel
-from projections.rebuild import Rebuild
-from projections.switching import Switch, next_step, roll_forward
-from projections.verify_events import verify_events
+from projections.mongo.collections import GENERATIONAL
+from projections.mongo.read_model import ReadModel
+from projections.mongo.switching import Switch, next_step, roll_forward
+from projections.queries.leaderboard import Leaderboard
+from projections.verification.events import verify_events
+from projections.worker.rebuild import Rebuild
 from scoring import Scoring
 from support import make_grant, worker_maker
 
@@ -21,8 +22,8 @@ STEPS = ["hold", "commit", *(f"rename {n + 1}" for n in range(2 * len(GENERATION
 @pytest.fixture(autouse=True)
 def _short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits takes over soon."""
-    monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 0.02)
-    monkeypatch.setattr("projections.switching.SILENT_HOLD_SECONDS", 0.1)
+    monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.02)
+    monkeypatch.setattr("projections.mongo.switching.SILENT_HOLD_SECONDS", 0.1)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import projections
 from projections import Leaderboard, LeaderboardRow
 from projections.cli.reading import ByOption
 from projections.cli.reading import leaderboard as leaderboard_command
-from projections.leaderboard import By
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
+from projections.queries.leaderboard import By
 
 RANDOM = random.Random(11)
 

@@ -27,7 +27,7 @@ from pymongo import AsyncMongoClient
 
 from projections import LedgerNotOpen, ProjectionError, ScoreLedger, Settings
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from scoring import GrantReceipt, Scoring, ScoringError
 from support import NOON, make_grant, sqlite_env
 

@@ -17,11 +17,12 @@ from pymongo.server_api import ServerApi
 from projections import MongoScoreView, ProjectionWorker, ScoreLedger, Settings
 from projections.errors import ReadModelDamaged, ReadModelGone
 from projections.mongo import connect
-from projections.read_model import GENERATIONAL, INDEXES, ReadModel
-from projections.rebuild import Rebuild
-from projections.switching import Switch
-from projections.verify import verify_totals
-from projections.verify_events import verify_events
+from projections.mongo.collections import GENERATIONAL, INDEXES
+from projections.mongo.read_model import ReadModel
+from projections.mongo.switching import Switch
+from projections.verification.events import verify_events
+from projections.verification.totals import verify_totals
+from projections.worker.rebuild import Rebuild
 from scoring import Scoring
 from support import make_grant, sqlite_env, worker_maker
 
@@ -63,7 +64,7 @@ def test_a_dropped_database_is_made_anew_by_an_idle_worker(
     ledger: ScoreLedger, monkeypatch: pytest.MonkeyPatch, *, rebuilt: bool
 ) -> None:
     """With its indexes and every point, though nothing is recorded that would wake it."""
-    monkeypatch.setattr("projections.inventory.LOOK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("projections.mongo.inventory.LOOK_EVERY_SECONDS", 0.1)
     live = database_of(ledger)
     if rebuilt:
         assert ledger.rebuild().live
@@ -182,7 +183,7 @@ def test_a_worker_that_follows_makes_a_dropped_index_anew(
     ]
     assert differences[0].expected == "on {grantId: 1} unique"
     assert verify_totals(live).differences == differences
-    monkeypatch.setattr("projections.inventory.LOOK_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("projections.mongo.inventory.LOOK_EVERY_SECONDS", 0.1)
     stop = Event()
     thread = Thread(target=ProjectionWorker(scoring, view).follow, args=(stop,))
     thread.start()

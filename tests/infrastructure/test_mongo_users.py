@@ -16,7 +16,7 @@ from postgres_server import PostgresServer
 from projections import ProjectionError, ReadModelUnavailable, ScoreLedger
 from projections.errors import NameTaken, ReadModelGone
 from projections.mongo import connect
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from scoring import Scoring
 from support import make_grant, sqlite_env
 

@@ -10,13 +10,14 @@ from eventsourcing.tests.persistence import TrackingRecorderTestCase
 from pymongo.errors import DuplicateKeyError
 
 from projections import MongoScoreView, PositionMoved
-from projections.batches import Batch
 from projections.errors import BatchRefused
-from projections.history import UserHistory
+from projections.events.model import ProjectedGrant
 from projections.mongo import connect
-from projections.projected import ProjectedGrant
-from projections.read_model import Document, ReadModel
-from projections.verify import verify_totals
+from projections.mongo.batches import Batch
+from projections.mongo.collections import Document
+from projections.mongo.read_model import ReadModel
+from projections.queries.history import UserHistory
+from projections.verification.totals import verify_totals
 from scoring import Grant, UserScore
 from support import make_grant
 

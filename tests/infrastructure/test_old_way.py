@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from old_way import OldBucket, OldWay
 from projections import Leaderboard, LeaderboardRow, MongoScoreView, ProjectionWorker
-from projections.batches import Batch, bucket_documents, user_changes
-from projections.decoding import EventDecoder
+from projections.events.decoding import EventDecoder
 from projections.mongo import connect
-from projections.projection import ScoreGrantsProjection
-from projections.read_model import ReadModel
+from projections.mongo.batches import Batch, bucket_documents, user_changes
+from projections.mongo.read_model import ReadModel
+from projections.worker.projection import ScoreGrantsProjection
 from scoring import GrantStatus, Scoring, UserScore
 from scoring.identity import is_grant_shaped, user_stream_id
 from support import NOON

@@ -21,13 +21,13 @@ from projections import (
     ScoreLedger,
     StreamParked,
 )
-from projections.anchor import Tracked
 from projections.errors import TooManyParked
-from projections.parking import ParkedStream
-from projections.read_model import ReadModel
+from projections.events.anchor import Tracked
+from projections.mongo.parking import ParkedStream
+from projections.mongo.read_model import ReadModel
+from projections.mongo.switching import Switch
 from projections.settings import Settings
-from projections.switching import Switch
-from projections.unparking import Unparked, Unparking
+from projections.worker.unparking import Unparked, Unparking
 from scoring import GrantReceipt, GrantStatus, Scoring
 from scoring.identity import user_stream_id
 from support import make_grant, sqlite_env
@@ -207,7 +207,7 @@ def test_unparking_projects_what_was_left_behind_once_and_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In several transactions here, so that a long stream takes no more memory."""
-    monkeypatch.setattr("projections.unparking._CHUNK", 7)
+    monkeypatch.setattr("projections.worker.unparking._CHUNK", 7)
     receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(100)]
     with damaged(tmp_path / EVENTS, receipts[21].position):
         parking(scoring, view).catch_up()
@@ -308,7 +308,7 @@ def test_unparking_lifts_a_hold_that_has_fallen_silent(
     scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a worker does: a rebuild that died while it held the position is not waited for."""
-    monkeypatch.setattr("projections.switching.SILENT_HOLD_SECONDS", 0.3)
+    monkeypatch.setattr("projections.mongo.switching.SILENT_HOLD_SECONDS", 0.3)
     receipt = grant(scoring, 1, "bob")
     with damaged(tmp_path / EVENTS, receipt.position):
         parking(scoring, view).catch_up()
@@ -383,7 +383,7 @@ def test_unparking_that_is_stopped_says_what_is_left(
     scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two transactions, and between two streams."""
-    monkeypatch.setattr("projections.unparking._CHUNK", 2)
+    monkeypatch.setattr("projections.worker.unparking._CHUNK", 2)
     receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(12)]
     with damaged(tmp_path / EVENTS, receipts[0].position, receipts[1].position):
         parking(scoring, view).catch_up()
@@ -497,7 +497,7 @@ def test_parking_ends_where_single_events_cannot_be_the_cause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So the list stays short, and a fault of everything does not look like progress."""
-    monkeypatch.setattr("projections.parking.MAX_PARKED", 3)
+    monkeypatch.setattr("projections.mongo.parking.MAX_PARKED", 3)
     receipts = [grant(scoring, number, f"user-{number}") for number in range(6)]
     with (
         damaged(tmp_path / EVENTS, *(receipt.position for receipt in receipts)),

@@ -20,11 +20,12 @@ from pymongo.monitoring import (
 
 from old_way import OldWay
 from projections import MongoScoreView, PositionMoved, ProjectionWorker, ScoreGrantsProjection
-from projections.batches import Batch
-from projections.decoding import EventDecoder
-from projections.history import UserHistory
-from projections.read_model import Document, ReadModel
-from projections.verify import verify_totals
+from projections.events.decoding import EventDecoder
+from projections.mongo.batches import Batch
+from projections.mongo.collections import Document
+from projections.mongo.read_model import ReadModel
+from projections.queries.history import UserHistory
+from projections.verification.totals import verify_totals
 from scoring import Scoring
 from support import NOON, make_grant, sqlite_env
 
@@ -215,7 +216,7 @@ def test_a_redelivery_is_looked_up_in_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of grants and of users with buckets; old, foreign and new ones on every page but the last."""
-    monkeypatch.setattr("projections.redelivery._LOOKUP_SIZE", 10)
+    monkeypatch.setattr("projections.mongo.redelivery._LOOKUP_SIZE", 10)
     for number in range(25):
         scoring.grant(**make_grant(number).model_dump())
         scoring.contribute(f"user-{number:02}", "a", "x", "s", 3)

@@ -16,7 +16,7 @@ from projections import (
     ReadModelUnavailable,
     ScoreGrantsProjection,
 )
-from projections.read_model import ReadModel
+from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from scoring import Scoring
 from support import make_grant

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from projections import Leaderboard, MongoScoreView, ProjectionWorker
-from projections.read_model import GENERATIONAL, ReadModel
-from projections.verify_events import verify_events
+from projections.mongo.collections import GENERATIONAL
+from projections.mongo.read_model import ReadModel
+from projections.verification.events import verify_events
 from scoring import Scoring
 from support import make_grant
 

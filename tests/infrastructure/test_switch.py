@@ -33,15 +33,16 @@ from projections import (
     ProjectionWorker,
     RebuildSuperseded,
 )
-from projections.batches import Batch
 from projections.errors import ReadModelUnavailable
-from projections.generations import GenerationState
-from projections.history import UserHistory
 from projections.mongo import connect
-from projections.read_model import GENERATIONAL, ReadModel
-from projections.rebuild import Rebuild
-from projections.switching import Switch, next_step, roll_forward
-from projections.verify_events import verify_events
+from projections.mongo.batches import Batch
+from projections.mongo.collections import GENERATIONAL
+from projections.mongo.control import GenerationState
+from projections.mongo.read_model import ReadModel
+from projections.mongo.switching import Switch, next_step, roll_forward
+from projections.queries.history import UserHistory
+from projections.verification.events import verify_events
+from projections.worker.rebuild import Rebuild
 from scoring import Grant, Scoring
 from support import Overtaken, make_grant, worker_maker
 
@@ -55,8 +56,8 @@ NEW = 1_000_000
 @pytest.fixture
 def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits takes over soon."""
-    monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 0.05)
-    monkeypatch.setattr("projections.switching.SILENT_HOLD_SECONDS", 0.3)
+    monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.05)
+    monkeypatch.setattr("projections.mongo.switching.SILENT_HOLD_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -385,7 +386,7 @@ def test_a_switch_that_makes_its_steps_is_left_to_its_rebuild(
     scoring: Scoring, live: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever waits for it would be in its way; it is carried on once it has fallen silent."""
-    monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 60)
+    monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 60)
     committed(scoring, live)
     waiting = Thread(target=live.generations.await_settled)
     waiting.start()
@@ -393,7 +394,7 @@ def test_a_switch_that_makes_its_steps_is_left_to_its_rebuild(
         waiting.join(0.3)
         assert live.generations.state().switching_to == 2
     finally:
-        monkeypatch.setattr("projections.generations.SILENT_SWITCH_SECONDS", 0.1)
+        monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.1)
         waiting.join()
     assert_second_generation_is_live(live)
 
@@ -665,8 +666,8 @@ def test_a_switch_that_cannot_go_on_is_not_waited_for_for_ever(
 ) -> None:
     """The error says where to look."""
     committed(scoring, live)
-    monkeypatch.setattr("projections.generations.MAX_WAIT_SECONDS", 0.2)
-    monkeypatch.setattr("projections.generations.roll_forward", lambda _: time.sleep(0.05))
+    monkeypatch.setattr("projections.mongo.generations.MAX_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("projections.mongo.generations.roll_forward", lambda _: time.sleep(0.05))
     with pytest.raises(ReadModelUnavailable, match=r"generation 2 .* has not ended"):
         Leaderboard(live).top()
 

@@ -14,11 +14,11 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
 from projections import Leaderboard, ProjectionWorker, ScoreLedger
-from projections.batches import Batch
 from projections.errors import PositionMoved
-from projections.read_model import ReadModel
-from projections.repositories import TracedScoreView
-from projections.tracing import MAX_LINKS
+from projections.mongo.batches import Batch
+from projections.mongo.read_model import ReadModel
+from projections.telemetry.repositories import TracedScoreView
+from projections.telemetry.tracing import MAX_LINKS
 from scoring import InvalidGrant, Scoring, UserScore
 from support import make_grant
 from telemetry import Telemetry
@@ -59,14 +59,14 @@ def test_every_call_of_a_repository_is_a_span_with_the_field_s_attributes(
         "db.namespace": str(tmp_path / "events.sqlite"),
         "db.collection.name": "stored_events",
         "db.operation.name": "INSERT",
-        "code.function.name": "projections.repositories.EventSourcedUserScores.grant",
+        "code.function.name": "projections.telemetry.repositories.EventSourcedUserScores.grant",
     }
     assert attributes(telemetry.spans[4]) == {
         "db.system.name": "mongodb",
         "db.namespace": read_model.database.name,
         "db.collection.name": "score_grants",
         "db.operation.name": "find",
-        "code.function.name": "projections.history.UserHistory.history",
+        "code.function.name": "projections.queries.history.UserHistory.history",
     }
     told = " ".join(str(attributes(span)) + span.name for span in telemetry.spans)
     assert "ada" not in told, "nothing may tell users apart"
@@ -236,7 +236,7 @@ if sys.argv[2] == "without the API":
 from datetime import UTC, datetime
 from pathlib import Path
 from projections import Leaderboard, ScoreLedger
-from projections.tracing import INSTALLED, Store, is_listened_to, traced
+from projections.telemetry.tracing import INSTALLED, Store, is_listened_to, traced
 
 assert INSTALLED == (sys.argv[2] == "without an SDK")
 assert not is_listened_to()

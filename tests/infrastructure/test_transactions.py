@@ -18,12 +18,12 @@ from event_store import assert_equal_to_the_events, damaged, grants_of
 from fail_points import failing
 from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
-from projections.read_model import ReadModel
-from projections.rebuild import Rebuild
-from projections.retrying import Patience
-from projections.switching import in_transaction
-from projections.transactions import await_server
-from projections.unparking import Unparking
+from projections.mongo.read_model import ReadModel
+from projections.mongo.switching import in_transaction
+from projections.mongo.transactions import await_server
+from projections.patience import Patience
+from projections.worker.rebuild import Rebuild
+from projections.worker.unparking import Unparking
 from scoring import Scoring
 from support import make_grant, worker_maker
 
@@ -247,7 +247,7 @@ def test_a_commit_that_stays_unknown_is_raised_and_leaves_no_transaction_open(
 ) -> None:
     """The session is killed, or its locks would hold everybody up for a minute."""
     scoring.grant_many([make_grant(number) for number in range(10)])
-    monkeypatch.setattr("projections.retrying.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.2)
     before = open_transactions(view.read_model)
     lost = {"errorCode": 64, "errorLabels": ["UnknownTransactionCommitResult"]}
     with failing(mongo_uri, "commitTransaction", **lost):

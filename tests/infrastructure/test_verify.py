@@ -34,11 +34,12 @@ from projections import (
     VerificationProgress,
 )
 from projections.mongo import connect
-from projections.read_model import Document, ReadModel
-from projections.unparking import Unparking
-from projections.verification import DOCUMENT, MAX_DIFFERENCES, Difference
-from projections.verify import verify_totals
-from projections.verify_events import verify_events
+from projections.mongo.collections import Document
+from projections.mongo.read_model import ReadModel
+from projections.verification.events import verify_events
+from projections.verification.report import DOCUMENT, MAX_DIFFERENCES, Difference
+from projections.verification.totals import verify_totals
+from projections.worker.unparking import Unparking
 from scoring import Grant, Scoring, UserScore
 from support import NOON, make_grant, sqlite_env
 
@@ -377,7 +378,7 @@ def test_the_first_differences_are_reported_and_the_rest_counted(
         assert len(outcome.differences) == MAX_DIFFERENCES < outcome.difference_count
         of_one = [d.what for d in outcome.differences if d.user_id == "user-0"]
         assert of_one == sorted(of_one)  # the same on every run
-    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 30)
+    monkeypatch.setattr("projections.verification.events._EVENTS_PER_PAGE", 30)
     outcome = verify_events(scoring, projected)
     assert len(outcome.differences) == MAX_DIFFERENCES < outcome.difference_count
 
@@ -474,9 +475,9 @@ def test_pages_of_events_and_users_meet_without_a_gap(
     scoring: Scoring, projected: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Damage at the edges of pages is found once."""
-    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 3)
-    monkeypatch.setattr("projections.verify_events._MAX_LAST_STRETCH_EVENTS", 10)
-    monkeypatch.setattr("projections.verify._USERS_PER_PAGE", 2)
+    monkeypatch.setattr("projections.verification.events._EVENTS_PER_PAGE", 3)
+    monkeypatch.setattr("projections.verification.events._MAX_LAST_STRETCH_EVENTS", 10)
+    monkeypatch.setattr("projections.verification.totals._USERS_PER_PAGE", 2)
     seen: list[VerificationProgress] = []
     outcome = verify_events(scoring, projected, on_progress=seen.append)
     assert (outcome.ok, outcome.grants) == (True, 67)
@@ -487,7 +488,7 @@ def test_pages_of_events_and_users_meet_without_a_gap(
     assert seen == [VerificationProgress("users", done, 7) for done in (2, 4, 6, 7)]
     ids = [document["_id"] for document in projected.grants.find()]
     projected.grants.update_many({}, {"$set": {"note": 1}})
-    monkeypatch.setattr("projections.verification.MAX_DIFFERENCES", 1000)
+    monkeypatch.setattr("projections.verification.report.MAX_DIFFERENCES", 1000)
     outcome = verify_events(scoring, projected)
     assert [difference.position for difference in outcome.differences] == ids
     projected.grants.delete_many({})
@@ -569,8 +570,8 @@ def test_a_stream_that_is_parked_or_unparked_while_a_long_history_is_read_is_no_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is read before the last stretch is read at no one instant."""
-    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 3)
-    monkeypatch.setattr("projections.verify_events._MAX_LAST_STRETCH_EVENTS", 10)
+    monkeypatch.setattr("projections.verification.events._EVENTS_PER_PAGE", 3)
+    monkeypatch.setattr("projections.verification.events._MAX_LAST_STRETCH_EVENTS", 10)
     receipts = [
         scoring.grant(**make_grant(number, user_id=f"user-{number % 3}").model_dump())
         for number in range(30)
@@ -603,7 +604,7 @@ def test_a_difference_names_the_bucket_that_it_is_about(
     scoring: Scoring, projected: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And how far the comparison has come is told for users and buckets."""
-    monkeypatch.setattr("projections.verify_events._PROGRESS_EVERY", 3)
+    monkeypatch.setattr("projections.verification.events._PROGRESS_EVERY", 3)
     set_bucket(points=4)(projected)
     projected.buckets.delete_one({"_id": {"userId": "user-4", "key": BADGE}})
     told: list[VerificationProgress] = []
@@ -623,8 +624,8 @@ def test_only_the_last_stretch_of_grants_is_read_at_one_instant(
     scoring: Scoring, projected: ReadModel, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MongoDB keeps an instant for minutes, and reading a long history takes longer."""
-    monkeypatch.setattr("projections.verify_events._EVENTS_PER_PAGE", 5)
-    monkeypatch.setattr("projections.verify_events._MAX_LAST_STRETCH_EVENTS", 20)
+    monkeypatch.setattr("projections.verification.events._EVENTS_PER_PAGE", 5)
+    monkeypatch.setattr("projections.verification.events._MAX_LAST_STRETCH_EVENTS", 20)
     listener = Interruptions()
     with MongoClient[Document](mongo_uri, event_listeners=[listener]) as client:
         assert verify_events(scoring, ReadModel(client, projected.database.name)).ok

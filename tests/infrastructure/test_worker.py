@@ -16,9 +16,9 @@ from threading import Event, Thread
 import pytest
 
 from projections import MongoScoreView, PoisonEvent, Progress, ProjectionWorker
-from projections.leaderboard import Leaderboard
-from projections.read_model import ReadModel
-from projections.verify import verify_totals
+from projections.mongo.read_model import ReadModel
+from projections.queries.leaderboard import Leaderboard
+from projections.verification.totals import verify_totals
 from scoring import Scoring
 from support import make_grant
 

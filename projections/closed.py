@@ -1,0 +1,19 @@
+"""What becomes of a ledger's parts when it may not be used any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from projections.errors import LedgerNotOpen
+
+
+class Closed:
+    """Stands where a part of a ledger was, and answers every use of it with one sentence."""
+
+    def __init__(self, sentence: str) -> None:
+        """Say why the part is gone."""
+        self.sentence = sentence
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise ``LedgerNotOpen``."""
+        raise LedgerNotOpen(self.sentence)

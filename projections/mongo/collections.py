@@ -1,0 +1,138 @@
+"""The collections of the read model: their names, indexes and documents; nothing is sent here.
+
+``score_grants``: one document per grant, inserted once and never updated.
+``user_scores``: one document per user, sums of the former.
+``score_buckets``: the buckets a reader of the old way would see.
+``score_positions``: how far the event store has been projected, by application name.
+``score_parked``: streams that are not projected from some event on.
+``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others,
+and why one has failed.
+``score_control``: which generation of the documents is live; see ``control``.
+
+The first three names, and that of parked streams, are always the live read model. A generation that
+is being built beside it has the same names with a suffix, ``score_grants__g2``, and one that was
+replaced with another, ``score_grants__g2_old``: a name that a rename has led from never comes back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from bson.codec_options import CodecOptions
+from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from projections.mongo.errors import translated
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from pymongo import MongoClient
+    from pymongo.collection import Collection
+    from pymongo.database import Database
+
+Document = dict[str, Any]
+
+GRANTS: Final = "score_grants"
+USERS: Final = "user_scores"
+BUCKETS: Final = "score_buckets"
+POSITIONS: Final = "score_positions"
+WORKERS: Final = "score_workers"
+CONTROL: Final = "score_control"
+PARKED: Final = "score_parked"
+
+GENERATIONAL: Final = (GRANTS, USERS, BUCKETS, PARKED)
+"""What a rebuild makes anew, and a switch renames."""
+
+SHAPE: Final = 1
+"""Version of what the projection writes into these. A release that writes other fields, or
+other values into the same ones, raises it: whoever then opens documents of the old shape is advised
+to rebuild them."""
+
+INDEXES: Final = {
+    GRANTS: [
+        IndexModel([("grantId", ASCENDING)], unique=True),
+        IndexModel([("userId", ASCENDING), ("_id", DESCENDING)]),
+    ],
+    USERS: [
+        IndexModel([("recomputedTotal", DESCENDING), ("_id", ASCENDING)]),
+        IndexModel([("totalScore", DESCENDING), ("_id", ASCENDING)]),
+    ],
+    BUCKETS: [],
+    POSITIONS: [],
+    # Whoever was killed while nobody was waiting is forgotten in time.
+    WORKERS: [IndexModel([("seenAt", ASCENDING)], expireAfterSeconds=3600)],
+    PARKED: [],
+    CONTROL: [],
+}
+
+CONTROL_ID: Final = "read-model"
+"""The one document of ``score_control``."""
+
+NOT_HELD: Final[Document] = {"hold": {"$exists": False}}
+"""What the document of a position must match for a worker to move it."""
+
+
+class Collections:
+    """The collections of one database, read and written with majority concerns.
+
+    What a reader has seen therefore survives a change of primary, and so does what a worker has
+    been told is committed.
+    """
+
+    def __init__(
+        self, client: MongoClient[Document], database: str, *, generation: int | None = None
+    ) -> None:
+        """Name the database, and the generation unless it is the live one; nothing is sent yet."""
+        self.client = client
+        self.generation = generation
+        self.shape = SHAPE
+        self.generational = GENERATIONAL
+        self.indexes = INDEXES
+        self.database: Database[Document] = client.get_database(
+            database,
+            codec_options=CodecOptions(tz_aware=True),
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("majority"),
+            write_concern=WriteConcern("majority"),
+        )
+        self.grants: Collection[Document] = self.database[self.name_of(GRANTS)]
+        self.users: Collection[Document] = self.database[self.name_of(USERS)]
+        self.buckets: Collection[Document] = self.database[self.name_of(BUCKETS)]
+        self.positions: Collection[Document] = self.database[POSITIONS]
+        self.workers: Collection[Document] = self.database[WORKERS]
+        self.parked: Collection[Document] = self.database[self.name_of(PARKED)]
+        self.control: Collection[Document] = self.database[CONTROL]
+
+    def of_generation(self, generation: int | None) -> Self:
+        """Return those of a generation that is not the live one, or of that: ``None``."""
+        return type(self)(self.client, self.database.name, generation=generation)
+
+    def name_of(self, collection: str) -> str:
+        """Return the name that one of ``GENERATIONAL`` has in this generation."""
+        return suffixed(collection, self.generation)
+
+    def position_id(self, application_name: str) -> str:
+        """Return the id of the document that keeps this generation's position."""
+        return suffixed(application_name, self.generation)
+
+    @property
+    def writable(self) -> Document:
+        """What the document of a position must match besides its position to be moved."""
+        # Not held by a switch, and not of a shape that another release has made meanwhile; a live
+        # position that was never rebuilt names none.
+        return {**NOT_HELD, "shape": {"$in": [self.shape, None]}}
+
+    def place(self) -> str:
+        """Return host, port and database, without credentials."""
+        with translated():
+            address = self.client.address
+        host = f"{address[0]}:{address[1]}" if address else "sharded cluster"
+        return f"{host}/{self.database.name}"
+
+
+def suffixed(name: str, generation: int | None) -> str:
+    """Return the name that something live has in a generation that is being built."""
+    return name if generation is None else f"{name}__g{generation}"

@@ -1,0 +1,85 @@
+"""The read model: collections, which generation of them is live, and whether they are whole."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from projections.errors import ReadModelDamaged, ReadModelUnavailable
+from projections.mongo.collections import Collections
+from projections.mongo.errors import translated
+from projections.mongo.generations import Generations
+from projections.mongo.inventory import Inventory
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+
+    from projections.mongo.collections import Document
+
+
+class ReadModel(Collections):
+    """The collections of one generation, with what keeps them together."""
+
+    def __init__(
+        self, client: MongoClient[Document], database: str, *, generation: int | None = None
+    ) -> None:
+        """Name the database, and the generation unless it is the live one; nothing is sent yet."""
+        super().__init__(client, database, generation=generation)
+        self.generations = Generations(self)
+        self.inventory = Inventory(self, self.generations)
+
+    def prepare(self) -> None:
+        """Check that the server can do transactions, and create what is missing.
+
+        Raises:
+            NameTaken: if a collection has the name of one of these and is not the ledger's.
+            ReadModelUnavailable: if the server is not there, or is not of a replica set.
+        """
+        self._check_server()
+        with suppress(ReadModelDamaged):  # which stops workers, and has to be open to be rebuilt
+            self.inventory.check()
+
+    def check(self) -> None:
+        """Check all that can be checked without writing anything.
+
+        Raises:
+            NameTaken: if a collection has the name of one of these and is not the ledger's.
+            ReadModelGone: if there is no read model.
+            ReadModelUnavailable: if the server is not there, or is not of a replica set.
+        """
+        self._check_server()
+        self.inventory.check_existence()
+
+    def _check_server(self) -> None:
+        with translated():
+            hello = self.client.admin.command("hello")
+            if hello.get("isreplicaset"):
+                raise ReadModelUnavailable(
+                    "the MongoDB server is started for a replica set that was never initiated: run "
+                    "rs.initiate() on it once, one node is enough"
+                )
+            if "setName" not in hello and hello.get("msg") != "isdbgrid":
+                raise ReadModelUnavailable(
+                    "the MongoDB server is a standalone one, which cannot do transactions: start "
+                    "it with --replSet NAME and run rs.initiate() once, one node is enough"
+                )
+
+    def prepare_building(self, application_name: str) -> None:
+        """Create the collections and the position of this generation, which is being built.
+
+        Raises:
+            NameTaken: if a collection has the name of one of these and is not the ledger's.
+            RebuildSuperseded: if this generation is not the one to build any more.
+            ReadModelUnavailable: if MongoDB failed.
+        """
+        self.inventory.create_building(application_name)
+
+    def counts(self) -> tuple[int, int]:
+        """Return the numbers of users and grants, from the collections' metadata."""
+        return self.generations.consistently(
+            lambda _: (
+                self.users.estimated_document_count(),
+                self.grants.estimated_document_count(),
+            ),
+            any_shape=True,
+        )

@@ -1,0 +1,63 @@
+"""Sessions of the driver, and getting rid of pooled connections that cannot carry one.
+
+When it connects, the driver asks the server once whether it is in use as a primary or a secondary.
+A server that is starting, rolling back or in maintenance says no, as a primary does that was frozen
+and is waking up. The connection then refuses sessions for as long as it lives, though the server
+may be the primary a second later, and the pool hands it out again and again.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from bson.errors import InvalidDocument
+from pymongo.errors import PyMongoError
+
+from projections.errors import ReadModelUnavailable
+from projections.mongo.errors import is_without_sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pymongo import MongoClient
+    from pymongo.client_session import ClientSession
+
+T = TypeVar("T")
+
+_MOST_CONNECTIONS: Final = 100  # of a pool, unless its owner says otherwise
+
+
+def in_session(client: MongoClient[Any], work: Callable[[ClientSession], T], **options: Any) -> T:
+    """Return what ``work`` returns, called with a session.
+
+    It is called again if it met a connection that cannot carry a session, so it should only read.
+    """
+    for _ in range(_MOST_CONNECTIONS):
+        try:
+            with discarding(client), client.start_session(**options) as session:
+                return work(session)
+        except (PyMongoError, ReadModelUnavailable) as error:
+            if not is_without_sessions(error):
+                raise
+    with client.start_session(**options) as session:
+        return work(session)
+
+
+@contextmanager
+def discarding(client: MongoClient[Any]) -> Iterator[None]:
+    """Close the connection that the block met, if that cannot carry sessions."""
+    try:
+        yield
+    except (PyMongoError, ReadModelUnavailable) as error:
+        if is_without_sessions(error):
+            _discard_connection(client)
+        raise
+
+
+def _discard_connection(client: MongoClient[Any]) -> None:
+    # The driver has no call for it, but it closes a connection on which sending has failed, and it
+    # takes the one that was given back last: most likely the one that was just met. If it is
+    # another one, that is made anew when it is needed.
+    with suppress(InvalidDocument, PyMongoError):
+        client.admin.command({"ping": object()})

@@ -1,0 +1,182 @@
+"""MongoDB transactions with bounded retries, and freeing what a killed worker left locked.
+
+A worker that is killed between two statements leaves its transaction open on the server, which
+keeps it for a minute by default, and all its documents locked with it. Workers therefore say that
+they are alive while they hold a transaction; see ``liveness``. Whoever is held up by a conflict
+aborts the transactions of those who are gone. Doing that to a worker that was merely slow does no
+harm: its transaction is aborted whole, and it tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from threading import Event
+from typing import TYPE_CHECKING, Any, Final
+
+import pymongo
+from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from projections.errors import BatchTooSlow
+from projections.mongo.errors import (
+    is_conflict,
+    is_outcome_unknown,
+    is_transaction_gone,
+    is_transient,
+)
+from projections.mongo.liveness import Liveness
+from projections.mongo.sessions import discarding
+from projections.patience import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pymongo.client_session import ClientSession
+
+    from projections.mongo.collections import Collections
+
+logger = logging.getLogger(__name__)
+
+_PROBE_SECONDS: Final = 0.5
+_FIRST_COMMIT_SECONDS: Final = 1.0
+_LONGEST_COMMIT_SECONDS: Final = 30.0
+# What the server gives a transaction (transactionLifetimeLimitSeconds), unless it was told else.
+_LONGEST_ATTEMPT_SECONDS: Final = 60.0
+_SLOW_SECONDS: Final = 1.0
+
+
+class TransactionRunner:
+    """Runs transactions on one session, which others can find if this process dies.
+
+    Not to be shared between threads.
+    """
+
+    def __init__(self, read_model: Collections) -> None:
+        """Start a session on the read model's client."""
+        self._client = read_model.client
+        self._session = self._client.start_session()
+        self._liveness = Liveness(read_model, self._session.session_id["id"])
+
+    def run(
+        self,
+        work: Callable[[ClientSession], None],
+        *,
+        stop: Event | None = None,
+        divisible: bool = False,
+    ) -> None:
+        """Run ``work`` in a transaction and commit it.
+
+        Errors that may pass are tried again for ``RETRY_SECONDS``: elections, lost connections and
+        write conflicts. The outcome of a commit can stay unknown when that time is over; the
+        compare-and-set of the position makes it safe to try the same batch again.
+
+        Args:
+            work: Called with the session, once for every attempt.
+            stop: When set, no further attempt is made.
+            divisible: Whether the caller can do with less at once, if it takes too long.
+
+        Raises:
+            BatchTooSlow: if it is divisible, and the server gave the transaction up for its age.
+            PyMongoError: what the last attempt failed with; the transaction is aborted.
+        """
+        patience = Patience(stop or Event())
+        while True:
+            began = time.monotonic()
+            try:
+                with self._liveness, discarding(self._client):
+                    # Named, whatever the client's own are: a transaction needs just these.
+                    self._session.start_transaction(
+                        read_concern=ReadConcern("snapshot"),
+                        write_concern=WriteConcern("majority"),
+                        read_preference=ReadPreference.PRIMARY,
+                    )
+                    with pymongo.timeout(_LONGEST_ATTEMPT_SECONDS):
+                        work(self._session)
+                    self._commit(patience)
+                return
+            except PyMongoError as error:
+                self._abort()
+                if divisible and _is_too_slow(error, time.monotonic() - began):
+                    raise BatchTooSlow(
+                        "a transaction took longer than MongoDB keeps one open "
+                        "(transactionLifetimeLimitSeconds)"
+                    ) from error
+                if not is_transient(error) or patience.is_exhausted:
+                    raise
+                logger.info("transaction aborted, trying again: %s", error)
+                if is_conflict(error):
+                    self._liveness.abort_the_dead()
+                patience.pause()
+                if not await_server(self._client, patience):
+                    raise
+            except BaseException:
+                self._abort()
+                raise
+
+    def close(self) -> None:
+        """End the session and take it off the list of workers."""
+        self._liveness.close()
+        self._session.end_session()
+
+    def _commit(self, patience: Patience) -> None:
+        # Committing again is safe: the server knows the transaction by its number. So the first
+        # attempts are short, for a server that is gone must not keep a worker from stopping.
+        seconds = _FIRST_COMMIT_SECONDS
+        while True:
+            try:
+                with discarding(self._client), pymongo.timeout(seconds):
+                    self._session.commit_transaction()
+                return
+            except PyMongoError as error:
+                if not is_outcome_unknown(error):
+                    raise
+                patience.pause()
+                if patience.is_exhausted or not await_server(self._client, patience):
+                    self._abandon()
+                    raise
+            seconds = min(seconds * 2, _LONGEST_COMMIT_SECONDS)
+
+    def _abort(self) -> None:
+        if self._session.in_transaction:
+            with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
+                self._session.abort_transaction()
+
+    def _abandon(self) -> None:
+        # The driver does not abort what it has tried to commit; if it was not committed it would
+        # stay open, with all its locks, for a minute.
+        with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
+            self._client.admin.command("killSessions", [self._session.session_id])
+
+
+def is_there(client: pymongo.MongoClient[Any]) -> bool:
+    """Tell whether there is a server to write to, as far as the driver knows; nothing is sent."""
+    return client.topology_description.has_writable_server()
+
+
+def await_server(client: pymongo.MongoClient[dict[str, object]], patience: Patience) -> bool:
+    """Wait until there is a server to write to; false if patience is exhausted before.
+
+    An operation that finds no server waits for one by itself, but for many seconds and whatever
+    happens in the meantime.
+    """
+    while not is_there(client):
+        if patience.is_exhausted:
+            return False
+        with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
+            client.admin.command("ping")
+    return True
+
+
+def _is_too_slow(error: PyMongoError, seconds: float) -> bool:
+    """Tell whether an attempt failed because it took so long, as far as that can be known.
+
+    The server may have been told to keep transactions for less than a minute, and says of one that
+    it does not have it any more, whatever became of it.
+    """
+    if is_transaction_gone(error):
+        return seconds > _SLOW_SECONDS
+    return error.timeout and seconds >= _LONGEST_ATTEMPT_SECONDS
