@@ -44,7 +44,7 @@ KINDS = ("killed", "timed out", "survived", "not covered", "equivalent")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("modules", nargs="+", help="e.g. projections/parking.py")
+    parser.add_argument("modules", nargs="+", help="e.g. projections/mongo/parking.py")
     parser.add_argument("--sample", type=int, default=40, help="at most so many of each module")
     parser.add_argument("--seed", type=int, default=1, help="which ones")
     parser.add_argument("--jobs", type=int, default=2)
