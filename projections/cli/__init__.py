@@ -1,4 +1,7 @@
-"""The command line ``score-ledger``."""
+"""The command line ``score-ledger``.
+
+It may import everything; nothing imports it.
+"""
 
 from __future__ import annotations
 

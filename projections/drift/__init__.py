@@ -1,4 +1,7 @@
-"""Drift: the old total against the ledger's balance, for those who decide about a flip."""
+"""Drift: the old total against the ledger's balance, for those who decide about a flip.
+
+It may import ``projections.mongo`` and what is below it.
+"""
 
 from projections.drift.measuring import measure_drift
 from projections.drift.page import write_page

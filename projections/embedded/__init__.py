@@ -17,6 +17,8 @@ How sharing works, file by file in the folder:
 - ``key``: the password, random, for the folder's owner alone; ``uri`` carries it.
 - ``server.json``: the last run's port, so that a restart keeps the address where it can.
 - ``data/``, ``mongod.log``, ``mongod.out``, ``supervisor.log``: what the names say.
+
+It may import ``projections.errors`` and, for the codes of the server, ``projections.mongo.errors``.
 """
 
 from projections.embedded.binary import find_mongod
