@@ -15,7 +15,7 @@ import pytest
 
 from event_store import assert_equal_to_the_events
 from fail_points import failing
-from projections import MongoScoreView, ProjectionWorker
+from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
 from projections.mongo.switching import SILENT_HOLD_SECONDS, Switch
 from projections.worker.rebuild import Rebuild, RebuildOutcome, _Renewing
 from projections.worker.worker import Progress
@@ -183,3 +183,23 @@ def test_a_hold_is_renewed_well_before_it_counts_as_silent(
     renewed = view.read_model.positions.find_one() or {}
     assert renewed["hold"]["at"] > held["hold"]["at"]
     assert told == [progress]
+
+
+def test_a_rebuild_that_nobody_stopped_raises_what_does_not_pass(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for one that was stopped."""
+    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.3)
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    ProjectionWorker(scoring, view).catch_up()
+    with ExitStack() as failures:
+
+        def failing_worker(
+            building: MongoScoreView, report: Callable[[Progress], None]
+        ) -> ProjectionWorker:
+            failures.enter_context(failing(mongo_uri, "find", errorCode=11601))
+            return worker_maker(scoring)(building, report)
+
+        with pytest.raises(ReadModelUnavailable):
+            Rebuild(scoring, view.read_model, failing_worker).run(stop=Event())
+    assert view.read_model.generations.state().building == 2
