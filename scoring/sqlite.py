@@ -302,11 +302,13 @@ class PatientConnectionPool(SQLiteConnectionPool):
         if self.is_sqlite_memory_mode:
             return
         self._check_file()
-        log = _file_id(self._log_path)
-        if self._open_log is None:
-            self._open_log = log
-        elif log != self._open_log:
-            raise self._replaced(self._log_path)
+        # With the last connection, which another thread may just be closing, goes the log.
+        with self._put_condition:
+            log = _file_id(self._log_path)
+            if self._open_log is None:
+                self._open_log = log
+            elif log != self._open_log and not self._retired:
+                raise self._replaced(self._log_path)
 
     def _check_file(self) -> None:
         if self._open_file is not None and self._open_file != _file_id(self._path):

@@ -189,6 +189,18 @@ def test_a_snapshot_from_before_there_were_contributions_still_loads() -> None:
             [
                 bucket_set(
                     originator_id=stream,
+                    originator_version=101,
+                    timestamp=datetime(2026, 11, 22, 12, tzinfo=UTC),
+                    user_id="ada",
+                    key="in the snapshot",
+                    category="x",
+                    source="s",
+                    points=50,
+                    replaced_points=0,
+                    equals_grant=False,
+                ),
+                bucket_set(
+                    originator_id=stream,
                     originator_version=102,
                     timestamp=datetime(2026, 11, 23, tzinfo=UTC),
                     user_id="ada",
@@ -198,7 +210,7 @@ def test_a_snapshot_from_before_there_were_contributions_still_loads() -> None:
                     points=5,
                     replaced_points=0,
                     equals_grant=False,
-                )
+                ),
             ]
         )
         score = app.score_of("ada")

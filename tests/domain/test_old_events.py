@@ -154,13 +154,15 @@ def test_a_claim_of_version_1_still_holds(old_store: Scoring) -> None:
     assert (receipt.status, receipt.total_before, receipt.total_after) == ("RECORDED", 57, 64)
 
 
-def test_a_snapshot_of_version_1_loads_without_its_events() -> None:
-    """The events before it are not needed: only the snapshot is there, and what follows it."""
+def test_a_snapshot_of_version_1_loads_without_the_events_before_it() -> None:
+    """Only the snapshot is needed, the event that it was taken at, and what follows it."""
     later = changed(GRANT_RECORDED_1, grant_id="quiz-2", amount=3)
     with Scoring() as app:
         assert app.snapshots is not None
         app.snapshots.recorder.insert_events([SNAPSHOT_1])
-        app.recorder.insert_events([StoredEvent(ZOE, 4, later.topic, later.state)])
+        app.recorder.insert_events(
+            [BADGE_RECORDED_1, StoredEvent(ZOE, 4, later.topic, later.state)]
+        )
         score = app.score_of("Zoë")
         assert (score.total_score, score.recomputed_total, score.version) == (60, 50, 4)
         assert score.category_totals == {"learning": 10, "award": 50}
@@ -242,6 +244,7 @@ def test_a_snapshot_of_version_1_is_upcast() -> None:
     with Scoring() as app:
         assert app.snapshots is not None
         app.snapshots.recorder.insert_events([SNAPSHOT_1])
+        app.recorder.insert_events([BADGE_RECORDED_1])
         score: Any = app.repository.get(ZOE)
         assert (score.total_score, score.recomputed_total, score.buckets) == (57, 50, {})
 
