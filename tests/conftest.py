@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -104,6 +106,16 @@ def scoring(tmp_path: Path) -> Iterator[Scoring]:
     """The write side on a SQLite file."""
     with Scoring(sqlite_env(tmp_path / "events.sqlite")) as app:
         yield app
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sources at hand."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder))
+    subprocess.run([*pip, str(Path(__file__).parents[1])], check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from command_line import ready_command
+from projections.embedded import open_server
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -49,8 +53,9 @@ FIRST_GRANT = (
 )
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def run(command: list[str], folder: Path, *programs: Path) -> subprocess.CompletedProcess[str]:
+    folders = [*programs, Path(sys.executable).parent, os.environ["PATH"]]
+    path = os.pathsep.join(map(str, folders))
     return subprocess.run(
         command,
         cwd=folder,
@@ -70,11 +75,19 @@ def test_python_blocks_run_as_printed(code: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", numbered("sh"))
-def test_shell_blocks_run_as_printed(code: str, tmp_path: Path) -> None:
+def test_shell_blocks_run_as_printed(
+    code: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Every command of a block succeeds, in an empty folder or after the grants it speaks of."""
-    if "score-ledger grant" not in code:
-        run(["score-ledger", *FIRST_GRANT.split()], tmp_path)
-    done = run(["bash", "-ec", code], tmp_path)
+    programs = tmp_path_factory.mktemp("programs")
+    command = programs / "score-ledger"
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(ready_command())} "$@"\n')
+    command.chmod(0o755)
+    # In use, the server of the folder is not started and stopped for each command.
+    with open_server(tmp_path / ".score-ledger" / "mongo"):
+        if "score-ledger grant" not in code:
+            run(["score-ledger", *FIRST_GRANT.split()], tmp_path, programs)
+        done = run(["bash", "-ec", code], tmp_path, programs)
     assert done.returncode == 0, done.stderr
 
 

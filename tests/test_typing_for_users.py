@@ -36,16 +36,6 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sources at hand."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder))
-    subprocess.run([*pip, str(ROOT)], check=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-@pytest.fixture(scope="module")
 def user_s_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An environment with the wheel; what it depends on is borrowed from this one."""
     folder = tmp_path_factory.mktemp("user") / "venv"
@@ -59,8 +49,10 @@ def user_s_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def mypy(python: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    here = (sys.executable, "-m", "mypy", "--strict", "--config-file=", "--python-executable")
-    return run(*here, python, str(folder), cwd=folder)
+    # What it found out about the packages that we depend on need not be found out in each run.
+    cache = f"--cache-dir={ROOT / '.mypy_cache' / 'users'}"
+    here = (sys.executable, "-m", "mypy", "--strict", "--config-file=", cache)
+    return run(*here, "--python-executable", python, str(folder), cwd=folder)
 
 
 def pyright(python: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -328,16 +328,31 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=1000)
-@given(state=st.dictionaries(TEXT, VALUES, max_size=5))
-def test_both_transcoders_write_and_read_the_same(state: dict[str, Any]) -> None:
-    """Bytes for bytes and value for value, whatever an embedder's own events hold."""
+def assert_both_transcoders_agree(state: dict[str, Any]) -> None:
     ours, librarys = transcoders()
     written = librarys.encode(state)
     assert ours.encode(state) == written
     read = ours.decode(written)
     assert read == librarys.decode(written) == state
     assert [type(value) for value in read.values()] == [type(value) for value in state.values()]
+
+
+STATES = given(state=st.dictionaries(TEXT, VALUES, max_size=5))
+
+
+@settings(max_examples=200)
+@STATES
+def test_both_transcoders_write_and_read_the_same(state: dict[str, Any]) -> None:
+    """Bytes for bytes and value for value, whatever an embedder's own events hold."""
+    assert_both_transcoders_agree(state)
+
+
+@pytest.mark.soak
+@settings(max_examples=20_000)
+@STATES
+def test_both_transcoders_write_and_read_the_same_for_long(state: dict[str, Any]) -> None:
+    """More of it."""
+    assert_both_transcoders_agree(state)
 
 
 def test_what_json_has_no_word_for_is_read_alike() -> None:

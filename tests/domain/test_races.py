@@ -47,13 +47,13 @@ def contested_grants(worker: int) -> list[Grant]:
 
 
 def race(worker: int, env: dict[str, str], start: Barrier, results: Queue[Result]) -> None:
-    """Grant everything three times over, one by one and in batches, in an order of its own."""
+    """Grant everything twice, one by one and in batches, in an order of its own."""
     rng = random.Random(worker)
     answers: Answers = []
     try:
         start.wait()
         with Scoring(env) as scoring:
-            for _ in range(3):
+            for _ in range(2):
                 grants = contested_grants(worker)
                 rng.shuffle(grants)
                 while grants:
@@ -162,7 +162,7 @@ def test_racing_processes_count_each_id_once(new_env: Callable[[], dict[str, str
     with Scoring(env) as scoring:
         ledger = read_ledger(scoring)
         everything = scoring.recorder.select_notifications(start=1, limit=2**31)
-    assert len(answers) == PROCESSES * 3 * 80
+    assert len(answers) == PROCESSES * 2 * 80
     times_recorded = check_receipts(ledger, answers)
     assert times_recorded == {f"grant-{number}": 1 for number in range(80)}
     assert seen == [notification.id for notification in everything]
@@ -213,9 +213,9 @@ def test_no_read_sees_a_user_half_advanced(new_env: Callable[[], dict[str, str]]
     ):
         reading = [threads.submit(read, scoring) for _ in range(3)]
         writing = [threads.submit(write, scoring, f"thread-{worker}") for worker in range(3)]
-        time.sleep(5)
+        time.sleep(2)
         stop.set()
-        assert all(reads.result() > 50 for reads in reading)
+        assert all(reads.result() > 20 for reads in reading)
         written = [writes.result() for writes in writing]
         answers = [answer for some in written for answer in some] + collect(results, 2)
         assert torn == []
