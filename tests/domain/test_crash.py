@@ -42,7 +42,7 @@ while True:
         receipts = [scoring.grant(**grants[0].model_dump())]
     else:
         receipts = scoring.grant_many(grants)
-    time.sleep(rng.uniform(0, 0.004))
+    time.sleep(rng.uniform(0, 0.02))
     for number, receipt in zip(numbers, receipts):
         line = [number, receipt.status, receipt.position, receipt.total_before, receipt.total_after]
         os.write(1, json.dumps(line).encode() + b"\\n")
