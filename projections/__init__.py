@@ -10,18 +10,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from projections.drift import Drift, UserDrift
     from projections.errors import (
+        BatchRefused,
+        BatchTooSlow,
         EventStoreReplaced,
+        ForeignDocument,
         LedgerNotOpen,
+        NameTaken,
         PoisonEvent,
         PositionMoved,
         ProjectionError,
+        ReadModelDamaged,
+        ReadModelGone,
         ReadModelUnavailable,
         RebuildSuperseded,
         ShapeChanged,
         StreamParked,
+        TooManyParked,
     )
     from projections.ledger import ScoreLedger
     from projections.mongo import MongoScoreView
+    from projections.mongo.batches import Batch
     from projections.mongo.parking import ParkedStream
     from projections.mongo.read_model import ReadModel
     from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
@@ -36,9 +44,13 @@ if TYPE_CHECKING:
     from projections.worker.worker import Progress, ProjectionWorker
 
 __all__ = [
+    "Batch",
+    "BatchRefused",
+    "BatchTooSlow",
     "Difference",
     "Drift",
     "EventStoreReplaced",
+    "ForeignDocument",
     "GrantRow",
     "Leaderboard",
     "LeaderboardRepository",
@@ -46,6 +58,7 @@ __all__ = [
     "LedgerNotOpen",
     "LedgerStatus",
     "MongoScoreView",
+    "NameTaken",
     "ParkedStream",
     "PoisonEvent",
     "PositionMoved",
@@ -53,6 +66,8 @@ __all__ = [
     "ProjectionError",
     "ProjectionWorker",
     "ReadModel",
+    "ReadModelDamaged",
+    "ReadModelGone",
     "ReadModelUnavailable",
     "RebuildOutcome",
     "RebuildSuperseded",
@@ -62,6 +77,7 @@ __all__ = [
     "Settings",
     "ShapeChanged",
     "StreamParked",
+    "TooManyParked",
     "Unparked",
     "UserDrift",
     "UserHistory",
@@ -73,7 +89,8 @@ __all__ = [
 
 _MODULES = (
     *("errors", "drift", "ledger", "mongo", "ports", "settings", "status"),
-    *("mongo.parking", "mongo.read_model", "queries.history", "queries.leaderboard"),
+    *("mongo.batches", "mongo.parking", "mongo.read_model"),
+    *("queries.history", "queries.leaderboard"),
     *("verification.report", "worker.projection", "worker.rebuild", "worker.unparking"),
     "worker.worker",
 )
