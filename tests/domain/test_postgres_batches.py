@@ -14,10 +14,10 @@ def test_a_batch_larger_than_the_buffers_of_a_socket_is_recorded(postgres: Postg
     """The longest ids there are, a thousand in one commit: some megabytes in one statement."""
     grants = [
         make_grant(n, user_id=f"{'🦉' * 120}{n:08}", grant_id=f"{'🌲' * 240}{n:016}")
-        for n in range(2000)
+        for n in range(1100)
     ]
     with Scoring(postgres.new_env()) as scoring:
         receipts = scoring.grant_many(grants)
         assert {receipt.status for receipt in receipts} == {GrantStatus.RECORDED}
-        again = scoring.grant_many(grants[:1200])
+        again = scoring.grant_many(grants[:300])
         assert {receipt.status for receipt in again} == {GrantStatus.DUPLICATE}

@@ -1,8 +1,8 @@
 """``ScoringMachine`` in memory and on SQLite: the ledger equals ten lines of model.
 
-100 examples of up to 30 steps on each store. The examples are derived from the code of the machine
-(``derandomize``), so that a failure on one machine is a failure on all; ``pytest -m soak`` draws
-new ones, and more.
+100 examples of up to 30 steps in memory, and half as many on a file. The examples are derived from
+the code of the machine (``derandomize``), so that a failure on one machine is a failure on all;
+``pytest -m soak`` draws new ones, and more.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_the_ledger_in_memory_equals_the_model() -> None:
 @pytest.mark.timeout(900)
 def test_the_ledger_on_sqlite_equals_the_model() -> None:
     """Likewise, with every reload a new application on the same file."""
-    run_state_machine_as_test(SQLiteMachine, settings=SETTINGS)
+    run_state_machine_as_test(SQLiteMachine, settings=settings(SETTINGS, max_examples=50))
 
 
 @pytest.mark.soak

@@ -256,7 +256,8 @@ def test_what_the_strategies_draw_is_valid(
 )
 def test_the_strategies_reach_the_corners(strategy: st.SearchStrategy[Any], found: Any) -> None:
     """The longest ids, ids that NFC changes, grant-shaped keys, repetitions."""
-    hypothesis.find(strategy, found)
+    # The first one found will do: nobody reads it.
+    hypothesis.find(strategy, found, settings=settings(phases=[Phase.generate]))
 
 
 @hypothesis.given(data=st.data(), grant=grants())
