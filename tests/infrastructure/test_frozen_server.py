@@ -26,7 +26,7 @@ from scoring import Scoring
 from support import make_grant, sqlite_env
 
 DATABASE = "frozen"
-SOON_SECONDS = 12  # five, and some for a busy machine
+SOON_SECONDS = 20  # six, and some for a busy machine
 
 
 @dataclass
