@@ -63,9 +63,12 @@ class Patience:
         """
         while True:
             try:
-                return work()
+                result = work()
             except ReadModelUnavailable as error:
                 if not error.transient or self.is_exhausted:
                     raise
                 logger.info("trying again: %s", error)
                 self.pause()
+            else:
+                self.restored()
+                return result

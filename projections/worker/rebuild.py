@@ -110,7 +110,6 @@ class Rebuild:
 
         try:
             building = patience.sit_out(lambda: self._begin(fresh=fresh))
-            patience.restored()
             with closing(MongoScoreView(building)) as view:
                 if outcome := patience.sit_out(lambda: self._build(view, stop, watched)):
                     return outcome

@@ -15,7 +15,12 @@ import pytest
 
 from event_store import assert_equal_to_the_events
 from fail_points import failing
-from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
+from projections import (
+    MongoScoreView,
+    ProjectionWorker,
+    ReadModelUnavailable,
+    RebuildSuperseded,
+)
 from projections.mongo.switching import SILENT_HOLD_SECONDS, Switch
 from projections.worker.rebuild import Rebuild, RebuildOutcome, _Renewing
 from projections.worker.worker import Progress
@@ -203,3 +208,54 @@ def test_a_rebuild_that_nobody_stopped_raises_what_does_not_pass(
         with pytest.raises(ReadModelUnavailable):
             Rebuild(scoring, view.read_model, failing_worker).run(stop=Event())
     assert view.read_model.generations.state().building == 2
+
+
+def test_a_rebuild_that_gets_on_has_its_whole_patience_for_the_next_failure(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Building takes hours, and whatever was sat out in them is over."""
+    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 1.0)
+    scoring.grant_many([make_grant(number) for number in range(40)])
+    ProjectionWorker(scoring, view).catch_up()
+    newest, failed = scoring.recorder.max_notification_id(), Event()
+    with ExitStack() as failures:
+
+        def fail_at_the_end(progress: Progress) -> None:
+            time.sleep(0.3)
+            if progress.position == newest and not failed.is_set():
+                failed.set()
+                failure = failing(mongo_uri, "find", mode={"times": 2}, errorCode=11601)
+                failures.enter_context(failure)
+
+        rebuild = Rebuild(scoring, view.read_model, worker_maker(scoring, 10))
+        assert rebuild.run(on_progress=fail_at_the_end).live
+    assert assert_equal_to_the_events(scoring, view.read_model) == 40
+
+
+def test_a_rebuild_ends_where_another_one_has_given_its_generation_up(
+    scoring: Scoring, view: MongoScoreView
+) -> None:
+    """Also where there is no event whose batch would be refused for it."""
+    given_up = Event()
+
+    def give_up(_: Progress) -> None:
+        if not given_up.is_set():
+            given_up.set()
+            view.read_model.generations.begin(fresh=True)
+
+    with pytest.raises(RebuildSuperseded):
+        Rebuild(scoring, view.read_model, worker_maker(scoring)).run(on_progress=give_up)
+    assert view.read_model.generations.state().building == 3
+
+
+def test_a_rebuild_that_is_stopped_before_it_has_begun_says_what_failed(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """There is no generation yet that it could speak of."""
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    stop = Event()
+    stop.set()
+    rebuild = Rebuild(scoring, view.read_model, worker_maker(scoring))
+    with failing(mongo_uri, "update", errorCode=13), pytest.raises(ReadModelUnavailable):
+        rebuild.run(stop=stop)
+    assert view.read_model.generations.state().building is None
