@@ -53,6 +53,11 @@ _inherited: set[Path] = set()
 """Files that were in use when this process was forked."""
 
 _FileId = tuple[int, int]
+_FolderState = tuple[int, int, int]
+
+_SETTLED_AFTER_NANOSECONDS: Final = 2_500_000_000
+"""A folder whose time of change is older than this changes no more without a later one, on any
+file system."""
 
 _fork_lock = RLock()
 _held: list[PatientConnectionPool] = []
@@ -68,12 +73,14 @@ class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
     ) -> None:
         """Construct the library's recorder."""
         super().__init__(datastore, events_table_name)
+        table = events_table_name
+        one_event = f"SELECT count(*) FROM {table} WHERE originator_id=? AND originator_version=?"  # noqa: S608 - the name is not from outside
+        newest = f"({one_event} AND state=?)"
+        # Most commits are of one stream, for which the list as JSON costs more than looking.
+        self._look_back_at_one = f"SELECT ({one_event}), {newest}"
         self._look_back = (
-            "SELECT "  # noqa: S608 - the name is not from outside
-            f"(SELECT count(*) FROM json_each(?) CROSS JOIN {events_table_name} "
-            "ON originator_id = key AND originator_version = value), "
-            f"(SELECT count(*) FROM {events_table_name} "
-            "WHERE originator_id = ? AND originator_version = ? AND state = ?)"
+            f"SELECT (SELECT count(*) FROM json_each(?) CROSS JOIN {table} "  # noqa: S608
+            f"ON originator_id = key AND originator_version = value), {newest}"
         )
 
     def _insert_events(
@@ -92,20 +99,18 @@ class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
         last = c.lastrowid
         foundation: Foundation = kwargs["foundation"]
         predecessors, newest = foundation
-        streams = {_as_text(stream): version for stream, version in predecessors.items()}
-        execute(
-            self._look_back,
-            (
-                dumps(streams).decode(),
-                *(
-                    (None, None, None)
-                    if newest is None
-                    else (_as_text(newest.originator_id), newest.originator_version, newest.state)
-                ),
-            ),
-        )
-        if tuple(c.fetchone()) != (len(predecessors), newest is not None):
-            raise StoreWentBack
+        expected = (len(predecessors), newest is not None)
+        if expected != (0, False):
+            own: tuple[object, ...] = (None, None, None)
+            if newest is not None:
+                own = _as_text(newest.originator_id), newest.originator_version, newest.state
+            streams = {_as_text(stream): version for stream, version in predecessors.items()}
+            if len(streams) == 1:
+                execute(self._look_back_at_one, (*next(iter(streams.items())), *own))
+            else:
+                execute(self._look_back, (dumps(streams).decode(), *own))
+            if tuple(c.fetchone()) != expected:
+                raise StoreWentBack
         return range(last - len(stored_events) + 1, last + 1)
 
     def insert_events(
@@ -150,6 +155,10 @@ class PatientConnectionPool(SQLiteConnectionPool):
         # Device and number of the file and of its log, as long as they are open here.
         self._open_file: _FileId | None = None
         self._open_log: _FileId | None = None
+        self._folder = str(self.file.parent)
+        self._is_direct = os.path.realpath(path) == os.path.abspath(path)  # noqa: PTH100
+        # What its folder was like when both were found in it.
+        self._settled_folder: _FolderState | None = None
         # One in memory would be lost with its connections, and no other process can see it.
         if not self.is_sqlite_memory_mode:
             self._check_inheritance()
@@ -181,7 +190,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
                     raise ConnectionPoolClosedError
                 # Before anything is written, too: the log would be taken for that of the file which
                 # has the name now.
-                self._check_file()
+                if not self._is_folder_unchanged():
+                    self._check_file()
                 connection = super()._get_connection(timeout)
             except BaseException:
                 self._give_up_asking()
@@ -299,8 +309,9 @@ class PatientConnectionPool(SQLiteConnectionPool):
         Raises:
             ScoringError: if one of them was removed, renamed or replaced.
         """
-        if self.is_sqlite_memory_mode:
+        if self.is_sqlite_memory_mode or self._is_folder_unchanged():
             return
+        folder = _folder_state(self._folder)
         self._check_file()
         # With the last connection, which another thread may just be closing, goes the log.
         with self._put_condition:
@@ -309,6 +320,18 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 self._open_log = log
             elif log != self._open_log and not self._retired:
                 raise self._replaced(self._log_path)
+        # Where links are followed, what changes may lie in another folder.
+        if folder is not None and self._is_direct:
+            is_settled = time.time_ns() - folder[2] > _SETTLED_AFTER_NANOSECONDS
+            self._settled_folder = folder if is_settled else None
+
+    def _is_folder_unchanged(self) -> bool:
+        """Tell whether nothing was made, removed or renamed in the folder since they were there.
+
+        Asking for the log itself, which was just written, costs a tenth of a grant.
+        """
+        settled = self._settled_folder
+        return settled is not None and settled == _folder_state(self._folder)
 
     def _check_file(self) -> None:
         if self._open_file is not None and self._open_file != _file_id(self._path):
@@ -336,6 +359,15 @@ class PatientConnectionPool(SQLiteConnectionPool):
             self._pool.popleft().close()
         if not self._in_use:
             self._open_log = None  # SQLite removes it with the last connection
+
+
+def _folder_state(path: str) -> _FolderState | None:
+    """Return a folder's device, number and time of change, in nanoseconds."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a Path takes several times as long to ask
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _file_id(path: str) -> _FileId | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from collections.abc import Callable
@@ -52,15 +53,20 @@ def point_elsewhere(folder: Path) -> None:
     (elsewhere / "another.sqlite").touch()
 
 
+@pytest.mark.parametrize("is_settled", [False, True], ids=["just opened", "open for long"])
 @pytest.mark.parametrize(
     "harm", [remove, replace, remove_log, rename_folder, point_elsewhere], ids=lambda f: f.__name__
 )
 def test_nothing_is_answered_recorded_that_is_gone_with_the_file(
-    folder: Path, harm: Callable[[Path], None]
+    folder: Path, harm: Callable[[Path], None], *, is_settled: bool
 ) -> None:
     """One clear error from every command, again and again, until the store is opened anew."""
     with Scoring(sqlite_env(folder / "events.sqlite")) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
+        if is_settled:
+            os.utime(folder, (1_000_000_000, 1_000_000_000))
+            app.grant(**make_grant(99, user_id="jane").model_dump())
+            assert app.factory.datastore.pool._settled_folder  # type: ignore[attr-defined]
         harm(folder)
         for number in (2, 3):
             with pytest.raises(ScoringError, match=r"events\.sqlite.* while it was in use"):
