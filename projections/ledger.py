@@ -87,7 +87,7 @@ class ScoreLedger:
         self._thread: Thread | None = None
         self._repositories = registered(scoring, view.read_model)
         self.leaderboard = self._repositories.leaderboard
-        call_in_child(self._leave_to_parent)
+        call_in_child(self, ScoreLedger._leave_to_parent)
         observe(self, namespace=view.read_model.database.name)
 
     @classmethod

@@ -38,7 +38,7 @@ class CheckOutCache:
         self._maxsize = maxsize
         self._scores: OrderedDict[str, UserScore] = OrderedDict()
         self._lock = Lock()
-        call_in_child(self.begin_anew)
+        call_in_child(self, CheckOutCache.begin_anew)
 
     def begin_anew(self) -> None:
         """Forget who holds the lock."""
@@ -71,7 +71,7 @@ class StripedLocks:
     def __init__(self, *, stripes: int = 256) -> None:
         """Make the locks."""
         self._locks = [Lock() for _ in range(stripes)]
-        call_in_child(self.begin_anew)
+        call_in_child(self, StripedLocks.begin_anew)
 
     def begin_anew(self) -> None:
         """Forget who holds the locks."""

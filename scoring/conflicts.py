@@ -34,7 +34,7 @@ class ConflictLog:
         self._lock = Lock()
         self._window_began = clock()
         self._count = 0
-        call_in_child(self.begin_anew)
+        call_in_child(self, ConflictLog.begin_anew)
 
     def begin_anew(self) -> None:
         """Forget who holds the lock."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import TYPE_CHECKING
-from weakref import WeakMethod
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_to_be_called: dict[WeakMethod[Callable[[], None]], None] = {}
+T = TypeVar("T")
+
+_to_be_called: WeakKeyDictionary[Any, Callable[[Any], None]] = WeakKeyDictionary()
 
 
 def keep_for_ever(value: object) -> None:
@@ -22,24 +24,18 @@ def keep_for_ever(value: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
-def call_in_child(method: Callable[[], None]) -> None:
+def call_in_child(owner: T, method: Callable[[T], None]) -> None:
     """Have an object's method called in every child that is forked, for as long as it is there.
 
     To make its locks anew, above all: a thread of the parent may have held one, and in the child it
     never lets go.
     """
-    _to_be_called[WeakMethod(method, _forget)] = None
-
-
-def _forget(reference: WeakMethod[Callable[[], None]]) -> None:
-    _to_be_called.pop(reference, None)
+    _to_be_called[owner] = method
 
 
 def _after_in_child() -> None:
-    for reference in list(_to_be_called):
-        method = reference()
-        if method is not None:
-            method()
+    for owner, method in list(_to_be_called.items()):
+        method(owner)
 
 
 os.register_at_fork(after_in_child=_after_in_child)
