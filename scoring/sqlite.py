@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import suppress
 from pathlib import Path
 from threading import Condition, Lock, RLock, Semaphore, get_ident, local
 from typing import TYPE_CHECKING, Any, Final
@@ -30,11 +29,11 @@ from eventsourcing.sqlite import (
     SQLiteConnection,
     SQLiteConnectionPool,
 )
-from orjson import dumps
 
 from scoring.errors import ScoringError
 from scoring.event_store import GaplessRecorder, StoreWentBack
 from scoring.forks import keep_for_ever
+from scoring.sqlite_files import OpenFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,13 +51,6 @@ _pools: WeakSet[PatientConnectionPool] = WeakSet()
 _inherited: set[Path] = set()
 """Files that were in use when this process was forked."""
 
-_FileId = tuple[int, int]
-_FolderState = tuple[int, int, int]
-
-_SETTLED_AFTER_NANOSECONDS: Final = 2_500_000_000
-"""A folder whose time of change is older than this changes no more without a later one, on any
-file system."""
-
 _fork_lock = RLock()
 _held: list[PatientConnectionPool] = []
 _in_use: set[Path] = set()
@@ -73,44 +65,39 @@ class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
     ) -> None:
         """Construct the library's recorder."""
         super().__init__(datastore, events_table_name)
-        table = events_table_name
-        one_event = f"SELECT count(*) FROM {table} WHERE originator_id=? AND originator_version=?"  # noqa: S608 - the name is not from outside
-        newest = f"({one_event} AND state=?)"
-        # Most commits are of one stream, for which the list as JSON costs more than looking.
-        self._look_back_at_one = f"SELECT ({one_event}), {newest}"
-        self._look_back = (
-            f"SELECT (SELECT count(*) FROM json_each(?) CROSS JOIN {table} "  # noqa: S608
-            f"ON originator_id = key AND originator_version = value), {newest}"
+        here = f"FROM {events_table_name} WHERE originator_id="
+        # A condition of the insert costs next to nothing: the event before it has its place in the
+        # index beside its own.
+        self._insert_after = (
+            f"INSERT INTO {events_table_name} SELECT ?1, ?2, ?3, ?4 "
+            f"WHERE (?2 = 1 OR EXISTS (SELECT 1 {here}?1 AND originator_version=?2 - 1))"
+        )
+        self._insert_after_newest = (
+            f"{self._insert_after} AND EXISTS (SELECT 1 {here}?5 AND originator_version=?6 "
+            "AND state=?7)"
         )
 
     def _insert_events(
         self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], **kwargs: Any
     ) -> Sequence[int] | None:
-        # First the insert, which waits for the one lock on writing: a transaction that has read
-        # before cannot wait for it. With the bare cursor, which pays for looking back; the rows of
-        # one writer get numbers without a gap.
-        execute = c.sqlite_cursor.execute
-        for event in stored_events:
-            stream = _as_text(event.originator_id)
-            execute(
-                self.insert_events_statement,
-                (stream, event.originator_version, event.topic, event.state),
-            )
-        last = c.lastrowid
         foundation: Foundation = kwargs["foundation"]
         predecessors, newest = foundation
-        expected = (len(predecessors), newest is not None)
-        if expected != (0, False):
-            own: tuple[object, ...] = (None, None, None)
+        cursor = c.sqlite_cursor
+        for event in stored_events:
+            stream, version = event.originator_id, event.originator_version
+            values = (_as_text(stream), version, event.topic, event.state)
             if newest is not None:
-                own = _as_text(newest.originator_id), newest.originator_version, newest.state
-            streams = {_as_text(stream): version for stream, version in predecessors.items()}
-            if len(streams) == 1:
-                execute(self._look_back_at_one, (*next(iter(streams.items())), *own))
+                own = (_as_text(newest.originator_id), newest.originator_version, newest.state)
+                cursor.execute(self._insert_after_newest, values + own)
+                newest = None  # which is there, or nothing is inserted
+            elif predecessors.get(stream) == version - 1:
+                cursor.execute(self._insert_after, values)
             else:
-                execute(self._look_back, (dumps(streams).decode(), *own))
-            if tuple(c.fetchone()) != expected:
+                cursor.execute(self.insert_events_statement, values)
+            if not cursor.rowcount:
                 raise StoreWentBack
+        # The rows of one writer get numbers without a gap.
+        last = c.lastrowid
         return range(last - len(stored_events) + 1, last + 1)
 
     def insert_events(
@@ -151,14 +138,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         if path.startswith("file:"):
             path = unquote(path.removeprefix("file:").partition("?")[0])
         self.file = Path(path).resolve()
-        self._path, self._log_path = path, f"{self.file}-wal"
-        # Device and number of the file and of its log, as long as they are open here.
-        self._open_file: _FileId | None = None
-        self._open_log: _FileId | None = None
-        self._folder = str(self.file.parent)
-        self._is_direct = os.path.realpath(path) == os.path.abspath(path)  # noqa: PTH100
-        # What its folder was like when both were found in it.
-        self._settled_folder: _FolderState | None = None
+        self._path, self._files = path, OpenFiles(path, self.file)
         # One in memory would be lost with its connections, and no other process can see it.
         if not self.is_sqlite_memory_mode:
             self._check_inheritance()
@@ -190,8 +170,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
                     raise ConnectionPoolClosedError
                 # Before anything is written, too: the log would be taken for that of the file which
                 # has the name now.
-                if not self._is_folder_unchanged():
-                    self._check_file()
+                self._files.check_file()
                 connection = super()._get_connection(timeout)
             except BaseException:
                 self._give_up_asking()
@@ -282,7 +261,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         # As the library does, which however keeps one prepared statement a connection, and so
         # prepares each anew every time.
         if self.db_name == self._path and not self.is_sqlite_memory_mode:
-            _make_private(self._path)
+            self._files.make_private()
         try:
             opened = sqlite3.connect(
                 self.db_name,
@@ -297,8 +276,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
             if not self.is_journal_mode_wal:
                 opened.execute("PRAGMA journal_mode=WAL")
                 self.is_journal_mode_wal = True
-            if self._open_file is None:
-                self._open_file = _file_id(self._path)
+            self._files.opened()
             self.check_files()
         opened.row_factory = sqlite3.Row
         return SQLiteConnection(opened, max_age=self.max_age)
@@ -309,39 +287,10 @@ class PatientConnectionPool(SQLiteConnectionPool):
         Raises:
             ScoringError: if one of them was removed, renamed or replaced.
         """
-        if self.is_sqlite_memory_mode or self._is_folder_unchanged():
-            return
-        folder = _folder_state(self._folder)
-        self._check_file()
-        # With the last connection, which another thread may just be closing, goes the log.
-        with self._put_condition:
-            log = _file_id(self._log_path)
-            if self._open_log is None:
-                self._open_log = log
-            elif log != self._open_log and not self._retired:
-                raise self._replaced(self._log_path)
-        # Where links are followed, what changes may lie in another folder.
-        if folder is not None and self._is_direct:
-            is_settled = time.time_ns() - folder[2] > _SETTLED_AFTER_NANOSECONDS
-            self._settled_folder = folder if is_settled else None
-
-    def _is_folder_unchanged(self) -> bool:
-        """Tell whether nothing was made, removed or renamed in the folder since they were there.
-
-        Asking for the log itself, which was just written, costs a tenth of a grant.
-        """
-        settled = self._settled_folder
-        return settled is not None and settled == _folder_state(self._folder)
-
-    def _check_file(self) -> None:
-        if self._open_file is not None and self._open_file != _file_id(self._path):
-            raise self._replaced(self._path)
-
-    def _replaced(self, path: str) -> ScoringError:
-        return ScoringError(
-            f"{path} was removed, renamed or replaced while it was in use, so what was recorded "
-            "since then may be lost: put it back, or open the event store anew on what is there"
-        )
+        if not self.is_sqlite_memory_mode:
+            # With the last connection, which another thread may just be closing, goes the log.
+            with self._put_condition:
+                self._files.check(log_may_be_gone=self._retired)
 
     def _check_inheritance(self) -> None:
         if _inherited and self.file in _inherited:
@@ -358,30 +307,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         while self._pool:
             self._pool.popleft().close()
         if not self._in_use:
-            self._open_log = None  # SQLite removes it with the last connection
-
-
-def _folder_state(path: str) -> _FolderState | None:
-    """Return a folder's device, number and time of change, in nanoseconds."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a Path takes several times as long to ask
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def _file_id(path: str) -> _FileId | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a Path takes several times as long to ask
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _make_private(path: str) -> None:
-    """Make an empty file that nobody else may read; SQLite gives its log the same mode."""
-    with suppress(OSError):  # as it is there already, or cannot be made, which SQLite says
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            self._files.log_closed()
 
 
 def _absolute(db_name: str) -> str:

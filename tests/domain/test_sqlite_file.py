@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def replace(folder: Path) -> None:
     (folder / "other.sqlite").replace(folder / "events.sqlite")
 
 
+def replace_all(folder: Path) -> None:
+    """As ``rsync --archive`` does from a copy: the folder gets its old time back, too."""
+    before = folder.stat()
+    replace(folder)
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def remove_log(folder: Path) -> None:
     (folder / "events.sqlite-wal").unlink()
 
@@ -55,18 +63,25 @@ def point_elsewhere(folder: Path) -> None:
 
 @pytest.mark.parametrize("is_settled", [False, True], ids=["just opened", "open for long"])
 @pytest.mark.parametrize(
-    "harm", [remove, replace, remove_log, rename_folder, point_elsewhere], ids=lambda f: f.__name__
+    "harm",
+    [remove, replace, replace_all, remove_log, rename_folder, point_elsewhere],
+    ids=lambda f: f.__name__,
 )
 def test_nothing_is_answered_recorded_that_is_gone_with_the_file(
-    folder: Path, harm: Callable[[Path], None], *, is_settled: bool
+    folder: Path,
+    harm: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_settled: bool,
 ) -> None:
     """One clear error from every command, again and again, until the store is opened anew."""
     with Scoring(sqlite_env(folder / "events.sqlite")) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
         if is_settled:
-            os.utime(folder, (1_000_000_000, 1_000_000_000))
+            monkeypatch.setattr("scoring.sqlite_files.SETTLED_AFTER_NANOSECONDS", 0)
+            time.sleep(0.02)  # longer than the clock of any file system of today takes for a tick
             app.grant(**make_grant(99, user_id="jane").model_dump())
-            assert app.factory.datastore.pool._settled_folder  # type: ignore[attr-defined]
+            assert app.factory.datastore.pool._files._settled  # type: ignore[attr-defined]
         harm(folder)
         for number in (2, 3):
             with pytest.raises(ScoringError, match=r"events\.sqlite.* while it was in use"):
