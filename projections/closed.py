@@ -17,3 +17,7 @@ class Closed:
     def __getattr__(self, name: str) -> Any:
         """Raise ``LedgerNotOpen``."""
         raise LedgerNotOpen(self.sentence)
+
+    def __call__(self, *_: object, **__: object) -> Any:
+        """Raise ``LedgerNotOpen``."""
+        raise LedgerNotOpen(self.sentence)

@@ -37,10 +37,10 @@ class Liveness:
     transactions it sleeps, so that an idle worker writes nothing.
     """
 
-    def __init__(self, read_model: Collections, session_id: Any) -> None:
+    def __init__(self, collections: Collections, session_id: Any) -> None:
         """Stand for the worker whose transactions run on this session."""
-        self._workers = read_model.workers.with_options(write_concern=WriteConcern(1))
-        self._client = read_model.client
+        self._workers = collections.workers.with_options(write_concern=WriteConcern(1))
+        self._client = collections.client
         self._id = session_id
         self._last = float("-inf")
         self._busy = Event()

@@ -55,11 +55,11 @@ class TransactionRunner:
     Not to be shared between threads.
     """
 
-    def __init__(self, read_model: Collections) -> None:
-        """Start a session on the read model's client."""
-        self._client = read_model.client
+    def __init__(self, collections: Collections) -> None:
+        """Start a session on the client of these collections."""
+        self._client = collections.client
         self._session = self._client.start_session()
-        self._liveness = Liveness(read_model, self._session.session_id["id"])
+        self._liveness = Liveness(collections, self._session.session_id["id"])
 
     def run(
         self,

@@ -114,12 +114,6 @@ if INSTALLED:
         )
 
 
-def count_grant(receipt: GrantReceipt) -> None:
-    """Count how a grant was answered."""
-    if INSTALLED:
-        _grants.add(1, _BY_STATUS[receipt.status])
-
-
 def count_grants(receipts: Iterable[GrantReceipt]) -> None:
     """Count how grants were answered."""
     if INSTALLED:

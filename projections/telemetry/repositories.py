@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from projections.errors import PositionMoved
 from projections.events.model import ProjectedGrant
@@ -11,20 +12,19 @@ from projections.mongo import MongoScoreView
 from projections.mongo.collections import GRANTS, USERS
 from projections.queries.history import UserHistory
 from projections.queries.leaderboard import Leaderboard
-from projections.telemetry.metrics import count_batch, count_conflict, count_grant, count_grants
-from projections.telemetry.tracing import Call, Store, batch_span, traced
+from projections.telemetry.metrics import count_batch, count_conflict, count_grants
+from projections.telemetry.tracing import Call, Store, batch_span, traced, traced_methods
 from scoring import BatchFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import datetime
+    from collections.abc import Callable
     from threading import Event
 
     from projections.mongo.batches import Batch
     from projections.mongo.parking import OnError
     from projections.mongo.read_model import ReadModel
     from projections.ports import ScoreGrantRepository, UserScoreRepository
-    from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
+    from scoring import Scoring
 
 _MONGODB: Final = "mongodb"
 _EVENT_STORES: Final = {
@@ -32,67 +32,6 @@ _EVENT_STORES: Final = {
     "eventsourcing.postgres": ("postgresql", "POSTGRES_DBNAME"),
 }
 """By persistence module: the ``db.system.name``, and the variable that names the database."""
-
-
-class EventSourcedUserScores:
-    """``UserScoreRepository`` on the event store of a ``Scoring`` application; counts answers."""
-
-    def __init__(self, scoring: Scoring) -> None:
-        """Use this application."""
-        self._scoring = scoring
-
-    def grant(
-        self,
-        user_id: str,
-        grant_id: str,
-        key: str,
-        category: str,
-        source: str,
-        amount: int,
-        granted_at: datetime,
-    ) -> GrantReceipt:
-        """Award points once; see ``Scoring.grant``."""
-        receipt = self._scoring.grant(user_id, grant_id, key, category, source, amount, granted_at)
-        count_grant(receipt)
-        return receipt
-
-    def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
-        """Award many grants; see ``Scoring.grant_many``."""
-        try:
-            receipts = self._scoring.grant_many(grants)
-        except BatchFailed as failed:
-            count_grants(failed.receipts_so_far)
-            raise
-        count_grants(receipts)
-        return receipts
-
-    def contribute(
-        self,
-        user_id: str,
-        key: str,
-        category: str,
-        source: str,
-        points: int,
-        at: datetime | None = None,
-    ) -> ContributionReceipt:
-        """Set the bucket of a key, the old way; see ``Scoring.contribute``."""
-        return self._scoring.contribute(user_id, key, category, source, points, at)
-
-    def feed_post(
-        self, user_id: str, post_id: str, points: int, at: datetime | None = None
-    ) -> ContributionReceipt:
-        """Contribute the points of a feed post; see ``Scoring.feed_post``."""
-        return self._scoring.feed_post(user_id, post_id, points, at)
-
-    def award_badge(
-        self, user_id: str, badge_id: str, points: int, at: datetime | None = None
-    ) -> ContributionReceipt:
-        """Contribute the points of a badge; see ``Scoring.award_badge``."""
-        return self._scoring.award_badge(user_id, badge_id, points, at)
-
-    def score_of(self, user_id: str) -> Score:
-        """Return a user's state; see ``Scoring.score_of``."""
-        return self._scoring.score_of(user_id)
 
 
 class TracedScoreView(MongoScoreView):
@@ -140,7 +79,7 @@ class Repositories(NamedTuple):
 def registered(scoring: Scoring, read_model: ReadModel) -> Repositories:
     """Return the repositories on these two, each call of which is a span."""
     return Repositories(
-        user_scores=traced(EventSourcedUserScores, _event_store(scoring))(scoring),
+        user_scores=_commands(scoring),
         score_grants=traced(
             UserHistory,
             _mongodb(read_model, history=Call("find", GRANTS), totals=Call("find", USERS)),
@@ -153,6 +92,27 @@ def registered(scoring: Scoring, read_model: ReadModel) -> Repositories:
             ),
         )(read_model),
     )
+
+
+def _commands(scoring: Scoring) -> UserScoreRepository:
+    commands = traced_methods(scoring, _event_store(scoring))
+    for name in ("grant", "grant_many"):
+        setattr(commands, name, _counted(getattr(commands, name)))
+    return cast("UserScoreRepository", commands)
+
+
+def _counted(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        try:
+            answer = command(*args, **kwargs)
+        except BatchFailed as failed:
+            count_grants(failed.receipts_so_far)
+            raise
+        count_grants(answer if isinstance(answer, list) else [answer])
+        return answer
+
+    return counted
 
 
 def _mongodb(read_model: ReadModel, **calls: Call) -> Store:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from inspect import isfunction
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 SCOPE: Final = "score_ledger"
@@ -119,6 +120,14 @@ def traced(repository: type[T], store: Store) -> type[T]:
     }
     # A subclass, so that whoever asks what it is gets the right answer.
     return type(repository.__name__, (repository,), {"__doc__": repository.__doc__, **methods})
+
+
+def traced_methods(target: object, store: Store) -> SimpleNamespace:
+    """Return the methods of an object that ``store.calls`` names, each a span, and nothing else."""
+    methods = {name: getattr(target, name) for name in store.calls}
+    if INSTALLED:
+        methods = {name: _in_span(m, store.calls[name], store) for name, m in methods.items()}
+    return SimpleNamespace(**methods)
 
 
 def _in_span(method: Callable[..., Any], call: Call, store: Store) -> Callable[..., Any]:

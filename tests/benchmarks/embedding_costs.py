@@ -10,8 +10,7 @@ from statistics import median
 from typing import Any
 
 from measuring import Report, in_turns
-from projections.telemetry.repositories import EventSourcedUserScores
-from projections.telemetry.tracing import Call, Store, is_listened_to, traced
+from projections.telemetry.tracing import Call, Store, is_listened_to, traced_methods
 from scoring import Scoring
 from write_side import grant_each, grants, opened
 
@@ -34,7 +33,7 @@ def _tracing(name: str, app: Scoring, bare: Scoring, report: Report, *, wanted: 
     stream = grants("ada")
     lookup = user_score.current_traceparent
     store = Store("sqlite", "", "stored_events", {"grant": Call("INSERT", "stored_events")})
-    repository = traced(EventSourcedUserScores, store)(app)
+    repository = traced_methods(app, store)
 
     def traced_grants() -> None:
         grant_each(repository, list(islice(stream, size)))

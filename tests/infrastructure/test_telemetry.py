@@ -59,7 +59,7 @@ def test_every_call_of_a_repository_is_a_span_with_the_field_s_attributes(
         "db.namespace": str(tmp_path / "events.sqlite"),
         "db.collection.name": "stored_events",
         "db.operation.name": "INSERT",
-        "code.function.name": "projections.telemetry.repositories.EventSourcedUserScores.grant",
+        "code.function.name": "scoring.application.Scoring.grant",
     }
     assert attributes(telemetry.spans[4]) == {
         "db.system.name": "mongodb",
