@@ -25,7 +25,7 @@ from pathlib import Path
 
 from projections import Drift, ScoreLedger
 from projections.drift import write_page
-from projections.settings import SQLITE_MODULE, Settings
+from projections.settings import Settings
 
 START = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
 
@@ -182,7 +182,7 @@ def migration(folder: Path, page: Path | None = None) -> Drift:
     # In this folder, whatever the environment says: a story has no business in a real database.
     settings = Settings.model_construct(folder=folder)
     event_store = {
-        "SCORING_PERSISTENCE_MODULE": SQLITE_MODULE,
+        "SCORING_PERSISTENCE_MODULE": "eventsourcing.sqlite",
         "SCORING_SQLITE_DBNAME": str(settings.events_file),
     }
     with ScoreLedger.open(settings=settings, event_store=event_store, worker=False) as ledger:

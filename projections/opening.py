@@ -12,10 +12,10 @@ from pymongo.database import Database
 
 from projections.embedded import open_server
 from projections.errors import ProjectionError
+from projections.events.stores import SQLITE, kind_of
 from projections.mongo import close, connect, database_in_path
 from projections.mongo.errors import translated
 from projections.mongo.read_model import ReadModel
-from projections.settings import SQLITE_MODULE, Settings
 from scoring import Scoring
 from scoring.retrying import OPENING_FAILED
 
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from projections.mongo.collections import Document
-
-_POSTGRES_PLACE = ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_DBNAME")
-
+    from projections.settings import Settings
 
 # The extra that installs what a persistence module or a cipher of the library imports.
 _EXTRAS = {"psycopg": "postgres", "psycopg_pool": "postgres", "Crypto": "crypto"}
@@ -53,9 +51,10 @@ def open_scoring(
     given = {} if event_store is None else _own_variables(event_store)
     # The library's own default is a store in memory, where nothing survives the process.
     env = {**given, **settings.event_store(given)}
-    if read_only and env["PERSISTENCE_MODULE"] != SQLITE_MODULE:
+    kind = kind_of(env)
+    if read_only and kind != SQLITE:
         env["CREATE_TABLE"] = "no"
-    if env.get("SQLITE_DBNAME") == ":memory:" and env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
+    if kind == SQLITE and env.get("SQLITE_DBNAME") == ":memory:":
         raise ProjectionError(
             "SQLITE_DBNAME is ':memory:', which is a database of its own for every connection and "
             "so for every thread: name a file"
@@ -75,15 +74,14 @@ def open_scoring(
         extra = _missing_extra(error)
         if extra is not None:
             raise ProjectionError(
-                f"{env['PERSISTENCE_MODULE']} needs the extra {extra!r}: "
-                f"pip install 'score-ledger[{extra}]'"
+                f"{kind.module} needs the extra {extra!r}: pip install 'score-ledger[{extra}]'"
             ) from error
         reason = str(error)
         if reason.startswith(OPENING_FAILED):
-            reason = f"{reason.removeprefix(OPENING_FAILED)}; {_cure(env)}"
-        raise ProjectionError(
-            f"the event store cannot be opened with {_place(env)}: {reason}"
-        ) from error
+            reason = f"{reason.removeprefix(OPENING_FAILED)}; {kind.cure}"
+        located = kind.located(Environment(Scoring.name, {**os.environ, **env}))
+        place = " ".join([kind.module, *(f"{name}={value}" for name, value in located.items())])
+        raise ProjectionError(f"the event store cannot be opened with {place}: {reason}") from error
 
 
 def _make(folder: Path) -> None:
@@ -105,20 +103,6 @@ def _missing_extra(error: BaseException | None) -> str | None:
     return None
 
 
-def _place(env: Mapping[str, str]) -> str:
-    """Return the persistence module, and where it was told to look."""
-    module = env["PERSISTENCE_MODULE"]
-    names = ("SQLITE_DBNAME",) if module == SQLITE_MODULE else _POSTGRES_PLACE
-    found = Environment(Scoring.name, {**os.environ, **env})
-    return " ".join([module, *(f"{name}={found.get(name)}" for name in names if found.get(name))])
-
-
-def _cure(env: Mapping[str, str]) -> str:
-    if env["PERSISTENCE_MODULE"] == SQLITE_MODULE:
-        return "name a file that is SQLite's, or a new one in a folder that may be written to"
-    return "check that the server runs, and what the variables say of host, user and password"
-
-
 def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
     given: object = event_store
     if not isinstance(given, Mapping) or not all(
@@ -126,7 +110,7 @@ def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
     ):
         raise ProjectionError(
             "event_store must map names of variables to texts, as in "
-            f'{{"PERSISTENCE_MODULE": "{SQLITE_MODULE}", "SQLITE_DBNAME": "events.sqlite"}}'
+            f'{{"PERSISTENCE_MODULE": "{SQLITE.module}", "SQLITE_DBNAME": "events.sqlite"}}'
         )
     env = dict(event_store)
     # The environment of another application may carry that application's prefix.

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from projections.errors import ProjectionError
+from projections.events.stores import POSTGRES, SQLITE, kind_of
 from projections.mongo import DEFAULT_DATABASE
 from projections.mongo.parking import OnError
 from projections.worker.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
@@ -21,9 +22,6 @@ from scoring import Scoring
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
-
-SQLITE_MODULE = "eventsourcing.sqlite"
-POSTGRES_MODULE = "eventsourcing.postgres"
 
 
 class Settings(BaseSettings):
@@ -94,9 +92,9 @@ class Settings(BaseSettings):
             environ: Variables that beat those of the process's environment.
         """
         named = Environment(Scoring.name, {**os.environ, **(environ or {})})
-        module = named.get("PERSISTENCE_MODULE") or SQLITE_MODULE
+        module = named.get("PERSISTENCE_MODULE") or SQLITE.module
         chosen = {"PERSISTENCE_MODULE": module}
-        if module == SQLITE_MODULE and not named.get("SQLITE_DBNAME"):
+        if module == SQLITE.module and not named.get("SQLITE_DBNAME"):
             chosen["SQLITE_DBNAME"] = str(self.events_file)
         return chosen
 
@@ -110,7 +108,7 @@ class Settings(BaseSettings):
             Scoring.name, {**os.environ, **(environ or {}), **self.event_store(environ)}
         )
         name = env.get("SQLITE_DBNAME")
-        if env.get("PERSISTENCE_MODULE") != SQLITE_MODULE or not name:
+        if kind_of(env) != SQLITE or not name:
             return None
         if SQLiteConnectionPool.detect_memory_mode(name):
             return None
@@ -120,7 +118,7 @@ class Settings(BaseSettings):
         """Return host and port of an event store in PostgreSQL; ``None`` for all others."""
         env = Environment(Scoring.name, {**os.environ, **self.event_store()})
         host, port = env.get("POSTGRES_HOST"), env.get("POSTGRES_PORT") or "5432"
-        if env.get("PERSISTENCE_MODULE") != POSTGRES_MODULE or not host:
+        if kind_of(env) != POSTGRES or not host:
             return None
         # Sockets in the file system, several hosts and services are the driver's affair.
         return None if not port.isdecimal() or set(host) & set("/,@") else (host, int(port))

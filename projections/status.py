@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from projections.errors import EventStoreReplaced
-from projections.events.anchored_store import AnchoredStore, place_of
+from projections.events.anchored_store import AnchoredStore
+from projections.events.stores import kind_of
 from projections.mongo import MongoScoreView
 from scoring.retrying import reading
 
@@ -85,15 +86,15 @@ def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
         replaced = str(error)
     # Asked afterwards: what is tracked was recorded before.
     newest = reading(scoring.recorder.max_notification_id) or 0
-    module, place = place_of(scoring)
+    kind = kind_of(scoring.env)
     lag_seconds = None
     if replaced is None:
         lag_seconds = _lag_seconds(scoring, tracked) if newest > tracked else 0.0
     users, grants = view.read_model.counts()
     generations = view.read_model.generations.await_settled()
     return LedgerStatus(
-        event_store=module,
-        events=place,
+        event_store=kind.module,
+        events=" ".join(kind.located(scoring.env).values()),
         newest_position=newest,
         read_model=view.read_model.place(),
         tracked_position=tracked,

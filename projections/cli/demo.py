@@ -20,9 +20,10 @@ from projections.cli.importing import GrantImport, ImportSummary
 from projections.cli.jsonl import read_lines
 from projections.cli.reading import print_leaderboard, print_user
 from projections.cli.verifying import print_verification
+from projections.events.stores import SQLITE
 from projections.ledger import ScoreLedger
 from projections.opening import open_scoring
-from projections.settings import SQLITE_MODULE, Settings
+from projections.settings import Settings
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -43,7 +44,7 @@ def demo() -> None:
         settings = Settings.model_construct(folder=Path(folder))
         # With the application's prefix, so that nothing in the environment can beat it.
         event_store = {
-            "SCORING_PERSISTENCE_MODULE": SQLITE_MODULE,
+            "SCORING_PERSISTENCE_MODULE": SQLITE.module,
             "SCORING_SQLITE_DBNAME": str(settings.events_file),
         }
         inputs = [("a shipped set of grants", _shipped_grants())]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from projections.errors import EventStoreReplaced
 from projections.events.anchor import Anchor
 from projections.events.model import stream_name
+from projections.events.stores import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from scoring import Scoring
 
 _HASH_BYTES: Final = 16
-_PLACES: Final = {
-    "eventsourcing.sqlite": ("SQLITE_DBNAME",),
-    "eventsourcing.postgres": ("POSTGRES_HOST", "POSTGRES_DBNAME", "POSTGRES_SCHEMA"),
-}
-"""By persistence module: the variables that say where events are."""
 
 
 class _Place(Protocol):
@@ -92,9 +88,9 @@ class AnchoredStore:
 
     def _replaced(self, expected: str, found: str) -> EventStoreReplaced:
         """Return the error that says what was expected and found."""
-        module, place = place_of(self._app)
+        kind = kind_of(self._app.env)
         return EventStoreReplaced(
-            event_store=f"{module} {place}".strip(),
+            event_store=" ".join([kind.module, *kind.located(self._app.env).values()]),
             read_model=self._read_model.place(),
             expected=expected,
             found=found,
@@ -118,13 +114,6 @@ class AnchoredStore:
 
     def _select(self, start: int, stop: int | None = None) -> Sequence[Notification]:
         return self._app.recorder.select_notifications(start=start, limit=1, stop=stop)
-
-
-def place_of(app: Scoring) -> tuple[str, str]:
-    """Return the persistence module that keeps an application's events, and where it keeps them."""
-    module = app.env.get("PERSISTENCE_MODULE") or ""
-    names = _PLACES.get(module, ())
-    return module, " ".join(filter(None, (app.env.get(name) for name in names)))
 
 
 def _hash(event: Notification | Row) -> str:

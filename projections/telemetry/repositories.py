@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from projections.errors import PositionMoved
 from projections.events.model import ProjectedGrant
+from projections.events.stores import kind_of
 from projections.mongo import MongoScoreView
 from projections.mongo.collections import GRANTS, USERS
 from projections.queries.history import UserHistory
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
     from scoring import Scoring
 
 _MONGODB: Final = "mongodb"
-_EVENT_STORES: Final = {
-    "eventsourcing.sqlite": ("sqlite", "SQLITE_DBNAME"),
-    "eventsourcing.postgres": ("postgresql", "POSTGRES_DBNAME"),
-}
-"""By persistence module: the ``db.system.name``, and the variable that names the database."""
 
 
 class TracedScoreView(MongoScoreView):
@@ -120,14 +116,13 @@ def _mongodb(read_model: ReadModel, **calls: Call) -> Store:
 
 
 def _event_store(scoring: Scoring) -> Store:
-    module = scoring.env.get("PERSISTENCE_MODULE", "")
-    system, variable = _EVENT_STORES.get(module, ("other_sql", ""))
+    kind = kind_of(scoring.env)
     # In memory there is no table, but what would be in one.
     table = getattr(scoring.recorder, "events_table_name", "stored_events")
     insert, select = Call("INSERT", table), Call("SELECT", table)
     return Store(
-        system=system,
-        namespace=scoring.env.get(variable, "") if variable else scoring.name,
+        system=kind.system,
+        namespace=scoring.env.get(kind.database, "") if kind.database else scoring.name,
         collection=table,
         calls={
             **dict.fromkeys(("grant", "grant_many"), insert),
