@@ -7,8 +7,8 @@ have held one, and here it never lets go.
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import contextmanager
-from threading import Lock
+from contextlib import contextmanager, suppress
+from threading import Lock, RLock
 from typing import TYPE_CHECKING
 
 from eventsourcing.persistence import OperationalError
@@ -70,12 +70,12 @@ class StripedLocks:
 
     def __init__(self, *, stripes: int = 256) -> None:
         """Make the locks."""
-        self._locks = [Lock() for _ in range(stripes)]
+        self._locks = [RLock() for _ in range(stripes)]
         call_in_child(self, StripedLocks.begin_anew)
 
     def begin_anew(self) -> None:
         """Forget who holds the locks."""
-        self._locks = [Lock() for _ in self._locks]
+        self._locks = [RLock() for _ in self._locks]
 
     @contextmanager
     def hold(self, user_ids: Collection[str]) -> Iterator[None]:
@@ -84,16 +84,17 @@ class StripedLocks:
         Raises:
             OperationalError: if who holds one does not let go while the command has time.
         """
-        held: list[Lock] = []
+        locks = []
         try:
             for stripe in sorted({hash(user_id) % len(self._locks) for user_id in user_ids}):
-                lock = self._locks[stripe]
-                if not lock.acquire(timeout=remaining_seconds()):
+                # Put down before it is taken: a signal handler may raise the moment that it is.
+                locks.append(self._locks[stripe])
+                if not locks[-1].acquire(timeout=remaining_seconds()):
                     raise OperationalError(
                         "another command of this process, for the same users, still waits for it"
                     )
-                held.append(lock)
             yield
         finally:
-            for lock in held:
-                lock.release()
+            for lock in locks:
+                with suppress(RuntimeError):  # which says that this thread does not have it
+                    lock.release()
