@@ -28,25 +28,26 @@ class Patience:
     """Counts the failures in a row, waits longer after each, and says when it has been enough."""
 
     def __init__(self, stop: Event) -> None:
-        """Begin now; every pause ends when ``stop`` is set."""
+        """Have all of it; every pause ends when ``stop`` is set."""
         self._stop = stop
         self._attempts = 0
-        self._since = time.monotonic()
+        self._failing_since: float | None = None
 
     def restored(self) -> None:
         """Something went well: begin anew."""
         self._attempts = 0
-        self._since = time.monotonic()
+        self._failing_since = None
 
-    @property
     def is_exhausted(self) -> bool:
-        """Whether to raise what failed: because of the time it took, or of ``stop``."""
-        return self._stop.is_set() or self.seconds > RETRY_SECONDS
+        """Tell of something that failed whether to raise it: for the time, or because of ``stop``.
 
-    @property
-    def seconds(self) -> float:
-        """How long nothing has gone well."""
-        return time.monotonic() - self._since
+        Time counts from the first failure since something went well, not from that: whatever goes
+        well may take its time, or be waited for.
+        """
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        return self._stop.is_set() or now - self._failing_since > RETRY_SECONDS
 
     def pause(self) -> None:
         """Wait, longer each time and never in step with others."""
@@ -65,7 +66,7 @@ class Patience:
             try:
                 result = work()
             except ReadModelUnavailable as error:
-                if not error.transient or self.is_exhausted:
+                if not error.transient or self.is_exhausted():
                     raise
                 logger.info("trying again: %s", error)
                 self.pause()

@@ -105,7 +105,7 @@ class TransactionRunner:
                         "a transaction took longer than MongoDB keeps one open "
                         "(transactionLifetimeLimitSeconds)"
                     ) from error
-                if not is_transient(error) or patience.is_exhausted:
+                if not is_transient(error) or patience.is_exhausted():
                     raise
                 logger.info("transaction aborted, trying again: %s", error)
                 if is_conflict(error):
@@ -135,7 +135,7 @@ class TransactionRunner:
                 if not is_outcome_unknown(error):
                     raise
                 patience.pause()
-                if patience.is_exhausted or not await_server(self._client, patience):
+                if patience.is_exhausted() or not await_server(self._client, patience):
                     self._abandon()
                     raise
             seconds = min(seconds * 2, _LONGEST_COMMIT_SECONDS)
@@ -164,7 +164,7 @@ def await_server(client: pymongo.MongoClient[dict[str, object]], patience: Patie
     happens in the meantime.
     """
     while not is_there(client):
-        if patience.is_exhausted:
+        if patience.is_exhausted():
             return False
         with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
             client.admin.command("ping")

@@ -164,6 +164,7 @@ class ProjectionWorker:
                     position_is_known = self._view.read_model.inventory.is_fresh
                 except PositionMoved as moved:
                     logger.info("%s", moved)
+                    patience.restored()  # for MongoDB has answered
                     has_lost = True
                     position_is_known = False
                 except (ReadModelUnavailable, *STORE_ERRORS) as error:
@@ -230,6 +231,7 @@ class ProjectionWorker:
         last = -1
         while not stop.wait(_PAUSE_AFTER_LOSING_SECONDS * random.uniform(0.5, 1)):  # noqa: S311
             position = self._view.tracked_soon(self._app.name, patience).position or 0
+            patience.restored()
             if position in {last, until} or position > until:
                 return
             last = position
@@ -260,9 +262,9 @@ def _idle(wake_ups: WakeUps, pause: float) -> float:
 def _bear_with(error: Exception, patience: Patience) -> None:
     """Wait before trying again, or raise what cannot pass or has not passed for too long."""
     if isinstance(error, ReadModelUnavailable):
-        if not error.transient or patience.is_exhausted:
+        if not error.transient or patience.is_exhausted():
             raise error
-    elif is_hopeless(error) or patience.is_exhausted:
+    elif is_hopeless(error) or patience.is_exhausted():
         raise ScoringError(f"the event store cannot be read: {in_words(error)}") from error
     logger.info("trying again: %s", error)
     patience.pause()

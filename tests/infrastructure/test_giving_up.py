@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from threading import Event, Timer
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from event_store import assert_equal_to_the_events
 from fail_points import failing
 from projections import (
     MongoScoreView,
+    PositionMoved,
     ProjectionWorker,
     ReadModelUnavailable,
     RebuildSuperseded,
@@ -259,3 +261,28 @@ def test_a_rebuild_that_is_stopped_before_it_has_begun_says_what_failed(
     with failing(mongo_uri, "update", errorCode=13), pytest.raises(ReadModelUnavailable):
         rebuild.run(stop=stop)
     assert view.read_model.generations.state().building is None
+
+
+def test_a_worker_that_keeps_losing_has_its_whole_patience_for_each_failure(
+    scoring: Scoring, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long another one has been at work, and whatever was sat out before."""
+    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("projections.worker.worker._PAUSE_AFTER_LOSING_SECONDS", 0.02)
+    scoring.grant(**make_grant(1).model_dump())
+    apply, began, met = view.apply, time.monotonic(), list[str]()
+
+    def fail_lose_and_fail(*args: Any, **kwargs: Any) -> None:
+        if time.monotonic() - began < 1.0 and met:
+            met.append("lost")
+            raise PositionMoved("by another worker")
+        if met.count("failed") < 2:
+            met.append("failed")
+            raise ReadModelUnavailable("an election", transient=True)
+        apply(*args, **kwargs)
+
+    monkeypatch.setattr(view, "apply", fail_lose_and_fail)
+    ProjectionWorker(scoring, view).catch_up()
+    assert (met[0], met[-1]) == ("failed", "failed")
+    assert met.count("lost") > 5
+    assert assert_equal_to_the_events(scoring, view.read_model) == 1
