@@ -7,7 +7,7 @@ have held one, and here it never lets go.
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from threading import Lock, RLock
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from scoring.forks import call_in_child
 from scoring.retrying import remaining_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Sequence
 
     from scoring.user_score import UserScore
 
@@ -77,24 +77,41 @@ class StripedLocks:
         """Forget who holds the locks."""
         self._locks = [RLock() for _ in self._locks]
 
-    @contextmanager
-    def hold(self, user_ids: Collection[str]) -> Iterator[None]:
-        """Hold the locks of these users, always taken in one order so that none waits for ever.
+    def hold(self, user_ids: Collection[str]) -> HeldLocks:
+        """Return what holds the locks of these users in its ``with`` block."""
+        # Always taken in one order, so that none waits for ever.
+        stripes = sorted({hash(user_id) % len(self._locks) for user_id in user_ids})
+        return HeldLocks([self._locks[stripe] for stripe in stripes])
+
+
+class HeldLocks:
+    """Locks that are taken together, in the order given, and released together."""
+
+    def __init__(self, wanted: Sequence[RLock]) -> None:
+        """Take none yet."""
+        self._wanted = wanted
+        self._taken: list[RLock] = []
+
+    def __enter__(self) -> None:
+        """Take them.
 
         Raises:
             OperationalError: if who holds one does not let go while the command has time.
         """
-        locks = []
         try:
-            for stripe in sorted({hash(user_id) % len(self._locks) for user_id in user_ids}):
+            for lock in self._wanted:
                 # Put down before it is taken: a signal handler may raise the moment that it is.
-                locks.append(self._locks[stripe])
-                if not locks[-1].acquire(timeout=remaining_seconds()):
+                self._taken.append(lock)
+                if not lock.acquire(timeout=remaining_seconds()):
                     raise OperationalError(
                         "another command of this process, for the same users, still waits for it"
                     )
-            yield
-        finally:
-            for lock in locks:
-                with suppress(RuntimeError):  # which says that this thread does not have it
-                    lock.release()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Release those that this thread has."""
+        for lock in self._taken:
+            with suppress(RuntimeError):  # which says that this thread does not have it
+                lock.release()

@@ -6,7 +6,7 @@ memory is then ahead of the store, and what it would write does not belong there
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from eventsourcing.domain import CanSnapshotAggregate
@@ -46,18 +46,6 @@ class StoreWentBack(IntegrityError):  # noqa: N818 - named as the package's erro
         )
 
 
-class Foundation(NamedTuple):
-    """What has to be stored for some events to be inserted.
-
-    Attributes:
-        predecessors: By stream, the version before the first of its new events.
-        newest: The newest event that the recorder inserted itself, if there is one.
-    """
-
-    predecessors: Mapping[UUID | str, int]
-    newest: StoredEvent | None
-
-
 class GaplessRecorder(ApplicationRecorder):
     """A recorder that inserts an event only after the one before it in its stream.
 
@@ -65,8 +53,8 @@ class GaplessRecorder(ApplicationRecorder):
     write. So is whether the newest event that this recorder inserted is there unchanged: if not,
     the store was put back, and perhaps written to since by somebody else.
 
-    An adapter for a database is given a ``Foundation`` with each insert, and raises
-    ``StoreWentBack`` in the transaction if a part of it is missing.
+    An adapter for a database is given that event with each insert, as ``newest``, and raises
+    ``StoreWentBack`` in the transaction if it, or the predecessor of a new one, is missing.
     """
 
     _newest: StoredEvent | None = None
@@ -79,10 +67,9 @@ class GaplessRecorder(ApplicationRecorder):
         Raises:
             StoreWentBack: if what they build on is not stored.
         """
-        foundation = Foundation(predecessors_of(stored_events), self._newest)
         try:
             positions = super().insert_events(  # type: ignore[safe-super]
-                stored_events, foundation=foundation, **kwargs
+                stored_events, newest=self._newest, **kwargs
             )
         except StoreWentBack:
             self._newest = None

@@ -21,7 +21,7 @@ from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier
 from psycopg_pool import PoolTimeout
 
-from scoring.event_store import GaplessRecorder, StoreWentBack
+from scoring.event_store import GaplessRecorder, StoreWentBack, predecessors_of
 from scoring.retrying import ATTEMPT_SECONDS, remaining_seconds
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import StoredEvent
     from eventsourcing.postgres import PostgresDatastore
     from psycopg import Cursor
-
-    from scoring.event_store import Foundation
 
 _LIMIT_THE_SERVER: Final = """
 SELECT set_config(name, value, false)
@@ -248,8 +246,8 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
     ) -> None:
         self._lock_table(curs)
         self._notify_channel(curs)
-        foundation: Foundation = kwargs["foundation"]
-        newest, predecessors = foundation.newest, foundation.predecessors
+        newest: StoredEvent | None = kwargs["newest"]
+        predecessors = predecessors_of(stored_events)
         parameters: dict[str, Any] = {
             "events": [
                 self.construct_pg_stored_event(

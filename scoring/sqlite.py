@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import StoredEvent
     from eventsourcing.sqlite import SQLiteCursor, SQLiteDatastore
 
-    from scoring.event_store import Foundation
-
 PATIENCE_SECONDS: Final = 20.0
 """How long forking and closing wait for transactions of other threads: longer than these wait for
 the file."""
@@ -66,36 +64,38 @@ class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
         """Construct the library's recorder."""
         super().__init__(datastore, events_table_name)
         here = f"FROM {events_table_name} WHERE originator_id="
-        # A condition of the insert costs next to nothing: the event before it has its place in the
-        # index beside its own.
-        self._insert_after = (
-            f"INSERT INTO {events_table_name} SELECT ?1, ?2, ?3, ?4 "
-            f"WHERE (?2 = 1 OR EXISTS (SELECT 1 {here}?1 AND originator_version=?2 - 1))"
+        # SQLite looks for what is built on beside the place of the new row, which costs little
+        # (unlike in INSERT ... SELECT ... WHERE), and refuses '' for a row's number.
+        values = (
+            "(originator_id, originator_version, topic, state, rowid) VALUES (?1, ?2, ?3, ?4, CASE "
+            f"WHEN (?2=1 OR EXISTS (SELECT 1 {here}?1 AND originator_version=?2 - 1))"
         )
+        otherwise = "THEN NULL ELSE '' END)"
+        self.insert_events_statement = f"INSERT INTO {events_table_name} {values} {otherwise}"
         self._insert_after_newest = (
-            f"{self._insert_after} AND EXISTS (SELECT 1 {here}?5 AND originator_version=?6 "
-            "AND state=?7)"
+            f"INSERT INTO {events_table_name} {values} AND EXISTS "
+            f"(SELECT 1 {here}?5 AND originator_version=?6 AND state=?7) {otherwise}"
         )
 
     def _insert_events(
         self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], **kwargs: Any
     ) -> Sequence[int] | None:
-        foundation: Foundation = kwargs["foundation"]
-        predecessors, newest = foundation
         cursor = c.sqlite_cursor
-        for event in stored_events:
-            stream, version = event.originator_id, event.originator_version
-            values = (_as_text(stream), version, event.topic, event.state)
-            if newest is not None:
-                own = (_as_text(newest.originator_id), newest.originator_version, newest.state)
-                cursor.execute(self._insert_after_newest, values + own)
-                newest = None  # which is there, or nothing is inserted
-            elif predecessors.get(stream) == version - 1:
-                cursor.execute(self._insert_after, values)
-            else:
-                cursor.execute(self.insert_events_statement, values)
-            if not cursor.rowcount:
-                raise StoreWentBack
+        newest: StoredEvent | None = kwargs["newest"]
+        try:
+            for event in stored_events:
+                stream, version = _as_text(event.originator_id), event.originator_version
+                values = (stream, version, event.topic, event.state)
+                if newest is None:
+                    cursor.execute(self.insert_events_statement, values)
+                else:
+                    own = (_as_text(newest.originator_id), newest.originator_version, newest.state)
+                    cursor.execute(self._insert_after_newest, values + own)
+                    newest = None  # which is there, or nothing is inserted
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_MISMATCH:
+                raise StoreWentBack from error
+            raise
         # The rows of one writer get numbers without a gap.
         last = c.lastrowid
         return range(last - len(stored_events) + 1, last + 1)
@@ -287,7 +287,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         Raises:
             ScoringError: if one of them was removed, renamed or replaced.
         """
-        if not self.is_sqlite_memory_mode:
+        if not (self.is_sqlite_memory_mode or self._files.are_in_settled_folder()):
             # With the last connection, which another thread may just be closing, goes the log.
             with self._put_condition:
                 self._files.check(log_may_be_gone=self._retired)

@@ -19,6 +19,9 @@ SETTLED_AFTER_NANOSECONDS: Final = 2_500_000_000
 """What changes in a folder later than this after its last change gives it another time of change,
 however coarse the clock of the file system is."""
 
+_CHECK_HOLDS_SECONDS: Final = 0.001
+"""No more than what passes between a look at the folder and the commit it is for."""
+
 _FileId = tuple[int, int]
 _FolderState = tuple[int, int, int]
 
@@ -35,6 +38,7 @@ class OpenFiles:
         self._log: _FileId | None = None
         # What the folder was like when both were found in it.
         self._settled: _FolderState | None = None
+        self._checked_until = 0.0
 
     def make_private(self) -> None:
         """Make an empty file that nobody else may read; SQLite gives its log the same mode."""
@@ -50,14 +54,25 @@ class OpenFiles:
         """Forget the log, which SQLite removes with its last connection."""
         self._log = None
 
+    def are_in_settled_folder(self) -> bool:
+        """Tell, soon, whether nothing has changed in the folder since both were found in it.
+
+        False where it is not known. Asking for the log itself, which was just written, takes a
+        sixth of a grant on a disk.
+        """
+        is_known = self._settled is not None and self._settled == _folder_state(self._folder)
+        if is_known:
+            self._checked_until = time.monotonic() + _CHECK_HOLDS_SECONDS
+        return is_known
+
     def check_file(self) -> None:
-        """Check that the file is in its place.
+        """Check that the file is in its place, unless that was done less than a millisecond ago.
 
         Raises:
             ScoringError: if it was removed, renamed or replaced.
         """
-        if not self._is_unchanged() and self._file not in {None, _file_id(self._path)}:
-            raise _replaced(self._path)
+        if time.monotonic() > self._checked_until and not self.are_in_settled_folder():
+            self._check_file()
 
     def check(self, *, log_may_be_gone: bool) -> None:
         """Check that the file and its log are in their places.
@@ -65,10 +80,8 @@ class OpenFiles:
         Raises:
             ScoringError: if one of them was removed, renamed or replaced.
         """
-        if self._is_unchanged():
-            return
         folder = _folder_state(self._folder)
-        self.check_file()
+        self._check_file()
         log = _file_id(self._log_path)
         if self._log is None:
             self._log = log
@@ -79,9 +92,9 @@ class OpenFiles:
             is_settled = time.time_ns() - changed_at > SETTLED_AFTER_NANOSECONDS
             self._settled = folder if is_settled else None
 
-    def _is_unchanged(self) -> bool:
-        # Asking for the log itself, which was just written, takes a sixth of a grant on a disk.
-        return self._settled is not None and self._settled == _folder_state(self._folder)
+    def _check_file(self) -> None:
+        if self._file not in {None, _file_id(self._path)}:
+            raise _replaced(self._path)
 
 
 def _replaced(path: str) -> ScoringError:
