@@ -16,8 +16,7 @@ from projections.events.stores import SQLITE, kind_of
 from projections.mongo import close, connect, database_in_path
 from projections.mongo.errors import translated
 from projections.mongo.read_model import ReadModel
-from scoring import Scoring
-from scoring.retrying import OPENING_FAILED
+from scoring import EventStoreNotOpened, Scoring
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -77,8 +76,8 @@ def open_scoring(
                 f"{kind.module} needs the extra {extra!r}: pip install 'score-ledger[{extra}]'"
             ) from error
         reason = str(error)
-        if reason.startswith(OPENING_FAILED):
-            reason = f"{reason.removeprefix(OPENING_FAILED)}; {kind.cure}"
+        if isinstance(error, EventStoreNotOpened):
+            reason = f"{error.reason}; {kind.cure}"
         located = kind.located(Environment(Scoring.name, {**os.environ, **env}))
         place = " ".join([kind.module, *(f"{name}={value}" for name, value in located.items())])
         raise ProjectionError(f"the event store cannot be opened with {place}: {reason}") from error

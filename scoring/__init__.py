@@ -5,7 +5,13 @@ Every award is a grant, recorded once for ever as a domain event of a ``UserScor
 """
 
 from scoring.application import Scoring
-from scoring.errors import BatchFailed, InvalidGrant, ScoringError, StreamHasGap
+from scoring.errors import (
+    BatchFailed,
+    EventStoreNotOpened,
+    InvalidGrant,
+    ScoringError,
+    StreamHasGap,
+)
 from scoring.grants import Grant
 from scoring.identity import CLAIMS_NAMESPACE, USERS_NAMESPACE
 from scoring.receipts import ContributionReceipt, GrantReceipt, GrantStatus, Score
@@ -16,6 +22,7 @@ __all__ = [
     "USERS_NAMESPACE",
     "BatchFailed",
     "ContributionReceipt",
+    "EventStoreNotOpened",
     "Grant",
     "GrantClaimed",
     "GrantReceipt",

@@ -98,8 +98,9 @@ class Scoring(Application[UUID]):
             clock: Returns the time that ``at=None`` means in ``contribute``, timezone-aware.
 
         Raises:
+            EventStoreNotOpened: if the store cannot be opened.
             ScoringError: if a setting of the store would break the order of positions, or cannot
-                be understood, or the store cannot be opened.
+                be understood.
         """
         super().__init__(env)
         if strtobool(self.env.get("POSTGRES_ENABLE_DB_FUNCTIONS") or "no"):

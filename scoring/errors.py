@@ -14,6 +14,23 @@ class ScoringError(Exception):
     """A command could not be carried out; the message is one sentence with the cure."""
 
 
+class EventStoreNotOpened(ScoringError):  # noqa: N818 - named as the other errors are
+    """The event store, or a part of it, cannot be opened.
+
+    Attributes:
+        reason: Why, in the store's own words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        """Say why."""
+        self.reason = reason
+        super().__init__(f"the event store cannot be opened: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by position, so the error crosses process borders whole."""
+        return (EventStoreNotOpened, (self.reason,))
+
+
 class InvalidGrant(ScoringError, ValueError):  # noqa: N818 - a public name of the specification
     """A grant breaks a rule, so nothing was written.
 

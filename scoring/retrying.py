@@ -20,7 +20,7 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.utils import TopicError
 
-from scoring.errors import ScoringError
+from scoring.errors import EventStoreNotOpened, ScoringError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,9 +52,6 @@ _HOPELESS: Final = (
     *(MapperDeserialisationError, TopicError),  # another cipher's key, or an event of the future
     ConnectionPoolClosedError,
 )
-
-OPENING_FAILED: Final = "the event store cannot be opened: "
-"""How the message of ``opening`` begins, for those who can say more."""
 
 _MAX_OPENING_ATTEMPTS: Final = 12
 
@@ -160,7 +157,7 @@ def opening(construct: Callable[[], T]) -> T:
     but one of several processes that open a new store together.
 
     Raises:
-        ScoringError: if it failed and stayed so.
+        EventStoreNotOpened: if it failed and stayed so.
     """
     with Deadline(max_failures=_MAX_OPENING_ATTEMPTS) as deadline:
         while True:
@@ -168,5 +165,5 @@ def opening(construct: Callable[[], T]) -> T:
                 return construct()
             except STORE_ERRORS as error:
                 if isinstance(error, InterfaceError | DataError) or deadline.is_over(error):
-                    raise ScoringError(f"{OPENING_FAILED}{in_words(error)}") from error
+                    raise EventStoreNotOpened(in_words(error)) from error
                 deadline.pause(error)

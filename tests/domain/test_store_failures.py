@@ -17,7 +17,7 @@ import scoring.retrying
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
 from receipts_check import check_receipts, read_ledger
-from scoring import BatchFailed, GrantStatus, Scoring, ScoringError, UserScore
+from scoring import BatchFailed, EventStoreNotOpened, GrantStatus, Scoring, ScoringError, UserScore
 from support import make_grant, sqlite_env
 
 
@@ -329,6 +329,7 @@ def test_database_functions_are_refused_at_start(postgres: PostgresServer, prefi
 def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path: Path) -> None:
     """At once: no amount of trying makes the folder."""
     began = time.monotonic()
-    with pytest.raises(ScoringError, match="cannot be opened: unable to open database file"):
+    with pytest.raises(EventStoreNotOpened, match="the event store cannot be opened") as refused:
         Scoring(sqlite_env(tmp_path / "nowhere" / "events.sqlite"))
+    assert refused.value.reason == "unable to open database file"
     assert time.monotonic() - began < 5

@@ -19,7 +19,15 @@ import pytest
 from hypothesis import given
 from pydantic import ValidationError
 
-from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, Scoring, UserScore
+from scoring import (
+    BatchFailed,
+    EventStoreNotOpened,
+    Grant,
+    GrantStatus,
+    InvalidGrant,
+    Scoring,
+    UserScore,
+)
 from scoring.testing import grants, invalid_grants
 from support import make_grant
 
@@ -274,6 +282,8 @@ def test_errors_survive_pickling() -> None:
     assert (twin.field, twin.value, str(twin)) == ("amount", -5, str(refused.value))
     failed = pickle.loads(pickle.dumps(BatchFailed([], 3, "why")))
     assert (failed.receipts_so_far, failed.index, failed.reason) == ([], 3, "why")
+    closed = pickle.loads(pickle.dumps(EventStoreNotOpened("why")))
+    assert (closed.reason, str(closed)) == ("why", "the event store cannot be opened: why")
 
 
 @pytest.mark.parametrize(
