@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from projections.verification.report import Difference, Verification, VerificationProgress
     from projections.worker.projection import ScoreGrantsProjection
     from projections.worker.rebuild import RebuildOutcome
-    from projections.worker.unparking import Unparked
+    from projections.worker.unparker import Unparked
     from projections.worker.worker import Progress, ProjectionWorker
 
 __all__ = [
@@ -91,7 +91,7 @@ _MODULES = (
     *("errors", "drift", "ledger", "mongo", "ports", "settings", "status"),
     *("mongo.batches", "mongo.parking", "mongo.read_model"),
     *("queries.history", "queries.leaderboard"),
-    *("verification.report", "worker.projection", "worker.rebuild", "worker.unparking"),
+    *("verification.report", "worker.projection", "worker.rebuild", "worker.unparker"),
     "worker.worker",
 )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eventsourcing.persistence import WaitInterruptedError
 
 from projections.closed import Closed
+from projections.connections import open_read_model, open_scoring
 from projections.drift import Drift, UserDrift, measure_drift
 from projections.errors import (
     LedgerNotOpen,
@@ -21,7 +22,6 @@ from projections.errors import (
 )
 from projections.events.anchored_store import AnchoredStore
 from projections.events.model import stream_name
-from projections.opening import open_read_model, open_scoring
 from projections.settings import Settings
 from projections.status import LedgerStatus, status_of
 from projections.telemetry.metrics import observe
@@ -29,7 +29,7 @@ from projections.telemetry.repositories import TracedScoreView, registered
 from projections.verification.events import verify_events
 from projections.verification.totals import verify_totals
 from projections.worker.rebuild import Rebuild, RebuildOutcome
-from projections.worker.unparking import Unparked, Unparking
+from projections.worker.unparker import Unparked, Unparker
 from projections.worker.worker import Progress, ProjectionWorker
 from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 from scoring.forks import call_in_child, keep_for_ever
@@ -338,7 +338,7 @@ class ScoreLedger:
                     f"stream {min(unknown)} is not parked: score-ledger status lists those that are"
                 )
             parked = [stream for stream in parked if stream.stream in streams]
-        return Unparking(self._scoring, self._view, stop=stop, on_grants=on_grants).run(parked)
+        return Unparker(self._scoring, self._view, stop=stop, on_grants=on_grants).run(parked)
 
     def catch_up(
         self,

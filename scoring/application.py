@@ -15,13 +15,13 @@ from eventsourcing.utils import strtobool
 
 from scoring.checkout import CheckOutCache, StripedLocks
 from scoring.conflicts import ConflictLog
-from scoring.contributing import ContributionRecorder
+from scoring.contribution_recorder import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
 from scoring.errors import BatchFailed, ScoringError, StreamHasGap
 from scoring.event_store import ScoringEventStore, ScoringSnapshotStore, StoreWentBack
 from scoring.grants import Grant
 from scoring.receipts import Score
-from scoring.recording import ChunkRecorder, RefusedAt, WriteSide
+from scoring.recorder import ChunkRecorder, RefusedAt, WriteSide
 from scoring.retrying import STORE_ERRORS, opening, reading
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientConnectionPool

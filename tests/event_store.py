@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eventsourcing.utils import get_topic
 
-from projections.events.decoding import EventDecoder
+from projections.events.decoder import EventDecoder
 from projections.events.model import ProjectedGrant
 from projections.mongo.batches import grant_document
 from projections.mongo.read_model import ReadModel

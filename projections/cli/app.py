@@ -11,15 +11,15 @@ import typer
 
 from projections.cli.console import err, out, shown, speak_plainly
 from projections.cli.demo import demo
-from projections.cli.drifting import drift
-from projections.cli.importing import import_
+from projections.cli.drift import drift
+from projections.cli.grants import contribute, grant
+from projections.cli.imports import import_
 from projections.cli.interrupts import EXIT_CODE, Interrupted, was_interrupted
-from projections.cli.projecting import project
-from projections.cli.reading import leaderboard, status, user
-from projections.cli.rebuilding import rebuild
-from projections.cli.unparking import unpark
-from projections.cli.verifying import verify
-from projections.cli.writing import contribute, grant
+from projections.cli.project import project
+from projections.cli.queries import leaderboard, status, user
+from projections.cli.rebuild import rebuild
+from projections.cli.unpark import unpark
+from projections.cli.verify import verify
 from projections.errors import ProjectionError
 from scoring import ScoringError
 

@@ -16,13 +16,13 @@ import typer
 from rich.rule import Rule
 
 from projections.cli.console import SPINNER, err, out, shown
-from projections.cli.importing import GrantImport, ImportSummary
+from projections.cli.imports import GrantImport, ImportSummary
 from projections.cli.jsonl import read_lines
-from projections.cli.reading import print_leaderboard, print_user
-from projections.cli.verifying import print_verification
+from projections.cli.queries import print_leaderboard, print_user
+from projections.cli.verify import print_verification
+from projections.connections import open_scoring
 from projections.events.stores import SQLITE
 from projections.ledger import ScoreLedger
-from projections.opening import open_scoring
 from projections.settings import Settings
 
 if TYPE_CHECKING:

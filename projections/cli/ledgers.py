@@ -13,9 +13,9 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from projections.cli.console import err, shown
+from projections.connections import open_scoring
 from projections.errors import ProjectionError, ReadModelGone, ReadModelUnavailable
 from projections.ledger import ScoreLedger
-from projections.opening import open_scoring
 from projections.settings import Settings
 from scoring import Scoring
 

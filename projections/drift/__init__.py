@@ -3,7 +3,7 @@
 It may import ``projections.mongo`` and what is below it.
 """
 
-from projections.drift.measuring import measure_drift
+from projections.drift.measurement import measure_drift
 from projections.drift.page import write_page
 from projections.drift.report import Cause, Drift, Reason, UserDrift
 from projections.drift.table import CsvTable

@@ -23,7 +23,7 @@ from projections.mongo.collections import CONTROL_ID
 from projections.mongo.control import control_state
 from projections.mongo.errors import ANSWER_SECONDS, answered, translated
 from projections.mongo.sessions import in_session
-from projections.mongo.switching import (
+from projections.mongo.switch import (
     drop,
     in_transaction,
     lift_silent_hold,

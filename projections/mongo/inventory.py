@@ -27,7 +27,7 @@ from projections.mongo.errors import (
     is_transient,
     translated,
 )
-from projections.mongo.switching import names_by_uuid
+from projections.mongo.switch import names_by_uuid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -283,7 +283,7 @@ class MongoScoreView(TrackingRecorder):
         *,
         stop: Event | None = None,
     ) -> None:
-        """Add events of a parked stream in one transaction; see ``Unparking``.
+        """Add events of a parked stream in one transaction; see ``Unparker``.
 
         Args:
             events: Called in the transaction, returns what to add.

@@ -11,7 +11,7 @@ from pymongo.errors import OperationFailure
 from projections.errors import PoisonEvent, ReadModelUnavailable
 from projections.events.anchor import Tracked
 from projections.events.anchored_store import AnchoredStore
-from projections.events.decoding import EventDecoder
+from projections.events.decoder import EventDecoder
 from projections.events.model import TOPICS, ProjectedBucket, ProjectedGrant, stream_name
 from projections.mongo.batches import grant_document
 from projections.mongo.errors import is_snapshot_gone

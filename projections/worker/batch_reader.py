@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from projections.errors import PoisonEvent
 from projections.events.anchor import Tracked
-from projections.events.decoding import EventDecoder
+from projections.events.decoder import EventDecoder
 from projections.events.model import TOPICS, Fault, ProjectedGrant, at_fault, stream_name
 from projections.events.pages import read_page
 from projections.mongo.batches import Batch, encoded, writes_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from projections.errors import EventStoreReplaced, ReadModelUnavailable, RebuildSuperseded
 from projections.events.anchored_store import AnchoredStore
 from projections.mongo import MongoScoreView
-from projections.mongo.switching import SILENT_HOLD_SECONDS, Switch, roll_forward
+from projections.mongo.switch import SILENT_HOLD_SECONDS, Switch, roll_forward
 from projections.patience import Patience
 from scoring.retrying import reading
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from projections.cli.importing import GrantImport
+from projections.cli.imports import GrantImport
 from projections.cli.jsonl import MAX_LINE_BYTES, read_lines
 from scoring import Scoring
 from support import make_grant, sqlite_env

@@ -16,7 +16,7 @@ from eventsourcing.persistence import Notification
 from eventsourcing.utils import clear_topic_cache, register_topic
 
 from projections.errors import PoisonEvent
-from projections.events.decoding import EventDecoder
+from projections.events.decoder import EventDecoder
 from scoring import BatchFailed, Scoring, ScoringError, UserScore
 from scoring.identity import claim_stream_id, user_stream_id
 from support import make_grant, sqlite_env

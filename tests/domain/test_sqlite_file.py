@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from projections.opening import open_scoring
+from projections.connections import open_scoring
 from projections.settings import Settings
 from scoring import BatchFailed, Scoring, ScoringError
 from support import make_grant, sqlite_env

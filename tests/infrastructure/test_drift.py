@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from projections import MongoScoreView, ProjectionWorker
 from projections.drift import CsvTable, Drift, Reason, UserDrift, measure_drift, write_page
 from projections.drift.distributions import SignedBins, Spread
-from projections.drift.measuring import LARGEST, kind_of
+from projections.drift.measurement import LARGEST, kind_of
 from projections.drift.report import MAX_CAUSES, OTHER_CATEGORIES, OTHER_KEYS
 from projections.mongo.read_model import ReadModel
 from scoring import Scoring

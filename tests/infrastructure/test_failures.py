@@ -22,7 +22,7 @@ from projections.embedded import open_server
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
-from projections.worker.unparking import Unparking
+from projections.worker.unparker import Unparker
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -242,7 +242,7 @@ def test_a_stop_is_heeded_while_unparking_is_retried(
 
     def unpark() -> None:
         try:
-            Unparking(scoring, view, stop=stop).run(parked)
+            Unparker(scoring, view, stop=stop).run(parked)
         except ReadModelUnavailable as error:
             raised.append(error)
 

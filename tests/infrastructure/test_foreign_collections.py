@@ -19,12 +19,12 @@ from projections.errors import ForeignDocument, NameTaken, ReadModelUnavailable
 from projections.mongo import connect
 from projections.mongo.collections import GENERATIONAL, INDEXES
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switching import Switch, roll_forward
+from projections.mongo.switch import Switch, roll_forward
 from projections.queries.leaderboard import Leaderboard
 from projections.status import status_of
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
-from projections.worker.unparking import Unparking
+from projections.worker.unparker import Unparker
 from scoring import Scoring
 from support import Overtaken, make_grant, worker_maker
 
@@ -295,7 +295,7 @@ def project(scoring: Scoring, live: ReadModel) -> object:
 
 def unpark(scoring: Scoring, live: ReadModel) -> object:
     view = MongoScoreView(live)
-    return Unparking(scoring, view).run(view.parking.streams())
+    return Unparker(scoring, view).run(view.parking.streams())
 
 
 def lead(_: Scoring, live: ReadModel) -> object:

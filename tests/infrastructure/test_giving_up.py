@@ -23,7 +23,7 @@ from projections import (
     ReadModelUnavailable,
     RebuildSuperseded,
 )
-from projections.mongo.switching import SILENT_HOLD_SECONDS, Switch
+from projections.mongo.switch import SILENT_HOLD_SECONDS, Switch
 from projections.worker.rebuild import Rebuild, RebuildOutcome, _Renewing
 from projections.worker.worker import Progress
 from scoring import Scoring, ScoringError

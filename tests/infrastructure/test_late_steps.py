@@ -9,7 +9,7 @@ import pytest
 from projections import MongoScoreView, ProjectionWorker
 from projections.mongo.collections import GENERATIONAL
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switching import Switch, next_step, roll_forward
+from projections.mongo.switch import Switch, next_step, roll_forward
 from projections.queries.leaderboard import Leaderboard
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
@@ -23,7 +23,7 @@ STEPS = ["hold", "commit", *(f"rename {n + 1}" for n in range(2 * len(GENERATION
 def _short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits takes over soon."""
     monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.02)
-    monkeypatch.setattr("projections.mongo.switching.SILENT_HOLD_SECONDS", 0.1)
+    monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 0.1)
 
 
 @pytest.fixture

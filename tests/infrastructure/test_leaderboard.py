@@ -13,8 +13,8 @@ import pytest
 
 import projections
 from projections import Leaderboard, LeaderboardRow
-from projections.cli.reading import ByOption
-from projections.cli.reading import leaderboard as leaderboard_command
+from projections.cli.queries import ByOption
+from projections.cli.queries import leaderboard as leaderboard_command
 from projections.mongo.read_model import ReadModel
 from projections.queries.leaderboard import By
 

@@ -19,7 +19,7 @@ from projections.errors import ReadModelDamaged, ReadModelGone
 from projections.mongo import connect
 from projections.mongo.collections import GENERATIONAL, INDEXES
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switching import Switch
+from projections.mongo.switch import Switch
 from projections.verification.events import verify_events
 from projections.verification.totals import verify_totals
 from projections.worker.rebuild import Rebuild

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from old_way import OldBucket, OldWay
 from projections import Leaderboard, LeaderboardRow, MongoScoreView, ProjectionWorker
-from projections.events.decoding import EventDecoder
+from projections.events.decoder import EventDecoder
 from projections.mongo import connect
 from projections.mongo.batches import Batch, bucket_documents, user_changes
 from projections.mongo.read_model import ReadModel

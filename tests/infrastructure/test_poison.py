@@ -25,9 +25,9 @@ from projections.errors import TooManyParked
 from projections.events.anchor import Tracked
 from projections.mongo.parking import ParkedStream
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switching import Switch
+from projections.mongo.switch import Switch
 from projections.settings import Settings
-from projections.worker.unparking import Unparked, Unparking
+from projections.worker.unparker import Unparked, Unparker
 from scoring import GrantReceipt, GrantStatus, Scoring
 from scoring.identity import user_stream_id
 from support import make_grant, sqlite_env
@@ -207,7 +207,7 @@ def test_unparking_projects_what_was_left_behind_once_and_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In several transactions here, so that a long stream takes no more memory."""
-    monkeypatch.setattr("projections.worker.unparking._CHUNK", 7)
+    monkeypatch.setattr("projections.worker.unparker._CHUNK", 7)
     receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(100)]
     with damaged(tmp_path / EVENTS, receipts[21].position):
         parking(scoring, view).catch_up()
@@ -286,7 +286,7 @@ def test_unparking_waits_while_a_switch_holds_the_position(
     with damaged(tmp_path / EVENTS, *still):
         unparking = Thread(
             target=lambda: outcomes.append(
-                Unparking(scoring, view).run([*view.parking.streams()]),
+                Unparker(scoring, view).run([*view.parking.streams()]),
             )
         )
         assert switch.hold()
@@ -308,12 +308,12 @@ def test_unparking_lifts_a_hold_that_has_fallen_silent(
     scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a worker does: a rebuild that died while it held the position is not waited for."""
-    monkeypatch.setattr("projections.mongo.switching.SILENT_HOLD_SECONDS", 0.3)
+    monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 0.3)
     receipt = grant(scoring, 1, "bob")
     with damaged(tmp_path / EVENTS, receipt.position):
         parking(scoring, view).catch_up()
     assert Switch(view.read_model, view.read_model.of_generation(2), scoring.name).hold()
-    assert Unparking(scoring, view).run(view.parking.streams()).streams == 1
+    assert Unparker(scoring, view).run(view.parking.streams()).streams == 1
     assert assert_equal_to_the_events(scoring, view.read_model) == 1
 
 
@@ -328,12 +328,12 @@ def test_what_somebody_else_has_unparked_meanwhile_is_not_unparked_again(
     before = view.parking.streams()
     assert [parked.position for parked in before] == faults
     with damaged(tmp_path / EVENTS, receipts[9].position):
-        first = Unparking(scoring, view).run(before)
+        first = Unparker(scoring, view).run(before)
         assert (first.streams, first.grants, len(first.still_parked)) == (1, 8, 1)
-        second = Unparking(scoring, view).run(before)
+        second = Unparker(scoring, view).run(before)
         assert (second.streams, second.grants, second.still_parked) == (1, 0, first.still_parked)
         assert counted(view.read_model) == {"ada": 6, "bob": 4}
-    last = Unparking(scoring, view).run(before)
+    last = Unparker(scoring, view).run(before)
     assert (last.streams, last.grants, last.still_parked) == (2, 2, [])
     assert assert_equal_to_the_events(scoring, view.read_model) == 12
 
@@ -357,10 +357,10 @@ def test_an_event_that_becomes_a_fault_while_its_stream_is_taken_off_the_list_pa
 
     monkeypatch.setattr(view, "hold_position", hold_after_a_worker)
     with ExitStack() as broken:
-        outcome = Unparking(scoring, view).run(view.parking.streams())
+        outcome = Unparker(scoring, view).run(view.parking.streams())
         assert [parked.position for parked in outcome.still_parked] == faults
         assert (outcome.grants, counted(view.read_model)) == (1, {"bob": 1})
-    assert Unparking(scoring, view).run(outcome.still_parked).streams == 1
+    assert Unparker(scoring, view).run(outcome.still_parked).streams == 1
     assert assert_equal_to_the_events(scoring, view.read_model) == 2
 
 
@@ -373,7 +373,7 @@ def test_buckets_of_a_stream_are_unparked_from_the_one_it_is_parked_at(
     positions = [notification.id for notification in scoring.recorder.select_notifications(2, 9)]
     with damaged(tmp_path / EVENTS, positions[2]):
         parking(scoring, view).catch_up()
-    outcome = Unparking(scoring, view).run(view.parking.streams())
+    outcome = Unparker(scoring, view).run(view.parking.streams())
     assert (outcome.streams, outcome.grants) == (1, 2)
     user = view.read_model.users.find_one({"_id": "bob"}) or {}
     assert (user["recomputedTotal"], user["version"]) == (4, 5)
@@ -383,7 +383,7 @@ def test_unparking_that_is_stopped_says_what_is_left(
     scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two transactions, and between two streams."""
-    monkeypatch.setattr("projections.worker.unparking._CHUNK", 2)
+    monkeypatch.setattr("projections.worker.unparker._CHUNK", 2)
     receipts = [grant(scoring, number, ("ada", "bob")[number % 2]) for number in range(12)]
     with damaged(tmp_path / EVENTS, receipts[0].position, receipts[1].position):
         parking(scoring, view).catch_up()
@@ -395,7 +395,7 @@ def test_unparking_that_is_stopped_says_what_is_left(
         if len(told) == 2:
             stop.set()
 
-    outcome = Unparking(scoring, view, stop=stop, on_grants=stop_after_two).run([ada, bob])
+    outcome = Unparker(scoring, view, stop=stop, on_grants=stop_after_two).run([ada, bob])
     assert (outcome.streams, outcome.grants, told) == (0, 4, [2, 2])
     assert [parked.position for parked in outcome.still_parked] == [
         receipts[8].position,
@@ -480,7 +480,7 @@ def test_unparking_beside_busy_workers_loses_and_doubles_nothing(
             for stream in streams:
                 found = own.parking.find(stream)
                 assert found is not None
-                assert Unparking(scoring, own).run([found]).streams == 1
+                assert Unparker(scoring, own).run([found]).streams == 1
         writer.join()
         view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=20)
     finally:

@@ -20,7 +20,7 @@ from pymongo.monitoring import (
 
 from old_way import OldWay
 from projections import MongoScoreView, PositionMoved, ProjectionWorker, ScoreGrantsProjection
-from projections.events.decoding import EventDecoder
+from projections.events.decoder import EventDecoder
 from projections.mongo.batches import Batch
 from projections.mongo.collections import Document
 from projections.mongo.read_model import ReadModel

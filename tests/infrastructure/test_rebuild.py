@@ -24,7 +24,7 @@ from projections import (
 )
 from projections.mongo import MongoFactory, connect
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switching import Switch
+from projections.mongo.switch import Switch
 from projections.queries.leaderboard import Leaderboard
 from projections.settings import Settings
 from projections.verification.events import verify_events

@@ -39,7 +39,7 @@ from projections.mongo.batches import Batch
 from projections.mongo.collections import GENERATIONAL
 from projections.mongo.control import GenerationState
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switching import Switch, next_step, roll_forward
+from projections.mongo.switch import Switch, next_step, roll_forward
 from projections.queries.history import UserHistory
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
@@ -57,7 +57,7 @@ NEW = 1_000_000
 def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits takes over soon."""
     monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.05)
-    monkeypatch.setattr("projections.mongo.switching.SILENT_HOLD_SECONDS", 0.3)
+    monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 0.3)
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from fail_points import failing
 from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switching import in_transaction
+from projections.mongo.switch import in_transaction
 from projections.mongo.transactions import await_server
 from projections.patience import Patience
 from projections.worker.rebuild import Rebuild
-from projections.worker.unparking import Unparking
+from projections.worker.unparker import Unparker
 from scoring import Scoring
 from support import make_grant, worker_maker
 
@@ -118,7 +118,7 @@ def test_every_statement_of_a_transaction_carries_its_session_and_its_concerns(
             assert done < {*batch[0]}
 
             listener.sent.clear()
-            Unparking(scoring, listened).run(listened.parking.streams())
+            Unparker(scoring, listened).run(listened.parking.streams())
             unparked = assert_whole(listener.sent)
             assert "delete score_parked" in unparked[-1]
             assert any(statement.startswith("findAndModify") for statement in unparked[-1])

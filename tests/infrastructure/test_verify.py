@@ -39,7 +39,7 @@ from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
 from projections.verification.report import DOCUMENT, MAX_DIFFERENCES, Difference
 from projections.verification.totals import verify_totals
-from projections.worker.unparking import Unparking
+from projections.worker.unparker import Unparker
 from scoring import Grant, Scoring, UserScore
 from support import NOON, make_grant, sqlite_env
 
@@ -536,7 +536,7 @@ def test_what_is_committed_between_any_two_reads_of_verifying_is_no_difference(
     def project(_: str) -> None:
         number = next(numbers)
         faults.close()
-        Unparking(scoring, view).run(view.parking.streams())
+        Unparker(scoring, view).run(view.parking.streams())
         poison = scoring.grant(**make_grant(number, user_id=f"bad-{number}").model_dump())
         faults.enter_context(unreadable(tmp_path / "events.sqlite", poison.position))
         scoring.grant(**make_grant(1000 + number, user_id="ada").model_dump())
@@ -582,7 +582,7 @@ def test_a_stream_that_is_parked_or_unparked_while_a_long_history_is_read_is_no_
     def interfere(collection: str) -> None:
         if collection == read_model.grants.name and next(reads) == 3:
             faults.close()
-            assert Unparking(scoring, view).run(view.parking.streams()).streams == 1
+            assert Unparker(scoring, view).run(view.parking.streams()).streams == 1
             bad = scoring.grant(**make_grant(99, user_id="user-1").model_dump())
             broken.enter_context(unreadable(tmp_path / "events.sqlite", bad.position))
             ProjectionWorker(scoring, view, on_error="park").catch_up()

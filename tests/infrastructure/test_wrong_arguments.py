@@ -12,10 +12,10 @@ import pytest
 from pymongo import MongoClient
 
 from projections import ProjectionError, ReadModelUnavailable, ScoreLedger, Settings
+from projections.connections import open_scoring
 from projections.embedded import find_mongod
 from projections.embedded.launch import free_port
 from projections.mongo import connect
-from projections.opening import open_scoring
 from scoring import Scoring, ScoringError
 from support import make_grant, sqlite_env
 

@@ -14,14 +14,14 @@ from scoring.errors import InvalidGrant
 from scoring.grants import Grant
 from scoring.identity import derived_grant_id, is_grant_shaped, user_stream_id
 from scoring.receipts import ContributionReceipt, GrantStatus
-from scoring.recording import CommandRecorder, RefusedAt, collected
+from scoring.recorder import CommandRecorder, RefusedAt, collected
 from scoring.user_score import UserScore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from scoring.recording import WriteSide
+    from scoring.recorder import WriteSide
 
 
 @dataclass(frozen=True)

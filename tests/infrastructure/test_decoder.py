@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from projections import PoisonEvent
-from projections.events.decoding import EventDecoder
+from projections.events.decoder import EventDecoder
 from projections.events.model import Projected, ProjectedBucket, ProjectedGrant
 from projections.mongo.batches import grant_document
 from scoring import Grant, Scoring, UserScore

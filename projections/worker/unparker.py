@@ -1,4 +1,4 @@
-"""Unparking: projecting what was left behind of a stream, in order and exactly once."""
+"""Projecting what was left behind of a parked stream, in order and exactly once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Unparked:
     still_parked: list[ParkedStream] = field(default_factory=list)
 
 
-class Unparking:
+class Unparker:
     """Retries parked streams; workers may go on meanwhile.
 
     A long stream is projected in chunks. Each moves the place where the stream is parked, in its

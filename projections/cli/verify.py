@@ -19,7 +19,7 @@ from projections.cli.console import (
 )
 from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
-from projections.cli.rebuilding import AdoptOption, run_rebuild
+from projections.cli.rebuild import AdoptOption, run_rebuild
 from projections.errors import EventStoreReplaced
 from projections.ledger import ScoreLedger
 from projections.verification.report import DOCUMENT, Difference, Verification, VerificationProgress
