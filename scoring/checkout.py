@@ -38,9 +38,9 @@ class CheckOutCache:
         self._maxsize = maxsize
         self._scores: OrderedDict[str, UserScore] = OrderedDict()
         self._lock = Lock()
-        call_in_child(self, CheckOutCache.begin_anew)
+        call_in_child(self, CheckOutCache.reset_after_fork)
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget who holds the lock."""
         self._lock = Lock()
 
@@ -71,9 +71,9 @@ class StripedLocks:
     def __init__(self, *, stripes: int = 256) -> None:
         """Make the locks."""
         self._locks = [RLock() for _ in range(stripes)]
-        call_in_child(self, StripedLocks.begin_anew)
+        call_in_child(self, StripedLocks.reset_after_fork)
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget who holds the locks."""
         self._locks = [RLock() for _ in self._locks]
 

@@ -34,9 +34,9 @@ class ConflictLog:
         self._lock = Lock()
         self._window_began = clock()
         self._count = 0
-        call_in_child(self, ConflictLog.begin_anew)
+        call_in_child(self, ConflictLog.reset_after_fork)
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget who holds the lock."""
         self._lock = Lock()
 

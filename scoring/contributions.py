@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scoring.errors import InvalidGrant
 from scoring.identity import is_grant_shaped
-from scoring.rules import MAX_KEY_LENGTH, RULES, Key, Label, Moment, Points, UserId
+from scoring.rules import MAX_KEY_LENGTH, RULES, Key, Label, Points, UserId, UtcDatetime
 
 
 class Bucket(NamedTuple):
@@ -34,7 +34,7 @@ class Contribution(BaseModel):
     category: Label
     source: Label
     points: Points
-    at: Moment | None
+    at: UtcDatetime | None
 
     def __init__(
         self,

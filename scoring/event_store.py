@@ -21,7 +21,7 @@ from eventsourcing.persistence import (
 )
 from eventsourcing.popo import POPOApplicationRecorder
 
-from scoring.frozen import made_of
+from scoring.frozen import construct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -141,11 +141,11 @@ class ScoringEventStore(EventStore[UUID]):
         if not positions:  # a recorder of snapshots has none
             return []
         return [
-            made_of(
+            construct(
                 Recording,
                 {
                     "domain_event": event,
-                    "notification": made_of(Notification, {**stored.__dict__, "id": position}),
+                    "notification": construct(Notification, {**stored.__dict__, "id": position}),
                 },
             )
             for event, stored, position in zip(domain_events, stored_events, positions, strict=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def made_of(cls: type[T], attributes: dict[str, Any]) -> T:
+def construct(cls: type[T], attributes: dict[str, Any]) -> T:
     """Return an object of a dataclass without slots that has just these attributes.
 
     Every field has to be among them, in the order of the fields: events are stored in that order.

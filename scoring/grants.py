@@ -18,8 +18,8 @@ from scoring.rules import (
     GrantId,
     Key,
     Label,
-    Moment,
     UserId,
+    UtcDatetime,
 )
 
 
@@ -42,7 +42,7 @@ class Grant(BaseModel):
     category: Label
     source: Label
     amount: Amount
-    granted_at: Moment
+    granted_at: UtcDatetime
 
     def __init__(
         self,

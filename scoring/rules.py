@@ -108,7 +108,7 @@ Key = Annotated[
 Label = Annotated[str, Strict(), Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
 Amount = Annotated[int, Strict(), Field(ge=1, le=MAX_AMOUNT)]
 Points = Annotated[int, Strict(), Field(ge=0, le=MAX_POINTS)]
-Moment = Annotated[AwareDatetime, Strict(), AfterValidator(_utc_milliseconds)]
+UtcDatetime = Annotated[AwareDatetime, Strict(), AfterValidator(_utc_milliseconds)]
 
 
 @cache

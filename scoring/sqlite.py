@@ -241,7 +241,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         finally:
             self._get_semaphore.release()
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """Forget, in a child that was forked, the parent's threads, connections and locks.
 
         A thread of the parent may have held any of the locks, or waited for it; here it never
@@ -345,7 +345,7 @@ def _after_in_child() -> None:
     _in_use.clear()
     _held.clear()
     for pool in list(_pools):
-        pool.begin_anew()
+        pool.reset_after_fork()
     _fork_lock.release()
 
 

@@ -24,7 +24,7 @@ from eventsourcing.utils import TopicError
 
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
-from scoring.frozen import made_of
+from scoring.frozen import construct
 from scoring.grants import Grant
 from scoring.identity import claim_stream_id, is_grant_shaped, user_stream_id
 from scoring.rules import MAX_TOTAL, normalised_user_id
@@ -287,7 +287,7 @@ class UserScore(Aggregate):
         traceparent = current_traceparent()
         if traceparent is not None:
             attributes["traceparent"] = traceparent
-        event = made_of(UserScore.GrantRecorded, attributes)
+        event = construct(UserScore.GrantRecorded, attributes)
         event.mutate(self)
         self.pending_events.append(event)
         self._pending_grant_ids.add(grant.grant_id)
@@ -364,5 +364,5 @@ class UserScore(Aggregate):
                     "version": event.originator_version,
                     "token": token,
                 }
-                collected.append(made_of(GrantClaimed, attributes))
+                collected.append(construct(GrantClaimed, attributes))
         return collected

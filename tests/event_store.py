@@ -10,7 +10,7 @@ from pathlib import Path
 from eventsourcing.utils import get_topic
 
 from projections.events.decoder import EventDecoder
-from projections.events.model import ProjectedGrant
+from projections.events.model import GrantEvent
 from projections.mongo.batches import grant_document
 from projections.mongo.read_model import ReadModel
 from projections.verification.totals import verify_totals
@@ -27,9 +27,9 @@ def assert_equal_to_the_events(scoring: Scoring, read_model: ReadModel) -> int:
     stored = iter(read_model.grants.find().sort("_id", 1))
     count = 0
     for notification in grants_of(scoring):
-        projected = EventDecoder(scoring.mapper).decode(notification)
-        assert isinstance(projected, ProjectedGrant)
-        expected = grant_document(projected)
+        event = EventDecoder(scoring.mapper).decode(notification)
+        assert isinstance(event, GrantEvent)
+        expected = grant_document(event)
         del expected["recordedAt"]  # kept in milliseconds
         found = next(stored, {})
         assert {name: found.get(name) for name in expected} == expected

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
-from projections.cli.jsonl import parse_amount, parse_moment, parse_points
+from projections.cli.jsonl import parse_amount, parse_points, parse_time
 from projections.cli.ledgers import open_events
 from scoring import Grant, GrantStatus
 from scoring.contributions import Contribution
@@ -35,7 +35,7 @@ def grant(
     Running it again with the same grant id adds nothing: it answers DUPLICATE, or CONFLICT (and
     exit code 1) if anything else differs. Give --granted-at when you may have to run it again.
     """
-    moment = datetime.now(UTC) if granted_at is None else parse_moment(granted_at)
+    granted = datetime.now(UTC) if granted_at is None else parse_time(granted_at)
     # Checked before a store is made for it.
     award = Grant(
         user_id=user_id,
@@ -44,7 +44,7 @@ def grant(
         category=category,
         source=source,
         amount=parse_amount(amount),
-        granted_at=moment,
+        granted_at=granted,
     )
     with open_events(folder) as scoring:
         receipt = scoring.grant(**dict(award))
@@ -85,14 +85,14 @@ def contribute(
     nothing. A key content:feed-post:<id> or award:badge:<id> becomes a grant the first time, and
     answers CONFLICT (and exit code 1) if the ledger keeps other points than the bucket then has.
     """
-    moment = None if at is None else parse_moment(at, field="at")
+    earned_at = None if at is None else parse_time(at, field="at")
     contribution = Contribution(
         user_id=user_id,
         key=key,
         category=category,
         source=source,
         points=parse_points(points),
-        at=moment,
+        at=earned_at,
     )
     with open_events(folder) as scoring:
         receipt = scoring.contribute(**dict(contribution))

@@ -23,7 +23,7 @@ MAX_LINE_BYTES: Final = 1 << 20
 
 _CAMEL_HUMP: Final = re.compile(r"(?<=[a-z])([A-Z])")
 _FIELDS: Final = tuple(Grant.model_fields)
-_GOOD_MOMENT: Final = "2026-11-22T09:30:00Z"
+_GOOD_TIME: Final = "2026-11-22T09:30:00Z"
 
 _GZIP: Final = b"\x1f\x8b"
 _OTHERS: Final = {
@@ -141,19 +141,19 @@ def parse_grant(raw: bytes) -> Grant:
     missing = [name for name in _FIELDS if name not in value]
     if missing:
         raise BadLine(f"missing field {missing[0]!r}: a grant has {', '.join(_FIELDS)}")
-    return Grant(**{**value, "granted_at": parse_moment(value["granted_at"])})
+    return Grant(**{**value, "granted_at": parse_time(value["granted_at"])})
 
 
-def parse_moment(text: object, *, field: str = "granted_at") -> datetime:
+def parse_time(text: object, *, field: str = "granted_at") -> datetime:
     """Return the datetime of an ISO 8601 string, e.g. ``2026-11-22T13:50:00Z``.
 
     Raises:
         InvalidGrant: if it is not one, or has no offset.
     """
     with suppress(ValueError):
-        if isinstance(text, str) and (moment := datetime.fromisoformat(text)).tzinfo is not None:
-            return moment
-    rule = f"{RULES['granted_at']}, in ISO 8601 as {_GOOD_MOMENT}"
+        if isinstance(text, str) and (time := datetime.fromisoformat(text)).tzinfo is not None:
+            return time
+    rule = f"{RULES['granted_at']}, in ISO 8601 as {_GOOD_TIME}"
     raise InvalidGrant(field=field, value=text, rule=rule)
 
 

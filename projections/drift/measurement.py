@@ -15,8 +15,8 @@ from projections.drift.report import (
     Cause,
     Drift,
     LargestDifference,
-    Moment,
     Reason,
+    TimelinePoint,
     UserDrift,
     described,
 )
@@ -241,7 +241,7 @@ def _merged(
             a, b = next(left, None), next(right, None)
 
 
-def _timeline(read_model: ReadModel) -> tuple[str, list[Moment]]:
+def _timeline(read_model: ReadModel) -> tuple[str, list[TimelinePoint]]:
     """Return the unit and the ledger's total at the end of each unit that has grants."""
     ends = {"first": {"$min": "$grantedAt"}, "last": {"$max": "$grantedAt"}}
     found = next(iter(read_model.grants.aggregate([{"$group": {"_id": None, **ends}}])), None)
@@ -254,8 +254,8 @@ def _timeline(read_model: ReadModel) -> tuple[str, list[Moment]]:
     cells = read_model.grants.aggregate(
         [{"$group": {"_id": start, "amount": {"$sum": "$amount"}}}, {"$sort": {"_id": 1}}]
     )
-    total, moments = 0, []
+    total, points = 0, []
     for cell in cells:
         total += int(cell["amount"])
-        moments.append(Moment(cell["_id"], total))
-    return unit, moments
+        points.append(TimelinePoint(cell["_id"], total))
+    return unit, points

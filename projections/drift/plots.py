@@ -95,9 +95,9 @@ def histogram(drift: Drift) -> str:
 
 def timeline(drift: Drift) -> str:
     """The ledger's total over time, and the old total as it is today."""
-    moments, unit = drift.timeline, drift.timeline_unit
-    first, last = moments[0].at, moments[-1].at
-    highest = max(moments[-1].total, drift.old, 1)
+    points, unit = drift.timeline, drift.timeline_unit
+    first, last = points[0].at, points[-1].at
+    highest = max(points[-1].total, drift.old, 1)
     left, right, top, bottom = 70, 20, 20, 40
     width, height = _WIDTH - left - right, _TIMELINE_HEIGHT - top - bottom
     seconds = max(1.0, (last - first).total_seconds())
@@ -108,8 +108,8 @@ def timeline(drift: Drift) -> str:
     def y(total: float) -> float:
         return top + height - total / highest * height
 
-    # Points count from the moment they were earned, so the line climbs in steps.
-    steps = " ".join(f"H {x(moment.at):.1f} V {y(moment.total):.1f}" for moment in moments)
+    # Points count from when they were earned, so the line climbs in steps.
+    steps = " ".join(f"H {x(point.at):.1f} V {y(point.total):.1f}" for point in points)
     parts = []
     for value in _ticks(highest):
         parts += [
@@ -127,7 +127,7 @@ def timeline(drift: Drift) -> str:
     ]
     description = (
         f"The sum of all grants by the {unit} in which they were earned: from "
-        f"{_date(first, unit)} to {_date(last, unit)} it grows to {moments[-1].total:,} points. "
+        f"{_date(first, unit)} to {_date(last, unit)} it grows to {points[-1].total:,} points. "
         f"The dashed line is the recomputed total of today, {drift.old:,} points."
     )
     return _svg("The ledger's total over time", description, _WIDTH, _TIMELINE_HEIGHT, parts)

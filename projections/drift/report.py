@@ -114,8 +114,8 @@ class LargestDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """A point of the ledger's history.
+class TimelinePoint:
+    """The ledger's total at one time.
 
     Attributes:
         at: Beginning of the day, month or year.
@@ -163,7 +163,7 @@ class Drift:
     causes: list[Cause] = field(default_factory=list)
     categories: dict[str, list[int]] = field(default_factory=dict)
     largest: list[LargestDifference] = field(default_factory=list)
-    timeline: list[Moment] = field(default_factory=list)
+    timeline: list[TimelinePoint] = field(default_factory=list)
     timeline_unit: str = "day"
 
     @property
@@ -260,8 +260,8 @@ class Drift:
             "timeline": {
                 "unit": self.timeline_unit,
                 "totals": [
-                    {"at": moment.at.date().isoformat(), "total": moment.total}
-                    for moment in self.timeline
+                    {"at": point.at.date().isoformat(), "total": point.total}
+                    for point in self.timeline
                 ],
             },
         }

@@ -36,9 +36,9 @@ class AnchoredStore:
     Its methods raise what the store raises, and ``EventStoreReplaced``.
     """
 
-    def __init__(self, app: Scoring, read_model: _Place) -> None:
-        """Compare the store of ``app`` with what ``read_model`` was projected from."""
-        self._app = app
+    def __init__(self, scoring: Scoring, read_model: _Place) -> None:
+        """Compare the store of ``scoring`` with what ``read_model`` was projected from."""
+        self._scoring = scoring
         self._read_model = read_model
 
     def check(self, tracked: Tracked) -> None:
@@ -54,7 +54,7 @@ class AnchoredStore:
             if tracked.anchor.position == tracked.position:
                 return
         if tracked.position:
-            newest = self._app.recorder.max_notification_id() or 0
+            newest = self._scoring.recorder.max_notification_id() or 0
             if newest < tracked.position:
                 raise self._replaced(
                     f"an event at position {tracked.position} or behind it",
@@ -88,9 +88,9 @@ class AnchoredStore:
 
     def _replaced(self, expected: str, found: str) -> EventStoreReplaced:
         """Return the error that says what was expected and found."""
-        kind = kind_of(self._app.env)
+        kind = kind_of(self._scoring.env)
         return EventStoreReplaced(
-            event_store=" ".join([kind.module, *kind.located(self._app.env).values()]),
+            event_store=" ".join([kind.module, *kind.located(self._scoring.env).values()]),
             read_model=self._read_model.place(),
             expected=expected,
             found=found,
@@ -105,7 +105,7 @@ class AnchoredStore:
             whose = "another store, which begins with another event"
         if found:
             return f"{self.anchor(found[0], anchor)} in {whose}"
-        newest = self._app.recorder.max_notification_id() or 0
+        newest = self._scoring.recorder.max_notification_id() or 0
         return f"{newest} as the newest position of {whose}"
 
     def _identity(self) -> str:
@@ -113,7 +113,7 @@ class AnchoredStore:
         return _hash(first[0]) if first else ""
 
     def _select(self, start: int, stop: int | None = None) -> Sequence[Notification]:
-        return self._app.recorder.select_notifications(start=start, limit=1, stop=stop)
+        return self._scoring.recorder.select_notifications(start=start, limit=1, stop=stop)
 
 
 def _hash(event: Notification | Row) -> str:

@@ -10,10 +10,10 @@ from msgspec.json import Decoder
 
 from projections.errors import PoisonEvent
 from projections.events.model import (
+    BucketEvent,
+    GrantEvent,
     GrantState,
-    Projected,
-    ProjectedBucket,
-    ProjectedGrant,
+    ScoreEvent,
     stream_name,
 )
 from scoring import UserScore
@@ -43,16 +43,16 @@ class EventDecoder:
             mapper.transcoder
         )
 
-    def decode(self, notification: Notification | Row) -> Projected:
+    def decode(self, notification: Notification | Row) -> ScoreEvent:
         """Return the grant or bucket of a notification whose topic is one of the projection's.
 
         Raises:
             PoisonEvent: if it cannot be decoded.
         """
         try:
-            if self._state_is_json and notification.topic == ProjectedGrant.TOPIC:
+            if self._state_is_json and notification.topic == GrantEvent.TOPIC:
                 try:
-                    return ProjectedGrant(
+                    return GrantEvent(
                         notification.id,
                         notification.originator_id,
                         notification.originator_version,
@@ -76,12 +76,12 @@ class EventDecoder:
             state = self._mapper.compressor.decompress(state)
         return state
 
-    def _mapped(self, notification: Notification | Row) -> Projected:
+    def _mapped(self, notification: Notification | Row) -> ScoreEvent:
         event = self._mapper.to_domain_event(cast("Notification", notification))
         if isinstance(event, UserScore.GrantRecorded):
-            return ProjectedGrant.of(notification.id, event)
+            return GrantEvent.of(notification.id, event)
         if isinstance(event, UserScore.BucketSet):
-            return ProjectedBucket.of(notification.id, event)
+            return BucketEvent.of(notification.id, event)
         raise TypeError(f"its topic resolves to {type(event)!r}")
 
 

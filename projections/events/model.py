@@ -18,7 +18,7 @@ Int64 = Annotated[int, Meta(ge=-_MAX_INT64 - 1, le=_MAX_INT64)]
 """An integer that MongoDB can keep."""
 
 
-class StoredMoment(Struct, gc=False, frozen=True, forbid_unknown_fields=True):
+class StoredDatetime(Struct, gc=False, frozen=True, forbid_unknown_fields=True):
     """A datetime in the JSON of the ``eventsourcing`` library."""
 
     tag: Literal["datetime_iso"] = field(name="_type_")
@@ -32,14 +32,14 @@ class GrantState(Struct, gc=False, frozen=True, forbid_unknown_fields=True):
     thousands of these, so the garbage collector is told that there is nothing for it in them.
     """
 
-    stored_timestamp: StoredMoment = field(name="timestamp")
+    stored_timestamp: StoredDatetime = field(name="timestamp")
     user_id: str
     grant_id: str
     key: str
     category: str
     source: str
     amount: Int64
-    stored_granted_at: StoredMoment = field(name="granted_at")
+    stored_granted_at: StoredDatetime = field(name="granted_at")
     replaced_points: Int64 | None
     traceparent: str | None = None
 
@@ -57,14 +57,14 @@ class GrantState(Struct, gc=False, frozen=True, forbid_unknown_fields=True):
         _check(event, (int, type(None)), "replaced_points")
         _check(event, (str, type(None)), "traceparent")
         return cls(
-            StoredMoment("datetime_iso", event.timestamp),
+            StoredDatetime("datetime_iso", event.timestamp),
             event.user_id,
             event.grant_id,
             event.key,
             event.category,
             event.source,
             event.amount,
-            StoredMoment("datetime_iso", event.granted_at),
+            StoredDatetime("datetime_iso", event.granted_at),
             event.replaced_points,
             event.traceparent,
         )
@@ -85,14 +85,14 @@ class GrantState(Struct, gc=False, frozen=True, forbid_unknown_fields=True):
         return 0 if self.replaced_points is None else self.amount - self.replaced_points
 
 
-class ProjectedGrant(Struct, gc=False, frozen=True):
+class GrantEvent(Struct, gc=False, frozen=True):
     """A grant event and where it was found.
 
     Attributes:
         position: Its notification id.
         originator_id: The stream that it is in.
         originator_version: Its version in there.
-        event: What it says.
+        data: What it says.
     """
 
     TOPIC: ClassVar[str] = get_topic(UserScore.GrantRecorded)
@@ -100,7 +100,7 @@ class ProjectedGrant(Struct, gc=False, frozen=True):
     position: int
     originator_id: UUID | str
     originator_version: int
-    event: GrantState
+    data: GrantState
 
     @classmethod
     def of(cls, position: int, event: UserScore.GrantRecorded) -> Self:
@@ -114,13 +114,13 @@ class ProjectedGrant(Struct, gc=False, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class ProjectedBucket:
+class BucketEvent:
     """A bucket's event and the position at which it was found."""
 
     TOPIC: ClassVar[str] = get_topic(UserScore.BucketSet)
 
     position: int
-    event: UserScore.BucketSet
+    data: UserScore.BucketSet
 
     @classmethod
     def of(cls, position: int, event: UserScore.BucketSet) -> Self:
@@ -132,19 +132,19 @@ class ProjectedBucket:
     @property
     def originator_version(self) -> int:
         """The event's version in its stream."""
-        return self.event.originator_version
+        return self.data.originator_version
 
     @property
     def stream(self) -> str:
         """The stream that the event is in, as faults and parked streams name it."""
-        return stream_name(self.event.originator_id)
+        return stream_name(self.data.originator_id)
 
 
-Projected = ProjectedGrant | ProjectedBucket
+ScoreEvent = GrantEvent | BucketEvent
 """What the projection uses."""
 
 
-TOPICS: Final = (ProjectedGrant.TOPIC, ProjectedBucket.TOPIC)
+TOPICS: Final = (GrantEvent.TOPIC, BucketEvent.TOPIC)
 """What the projection reads of the event store; it moves over everything else."""
 
 
@@ -164,6 +164,11 @@ class Fault:
     topic: str
     reason: str
 
+    @classmethod
+    def of(cls, event: ScoreEvent, reason: str) -> Self:
+        """Return the fault of an event that was read but cannot be projected."""
+        return cls(event.position, event.stream, event.TOPIC, reason)
+
 
 def stream_name(originator_id: UUID | str) -> str:
     """Return the name of a stream; stores may hold its id as text, with hyphens or without."""
@@ -172,11 +177,6 @@ def stream_name(originator_id: UUID | str) -> str:
     with suppress(ValueError):
         return str(UUID(originator_id))
     return originator_id
-
-
-def at_fault(projected: Projected, reason: str) -> Fault:
-    """Return the fault of an event that was read but cannot be projected."""
-    return Fault(projected.position, projected.stream, projected.TOPIC, reason)
 
 
 def _check(event: object, types: type | tuple[type, ...], *names: str) -> None:

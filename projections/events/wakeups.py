@@ -35,25 +35,27 @@ class WakeUps:
     time, and SQLite does not have it.
     """
 
-    def __init__(self, app: Scoring) -> None:
+    def __init__(self, scoring: Scoring) -> None:
         """Listen to this application and, if it can be, to its store."""
-        self._app = app
+        self._scoring = scoring
         self._recorded = Event()
         self._closed = Event()
-        self._channel = _channel_of(app.recorder)
+        self._channel = _channel_of(scoring.recorder)
         self._thread: Thread | None = None
-        self._files = _files_of(app.recorder)
+        self._files = _files_of(scoring.recorder)
         self._stamps = _stamps(self._files)
-        self._hears_others = bool(self._files) or isinstance(app.recorder, POPOApplicationRecorder)
+        self._covers_all_writers = bool(self._files) or isinstance(
+            scoring.recorder, POPOApplicationRecorder
+        )
 
     @property
-    def hears_all(self) -> bool:
-        """Whether nothing is recorded without being heard of here, but by a rare coincidence."""
-        return self._hears_others
+    def covers_all_writers(self) -> bool:
+        """Whether commits of all processes wake it, so that its caller need hardly poll."""
+        return self._covers_all_writers
 
     def __enter__(self) -> Self:
         """Begin to listen."""
-        self._app.listen(self._recorded)
+        self._scoring.listen(self._recorded)
         if self._channel is not None:
             self._thread = Thread(
                 target=self._listen,
@@ -66,7 +68,7 @@ class WakeUps:
 
     def __exit__(self, *exc_info: object) -> None:
         """Stop listening."""
-        self._app.unlisten(self._recorded)
+        self._scoring.unlisten(self._recorded)
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -93,17 +95,17 @@ class WakeUps:
                 self._listen_on_a_connection(channel)
             except Exception as error:  # noqa: BLE001 - until the store is back, looking must do
                 logger.info("not listening to the event store for now: %s", error)
-            self._hears_others = False
+            self._covers_all_writers = False
             self._closed.wait(_PAUSE_AFTER_ERROR_SECONDS)
 
     def _listen_on_a_connection(self, channel: str) -> None:
         from psycopg.sql import SQL, Identifier  # noqa: PLC0415 - an optional dependency
 
-        recorder: Any = self._app.recorder
+        recorder: Any = self._scoring.recorder
         with recorder.datastore.get_connection() as connection:
             connection.execute(SQL("LISTEN {}").format(Identifier(channel)))
             try:
-                self._hears_others = True
+                self._covers_all_writers = True
                 # What was recorded before we listened has to be looked for once more.
                 self._recorded.set()
                 while not self._closed.is_set():

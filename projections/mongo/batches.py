@@ -9,7 +9,7 @@ import bson
 from bson.int64 import Int64
 
 from projections.events.anchor import Tracked
-from projections.events.model import Fault, Projected, ProjectedBucket, ProjectedGrant, at_fault
+from projections.events.model import BucketEvent, Fault, GrantEvent, ScoreEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,7 +55,7 @@ class Batch:
     application_name: str
     after: int | None
     position: int
-    events: list[Projected] = field(default_factory=list)
+    events: list[ScoreEvent] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     writes: Writes | None = None
     after_anchor: Anchor | None = None
@@ -98,7 +98,7 @@ class Batch:
 
     def with_events_at_fault(self, reason: str) -> Batch:
         """Return the batch with its events as faults."""
-        faults = [*self.faults, *(at_fault(event, reason) for event in self.events)]
+        faults = [*self.faults, *(Fault.of(event, reason) for event in self.events)]
         faults.sort(key=lambda fault: fault.position)
         return Batch(
             self.application_name,
@@ -124,13 +124,13 @@ class UserChange:
     version: int = 0
     first_bucket_version: int | None = None
 
-    def set_bucket(self, bucket: ProjectedBucket) -> None:
+    def set_bucket(self, bucket: BucketEvent) -> None:
         """Add what one bucket changes."""
-        event = bucket.event
-        self.recomputed += event.recomputed_change
-        self.version = max(self.version, event.originator_version)
+        data = bucket.data
+        self.recomputed += data.recomputed_change
+        self.version = max(self.version, data.originator_version)
         if self.first_bucket_version is None:
-            self.first_bucket_version = event.originator_version
+            self.first_bucket_version = data.originator_version
 
     def selector(self, user_id: str) -> Document:
         """Return the MongoDB filter of the user's document, for an upsert.
@@ -142,16 +142,16 @@ class UserChange:
             return {"_id": user_id}
         return {"_id": user_id, "version": {"$lt": Int64(self.first_bucket_version)}}
 
-    def add(self, grant: ProjectedGrant) -> None:
+    def add(self, grant: GrantEvent) -> None:
         """Add one grant."""
-        event = grant.event
-        self.total += event.amount
-        self.categories[event.category] = self.categories.get(event.category, 0) + event.amount
-        self.sources[event.source] = self.sources.get(event.source, 0) + event.amount
+        data = grant.data
+        self.total += data.amount
+        self.categories[data.category] = self.categories.get(data.category, 0) + data.amount
+        self.sources[data.source] = self.sources.get(data.source, 0) + data.amount
         self.grant_count += 1
-        self.recomputed += event.recomputed_change
-        if self.last_grant_at is None or event.granted_at > self.last_grant_at:
-            self.last_grant_at = event.granted_at
+        self.recomputed += data.recomputed_change
+        if self.last_grant_at is None or data.granted_at > self.last_grant_at:
+            self.last_grant_at = data.granted_at
         self.version = max(self.version, grant.originator_version)
 
     def update(self) -> Document:
@@ -175,7 +175,7 @@ class UserChange:
         return update
 
 
-def encoded(grant: ProjectedGrant) -> bytes:
+def encoded(grant: GrantEvent) -> bytes:
     """Return the ``score_grants`` document of a grant as it is sent.
 
     Raises:
@@ -184,10 +184,10 @@ def encoded(grant: ProjectedGrant) -> bytes:
     return bson.encode(grant_document(grant))
 
 
-def writes_of(events: Sequence[Projected], documents: list[bytes] | None = None) -> Writes:
+def writes_of(events: Sequence[ScoreEvent], documents: list[bytes] | None = None) -> Writes:
     """Return what events come to; ``documents`` are of the grants, if they are encoded already."""
     if documents is None:
-        documents = [encoded(event) for event in events if isinstance(event, ProjectedGrant)]
+        documents = [encoded(event) for event in events if isinstance(event, GrantEvent)]
     return Writes(
         len(events),
         documents,
@@ -206,53 +206,53 @@ def _upsert(selector: Document, update: Document) -> bytes:
     return bson.encode({"q": selector, "u": update, "upsert": True})
 
 
-def grant_document(grant: ProjectedGrant) -> Document:
+def grant_document(grant: GrantEvent) -> Document:
     """Return the ``score_grants`` document of a grant."""
-    event = grant.event
+    data = grant.data
     position = Int64(grant.position)
     return {
         "_id": position,
-        "grantId": event.grant_id,
-        "userId": event.user_id,
-        "key": event.key,
-        "category": event.category,
-        "source": event.source,
-        "amount": Int64(event.amount),
-        "grantedAt": event.granted_at,
+        "grantId": data.grant_id,
+        "userId": data.user_id,
+        "key": data.key,
+        "category": data.category,
+        "source": data.source,
+        "amount": Int64(data.amount),
+        "grantedAt": data.granted_at,
         # When the event was recorded, never when it was projected: a replay changes nothing.
-        "recordedAt": event.timestamp,
+        "recordedAt": data.timestamp,
         "position": position,
     }
 
 
-def user_changes(events: Iterable[Projected]) -> dict[str, UserChange]:
+def user_changes(events: Iterable[ScoreEvent]) -> dict[str, UserChange]:
     """Return what these events add to each user's document, by user id."""
     changes: dict[str, UserChange] = {}
-    for projected in events:
-        change = changes.get(projected.event.user_id)
+    for event in events:
+        change = changes.get(event.data.user_id)
         if change is None:
-            change = changes[projected.event.user_id] = UserChange()
-        if isinstance(projected, ProjectedGrant):
-            change.add(projected)
+            change = changes[event.data.user_id] = UserChange()
+        if isinstance(event, GrantEvent):
+            change.add(event)
         else:
-            change.set_bucket(projected)
+            change.set_bucket(event)
     return changes
 
 
-def bucket_documents(events: Iterable[Projected]) -> dict[tuple[str, str], dict[str, Any]]:
+def bucket_documents(events: Iterable[ScoreEvent]) -> dict[tuple[str, str], dict[str, Any]]:
     """Return the buckets as these events leave them, by user id and key; the last one wins."""
     documents = {}
-    for projected in events:
-        if isinstance(projected, ProjectedGrant):
-            if projected.event.replaced_points is None:
+    for event in events:
+        if isinstance(event, GrantEvent):
+            if event.data.replaced_points is None:
                 continue
-            points = projected.event.amount
+            points = event.data.amount
         else:
-            points = projected.event.points
-        event = projected.event
-        documents[event.user_id, event.key] = {
-            "category": event.category,
-            "source": event.source,
+            points = event.data.points
+        data = event.data
+        documents[data.user_id, data.key] = {
+            "category": data.category,
+            "source": data.source,
             "points": Int64(points),
         }
     return documents

@@ -71,6 +71,9 @@ INDEXES: Final = {
 CONTROL_ID: Final = "read-model"
 """The one document of ``score_control``."""
 
+WIRE_VERSION_OF_6_0: Final = 17
+"""Of the first server that takes the UUID of the collection that is meant with its name."""
+
 NOT_HELD: Final[Document] = {"hold": {"$exists": False}}
 """What the document of a position must match for a worker to move it."""
 

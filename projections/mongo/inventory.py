@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo.errors import CollectionInvalid, OperationFailure
 
 from projections.errors import NameTaken, ReadModelDamaged, ReadModelGone, RebuildSuperseded
+from projections.mongo.collections import WIRE_VERSION_OF_6_0
 from projections.mongo.errors import (
     ANSWER_SECONDS,
     answered,
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_SECONDS: Final = 10.0
 """So often a worker checks them, whether it has anything to write or not."""
 
-_WIRE_VERSION_OF_6_0: Final = 17
 _INDEX_OPTIONS: Final = (
     "unique",
     "sparse",
@@ -56,7 +56,7 @@ _INDEX_OPTIONS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Damage:
     """A collection or an index that is not as it was made.
 
     Attributes:
@@ -144,14 +144,14 @@ class Inventory:
             if state.generation not in state.collections:
                 with answered(seconds):
                     self._adopt()
-        faults = self.faults(seconds=seconds)
-        if is_live and any(fault.index is None for fault in faults):
+        damages = self.damages(seconds=seconds)
+        if is_live and any(damage.index is None for damage in damages):
             with answered(seconds):
                 self._adopt()  # if that is all that is wrong
-            faults = self.faults(seconds=seconds)
+            damages = self.damages(seconds=seconds)
         self._guards = self._look()
         with translated():
-            lasting = [str(fault) for fault in faults if not self._is_mended(fault)]
+            lasting = [str(damage) for damage in damages if not self._is_mended(damage)]
         if lasting:
             raise ReadModelDamaged(lasting)
         self._checked_at = time.monotonic()
@@ -180,7 +180,7 @@ class Inventory:
                     self._check_that_it_is_free(entry)
                 raise ReadModelGone(self._collections.database.name)
 
-    def faults(self, *, seconds: float = ANSWER_SECONDS) -> list[Fault]:
+    def damages(self, *, seconds: float = ANSWER_SECONDS) -> list[Damage]:
         """Return what is not as it was made; a switch under way is waited for.
 
         Raises:
@@ -190,7 +190,7 @@ class Inventory:
         while True:
             state = self._generations.await_settled()
             with answered(seconds):
-                found = list(self._faults(self._recorded(state)))
+                found = list(self._damages(self._recorded(state)))
                 if not found or self._generations.state() == state:
                     return found
 
@@ -223,7 +223,7 @@ class Inventory:
         with answered():
             hello = self._collections.client.admin.command("hello")
         api = self._collections.client.options.pool_options.server_api
-        if hello["maxWireVersion"] < _WIRE_VERSION_OF_6_0 or (api is not None and api.strict):
+        if hello["maxWireVersion"] < WIRE_VERSION_OF_6_0 or (api is not None and api.strict):
             return {}
         return {
             self._collections.name_of(name): {"collectionUUID": uuid}
@@ -364,14 +364,14 @@ class Inventory:
         found = self._collections.database[name].list_indexes()
         return [dict(index) for index in found if dict(index["key"]) != {"_id": 1}]
 
-    def _faults(self, recorded: Uuids) -> Iterator[Fault]:
+    def _damages(self, recorded: Uuids) -> Iterator[Damage]:
         listed = self._collections.database.list_collections()
         names = {entry["info"].get("uuid"): entry["name"] for entry in listed}
         for collection, name in self._places():
             uuid = recorded.get(collection)
             if uuid is not None and names.get(uuid) != name:
                 found = "another one of that name" if name in names.values() else None
-                yield Fault(f"collection {name}", "the one that was made", found, name)
+                yield Damage(f"collection {name}", "the one that was made", found, name)
                 continue
             models = self._collections.indexes[collection]
             indexes = self._indexes(name) if models else []
@@ -381,7 +381,7 @@ class Inventory:
                     same = [index for index in indexes if index["name"] == expected["name"]]
                     found = _in_words(same[0]) if same else None
                     what = f"index {expected['name']} of {name}"
-                    yield Fault(what, _in_words(expected), found, name, model)
+                    yield Damage(what, _in_words(expected), found, name, model)
 
     def _places(self) -> Iterator[tuple[str, str]]:
         """Yield the collections of this generation, and the names they have."""
@@ -391,18 +391,18 @@ class Inventory:
             elif self._collections.generation is None:
                 yield collection, collection
 
-    def _is_mended(self, fault: Fault) -> bool:
+    def _is_mended(self, damage: Damage) -> bool:
         """Create an index that is missing; false if that is not what it is, or cannot be done."""
-        if fault.index is None or fault.found is not None:
+        if damage.index is None or damage.found is not None:
             return False
         try:
-            self._create_indexes(fault.name, [fault.index], self.guard(fault.name))
+            self._create_indexes(damage.name, [damage.index], self.guard(damage.name))
         except OperationFailure as error:
             if is_transient(error):
                 raise
-            logger.warning("%s, and cannot be made anew: %s", fault, error)
+            logger.warning("%s, and cannot be made anew: %s", damage, error)
             return False
-        logger.warning("%s: it is made anew", fault)
+        logger.warning("%s: it is made anew", damage)
         return True
 
 

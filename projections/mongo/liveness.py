@@ -109,13 +109,13 @@ class Liveness:
         with suppress(PyMongoError), pymongo.timeout(_ASK_SECONDS):
             self._workers.update_one(
                 {"_id": self._id},
-                {"$set": whereabouts(), "$currentDate": {"seenAt": True}},
+                {"$set": process_identity(), "$currentDate": {"seenAt": True}},
                 upsert=True,
             )
             self._last = now
 
 
-def whereabouts() -> Document:
+def process_identity() -> Document:
     """Return host and process of this worker, for its entries on record."""
     return {"host": socket.gethostname(), "processes": _process_table(), "pid": os.getpid()}
 
@@ -129,7 +129,7 @@ def _process_table() -> str | None:
 
 def _is_dead(worker: Document) -> bool:
     """Tell whether a worker of this very machine no longer runs."""
-    here = whereabouts()
+    here = process_identity()
     if here["processes"] is None:
         return False
     if (worker.get("host"), worker.get("processes")) != (here["host"], here["processes"]):

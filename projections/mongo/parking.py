@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from projections.errors import ForeignDocument, PoisonEvent, TooManyParked
+from projections.events.model import Fault
 from projections.mongo.errors import answered
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from pymongo.client_session import ClientSession
 
-    from projections.events.model import Fault, Projected
+    from projections.events.model import ScoreEvent
     from projections.mongo.batches import Batch
     from projections.mongo.collections import Document
     from projections.mongo.read_model import ReadModel
@@ -30,6 +31,8 @@ OnError = Literal["stop", "park"]
 
 MAX_PARKED: Final = 1000
 """More streams than this are never parked: by then something else than single events is wrong."""
+
+_BEING_UNPARKED: Final = "it is being unparked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,9 @@ class Parking:
             found = self._collection.find_one({"_id": stream}, session=session)
         return None if found is None else parked_stream(found)
 
-    def settle(
+    def park_and_filter(
         self, batch: Batch, session: ClientSession, *, on_error: OnError
-    ) -> Sequence[Projected]:
+    ) -> Sequence[ScoreEvent]:
         """Park the streams of a batch's faults, and return the events that are to be projected.
 
         Raises:
@@ -135,11 +138,17 @@ class Parking:
             if event.stream not in parked or event.position < parked[event.stream]
         ]
 
-    def move(self, was: ParkedStream, to: Fault, session: ClientSession) -> bool:
-        """Park a stream at a later event; false if somebody else has changed it meanwhile."""
+    def move(self, was: ParkedStream, to: ScoreEvent | Fault, session: ClientSession) -> bool:
+        """Park a stream at a later event; false if somebody else has changed it meanwhile.
+
+        Args:
+            was: The stream as it was found.
+            to: The fault that it stays parked for, or the next event that is to be unparked.
+            session: Of the transaction.
+        """
         changed = self._collection.update_one(
             {"_id": was.stream, "position": was.position},
-            {"$set": _description(to)},
+            {"$set": _description(to if isinstance(to, Fault) else Fault.of(to, _BEING_UNPARKED))},
             session=session,
         )
         return changed.matched_count == 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson.decimal128 import Decimal128
 
-from projections.events.model import Projected, ProjectedBucket, ProjectedGrant
+from projections.events.model import BucketEvent, GrantEvent, ScoreEvent
 from projections.mongo.batches import grant_document
 
 if TYPE_CHECKING:
@@ -28,25 +28,25 @@ _LOOKUP_SIZE: Final = 1000
 
 
 def unseen_events(
-    events: Sequence[Projected], read_model: ReadModel, session: ClientSession
-) -> tuple[list[Projected], int, int]:
+    events: Sequence[ScoreEvent], read_model: ReadModel, session: ClientSession
+) -> tuple[list[ScoreEvent], int, int]:
     """Return the events that are not there, and how many are foreign and redelivered."""
-    grants = [event for event in events if isinstance(event, ProjectedGrant)]
-    buckets = [event for event in events if isinstance(event, ProjectedBucket)]
-    unseen: list[Projected] = _unseen_buckets(buckets, read_model, session)
+    grants = [event for event in events if isinstance(event, GrantEvent)]
+    buckets = [event for event in events if isinstance(event, BucketEvent)]
+    unseen: list[ScoreEvent] = _unseen_buckets(buckets, read_model, session)
     foreign = 0
     redelivered = len(buckets) - len(unseen)
     for start in range(0, len(grants), _LOOKUP_SIZE):
         window = grants[start : start + _LOOKUP_SIZE]
         in_place, seen = _documents_in_place_of(window, read_model, session)
         for grant in window:
-            if grant.event.grant_id in seen:
+            if grant.data.grant_id in seen:
                 redelivered += 1
-            elif grant.event.grant_id in in_place or grant.position in in_place:
+            elif grant.data.grant_id in in_place or grant.position in in_place:
                 foreign += 1
                 logger.warning(
                     "a foreign document is in the place of grant %r at position %d",
-                    grant.event.grant_id,
+                    grant.data.grant_id,
                     grant.position,
                 )
             else:
@@ -56,11 +56,11 @@ def unseen_events(
 
 
 def _unseen_buckets(
-    buckets: Sequence[ProjectedBucket], read_model: ReadModel, session: ClientSession
-) -> list[Projected]:
+    buckets: Sequence[BucketEvent], read_model: ReadModel, session: ClientSession
+) -> list[ScoreEvent]:
     """Return those that come after the versions to which their users were projected."""
     versions: dict[str, int] = {}
-    user_ids = sorted({bucket.event.user_id for bucket in buckets})
+    user_ids = sorted({bucket.data.user_id for bucket in buckets})
     for start in range(0, len(user_ids), _LOOKUP_SIZE):
         window = user_ids[start : start + _LOOKUP_SIZE]
         found = read_model.users.find({"_id": {"$in": window}}, {"version": 1}, session=session)
@@ -68,15 +68,15 @@ def _unseen_buckets(
     return [
         bucket
         for bucket in buckets
-        if bucket.originator_version > versions.get(bucket.event.user_id, 0)
+        if bucket.originator_version > versions.get(bucket.data.user_id, 0)
     ]
 
 
 def _documents_in_place_of(
-    grants: Sequence[ProjectedGrant], read_model: ReadModel, session: ClientSession
+    grants: Sequence[GrantEvent], read_model: ReadModel, session: ClientSession
 ) -> tuple[set[Any], set[str]]:
     """Return the ids and positions that are taken, and the grant ids that are redelivered."""
-    expected = {grant.event.grant_id: grant_document(grant) for grant in grants}
+    expected = {grant.data.grant_id: grant_document(grant) for grant in grants}
     in_place: set[Any] = set()
     seen: set[str] = set()
     found = read_model.grants.find(

@@ -26,7 +26,7 @@ from bson.binary import Binary
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.errors import ProjectionError, ReadModelUnavailable
-from projections.mongo.collections import CONTROL_ID, NOT_HELD
+from projections.mongo.collections import CONTROL_ID, NOT_HELD, WIRE_VERSION_OF_6_0
 from projections.mongo.control import control_state
 from projections.mongo.errors import (
     answered,
@@ -49,9 +49,7 @@ if TYPE_CHECKING:
 SILENT_HOLD_SECONDS: Final = 5.0
 """A hold that has not been renewed for so long is lifted by a worker that it holds up."""
 
-_CONTROL: Final[Document] = {"_id": CONTROL_ID}
 _RENAME_MILLISECONDS: Final = 10_000
-_WIRE_VERSION_OF_6_0: Final = 17
 
 
 class Switch:
@@ -80,7 +78,7 @@ class Switch:
                 if is_other_collection(error):
                     return
                 server = self._live.client.admin.command("hello")
-                if server["maxWireVersion"] >= _WIRE_VERSION_OF_6_0:
+                if server["maxWireVersion"] >= WIRE_VERSION_OF_6_0:
                     raise
                 raise ReadModelUnavailable(
                     "the MongoDB server is older than 6.0, whose renames can name the collection "
@@ -153,7 +151,7 @@ class Switch:
         def commit(session: ClientSession) -> None:
             nonlocal committed
             committed = False
-            control = self._live.control.find_one(_CONTROL, session=session) or {}
+            control = self._live.control.find_one({"_id": CONTROL_ID}, session=session) or {}
             position = self._live.positions.find_one({"_id": self._building_id}, session=session)
             if (
                 control.get("building", {}).get("generation") != self._building.generation
@@ -173,7 +171,7 @@ class Switch:
                 {"_id": self._building_id}, {"$set": {"hold": sealed}}, session=session
             )
             self._live.control.update_one(
-                _CONTROL,
+                {"_id": CONTROL_ID},
                 {
                     "$set": {
                         "switching.to": self._building.generation,
@@ -242,7 +240,7 @@ def next_step(collections: Collections) -> Callable[[], None] | None:
 
     ``None`` if there is no switch, or none any more.
     """
-    control = collections.control.find_one(_CONTROL) or {}
+    control = collections.control.find_one({"_id": CONTROL_ID}) or {}
     switching = control.get("switching")
     if switching is None:
         return None
@@ -325,7 +323,7 @@ def _clear(collections: Collections, name: str) -> None:
 
 def _on_record(collections: Collections) -> list[Any]:
     """Return the UUIDs of all collections that were made for the read model."""
-    control = collections.control.find_one(_CONTROL) or {}
+    control = collections.control.find_one({"_id": CONTROL_ID}) or {}
     recorded = [uuid for of in control.get("collections", {}).values() for uuid in of.values()]
     switching = control.get("switching", {}).get("collections", ())
     return [*recorded, *(collection[role] for collection in switching for role in ("old", "new"))]
@@ -359,7 +357,7 @@ def _finish(collections: Collections, switching: Document) -> None:
 
     def finish(session: ClientSession) -> None:
         finished = collections.control.update_one(
-            {**_CONTROL, "switching.to": switching["to"]},
+            {"_id": CONTROL_ID, "switching.to": switching["to"]},
             [
                 {"$set": {"generation": switching["to"], "shape": "$building.shape"}},
                 {"$unset": ["switching", "building"]},

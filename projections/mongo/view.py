@@ -36,7 +36,7 @@ from projections.mongo.errors import (
     refusal,
     translated,
 )
-from projections.mongo.liveness import whereabouts
+from projections.mongo.liveness import process_identity
 from projections.mongo.parking import OnError, Parking
 from projections.mongo.redelivery import unseen_events
 from projections.mongo.transactions import TransactionRunner, await_server
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
     from pymongo.collection import Collection
 
-    from projections.events.model import Projected
+    from projections.events.model import ScoreEvent
     from projections.mongo.read_model import ReadModel
     from projections.patience import Patience
 
@@ -157,7 +157,7 @@ class MongoScoreView(TrackingRecorder):
                 {"_id": _failure_id(application_name)},
                 {
                     "$set": {
-                        **whereabouts(),
+                        **process_identity(),
                         "position": self.max_tracking_id(application_name),
                         "reason": reason,
                     },
@@ -263,8 +263,8 @@ class MongoScoreView(TrackingRecorder):
             ReadModelUnavailable: if MongoDB failed; the batch may be applied again.
         """
 
-        def events(session: ClientSession) -> Sequence[Projected]:
-            return self.parking.settle(batch, session, on_error=on_error)
+        def events(session: ClientSession) -> Sequence[ScoreEvent]:
+            return self.parking.park_and_filter(batch, session, on_error=on_error)
 
         def move(session: ClientSession, foreign: int) -> None:
             self._move_position(batch, session, foreign=foreign)
@@ -278,7 +278,7 @@ class MongoScoreView(TrackingRecorder):
 
     def add_left_behind(
         self,
-        events: Callable[[ClientSession], Sequence[Projected]],
+        events: Callable[[ClientSession], Sequence[ScoreEvent]],
         move: Callable[[ClientSession, int], None],
         *,
         stop: Event | None = None,
@@ -300,7 +300,7 @@ class MongoScoreView(TrackingRecorder):
 
     def _add_once(
         self,
-        events: Callable[[ClientSession], Sequence[Projected]],
+        events: Callable[[ClientSession], Sequence[ScoreEvent]],
         move: Callable[[ClientSession, int], None],
         *,
         writes: Writes | None,
@@ -322,7 +322,7 @@ class MongoScoreView(TrackingRecorder):
 
     def _add_unseen(
         self,
-        events: Callable[[ClientSession], Sequence[Projected]],
+        events: Callable[[ClientSession], Sequence[ScoreEvent]],
         move: Callable[[ClientSession, int], None],
         *,
         writes: Writes | None,
@@ -333,7 +333,7 @@ class MongoScoreView(TrackingRecorder):
         The writes that were worked out beforehand are those of all events in question; they are
         used unless some of these are left out.
         """
-        met = False
+        found_present = False
 
         def add_unseen(session: ClientSession) -> None:
             move(session, 0)
@@ -343,10 +343,10 @@ class MongoScoreView(TrackingRecorder):
             else:
                 self._add(writes_of(chosen), session)
 
-        def add_sparing(session: ClientSession) -> None:
-            nonlocal met
+        def add_missing(session: ClientSession) -> None:
+            nonlocal found_present
             unseen, foreign, seen = unseen_events(events(session), self.read_model, session)
-            met = foreign + seen > 0
+            found_present = foreign + seen > 0
             move(session, foreign)
             self._add(writes_of(unseen), session)
 
@@ -359,11 +359,11 @@ class MongoScoreView(TrackingRecorder):
                 # The duplicate key has aborted the whole transaction. Look up what is there
                 # and leave it alone; a foreign writer may still slip something in between.
                 for _ in range(_ATTEMPTS_AGAINST_FOREIGN_WRITERS - 1):
-                    if self._try_to_run(add_sparing, stop):
+                    if self._try_to_run(add_missing, stop):
                         break
                 else:
-                    self._transactions.run(add_sparing, stop=stop, divisible=True)
-                self._expects_redelivery = met
+                    self._transactions.run(add_missing, stop=stop, divisible=True)
+                self._expects_redelivery = found_present
         except _ENCODING_ERRORS as error:
             raise BatchRefused(str(error)) from error
         except OperationFailure as error:

@@ -62,7 +62,7 @@ class Leaderboard:
     ``by="ledger"`` ranks by the running balance of the ledger. Users who have nothing yet are on
     no leaderboard; those whose total is 0 are.
 
-    Every call reads one moment of the database (a snapshot), so that ranks and rows agree with
+    Every call reads one snapshot of the database, so that ranks and rows agree with
     each other while scores move. Rows come from the index alone. A rank costs counting the index
     entries above it, so it grows with the rank; where a row with its rank is at hand, ``around``
     and ``page`` take it and count no further than ties.
@@ -86,7 +86,7 @@ class Leaderboard:
         _check_number("n", n, at_least=0)
         if n == 0:
             return []
-        return self._reading(field, lambda moment: _ranked(moment.rows(limit=n)))
+        return self._read(field, lambda snapshot: _ranked(snapshot.rows(limit=n)))
 
     def rank_of(self, user_id: str, by: By = "recomputed") -> LeaderboardRow | None:
         """Return a user's row, or ``None`` for a user who has nothing yet.
@@ -100,7 +100,7 @@ class Leaderboard:
         """
         field = _field(by)
         user_id = normalised_user_id(user_id)
-        return self._reading(field, lambda moment: moment.row_of(user_id))
+        return self._read(field, lambda snapshot: snapshot.row_of(user_id))
 
     def around(
         self, user: str | LeaderboardRow, k: int = 5, by: By = "recomputed"
@@ -125,16 +125,16 @@ class Leaderboard:
         _check_number("k", k, at_least=0)
         user_id = normalised_user_id(user.user_id if isinstance(user, LeaderboardRow) else user)
 
-        def read(moment: _Moment) -> list[LeaderboardRow]:
+        def read(snapshot: _Snapshot) -> list[LeaderboardRow]:
             row = user if isinstance(user, LeaderboardRow) else None
             if row is not None:
-                rows = moment.around(row, k)
+                rows = snapshot.around(row, k)
                 if rows is not None:
                     return rows
-            row = moment.row_of(user_id)
-            return [] if row is None else moment.around(row, k) or []
+            row = snapshot.row_of(user_id)
+            return [] if row is None else snapshot.around(row, k) or []
 
-        return self._reading(field, read)
+        return self._read(field, read)
 
     def page(
         self, *, after: LeaderboardRow | None = None, limit: int = 100, by: By = "recomputed"
@@ -144,7 +144,7 @@ class Leaderboard:
         The place in the list is that of ``after``, its score and user id, not a number of rows to
         skip: nobody whose score stays is skipped or repeated, however others move. A user who
         moves past the place between two pages may be on both or on neither, each page being true
-        when it was read; ``pages`` keeps to one moment. Ranks continue from ``after``.
+        when it was read; ``pages`` keeps to one snapshot. Ranks continue from ``after``.
 
         Args:
             after: The last row of the page before, with the same ``by``; ``None`` to begin.
@@ -163,19 +163,19 @@ class Leaderboard:
         if not isinstance(after, LeaderboardRow):
             raise TypeError(f"after must be the last LeaderboardRow of the page; got {after!r}")
 
-        def read(moment: _Moment) -> list[LeaderboardRow]:
+        def read(snapshot: _Snapshot) -> list[LeaderboardRow]:
             # The place itself is still taken, unless its user has moved.
             place = (after.score, after.user_id)
-            found = moment.rows(limit=limit + 1, start=place)
+            found = snapshot.rows(limit=limit + 1, start=place)
             rows = found[1:] if found[:1] == [place] else found[:limit]
-            return _ranked_after(after, rows, lambda: moment.count(after.score))
+            return _ranked_after(after, rows, lambda: snapshot.count(after.score))
 
-        return self._reading(field, read)
+        return self._read(field, read)
 
     def pages(self, *, size: int = 1000, by: By = "recomputed") -> Iterator[list[LeaderboardRow]]:
         """Yield the whole leaderboard as it is at the first page, whatever moves meanwhile.
 
-        Everybody is on it once, with the rank and score of that moment. The server keeps a moment
+        Everybody is on it once, with the rank and score in that snapshot. The server keeps one
         for five minutes (``minSnapshotHistoryWindowInSeconds``); a reader who is slower than that
         gets an error, not a wrong page.
 
@@ -201,19 +201,19 @@ class Leaderboard:
             discarding(self._read_model.client),
             self._read_model.client.start_session(snapshot=True) as session,
         ):
-            moment = _Moment(self._users, field, session, self._uuid)
+            snapshot = _Snapshot(self._users, field, session, self._uuid)
             place = 1
-            rows = _ranked(moment.rows(limit=size))
+            rows = _ranked(snapshot.rows(limit=size))
             while rows:
                 yield rows
                 last = rows[-1]
                 place += len(rows)
-                found = moment.rows(limit=size + 1, start=(last.score, last.user_id))[1:]
+                found = snapshot.rows(limit=size + 1, start=(last.score, last.user_id))[1:]
                 ties = bool(found) and found[0][0] == last.score
                 rows = _ranked(found, place, last.rank if ties else place)
 
-    def _reading(self, field: str, read: Callable[[_Moment], T]) -> T:
-        """Read from one moment of one generation, or from a later one if that is gone."""
+    def _read(self, field: str, read: Callable[[_Snapshot], T]) -> T:
+        """Read from one snapshot of one generation, or from a later one if that is gone."""
         with answered():
             known = self._uuid
             if known is not None:
@@ -223,18 +223,18 @@ class Leaderboard:
                 with suppress(OperationFailure, ConnectionFailure):  # it is tried once more below
                     return in_session(
                         self._read_model.client,
-                        lambda session: read(_Moment(self._users, field, session, known)),
+                        lambda session: read(_Snapshot(self._users, field, session, known)),
                         snapshot=True,
                     )
-            return self._reading_anew(field, read)
+            return self._read_live(field, read)
 
-    def _reading_anew(self, field: str, read: Callable[[_Moment], T]) -> T:
-        def from_one_moment(watching: ClientSession) -> tuple[T, Binary | None]:
+    def _read_live(self, field: str, read: Callable[[_Snapshot], T]) -> T:
+        def from_one_snapshot(watching: ClientSession) -> tuple[T, Binary | None]:
             for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
                 try:
                     uuid = self._uuid_of_users()
                     with self._read_model.client.start_session(snapshot=True) as session:
-                        result = read(_Moment(self._users, field, session))
+                        result = read(_Snapshot(self._users, field, session))
                         # The generation is looked at after what was read, by the server's time.
                         if session.cluster_time is not None:
                             watching.advance_cluster_time(session.cluster_time)
@@ -247,7 +247,7 @@ class Leaderboard:
                 time.sleep(_PAUSE_SECONDS * attempt)
             raise AssertionError  # the last attempt returns or raises
 
-        result, self._uuid = self._generations.consistently(from_one_moment)
+        result, self._uuid = self._generations.consistently(from_one_snapshot)
         return result
 
     def _uuid_of_users(self) -> Binary | None:
@@ -265,7 +265,7 @@ def _if_replaced(advice: str) -> Iterator[None]:
         raise
 
 
-class _Moment:
+class _Snapshot:
     """One snapshot of the users, ranked by one field; of one collection only, if its UUID is given.
 
     A collection that was renamed makes every method raise ``OperationFailure`` then.

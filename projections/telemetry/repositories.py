@@ -7,7 +7,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from projections.errors import PositionMoved
-from projections.events.model import ProjectedGrant
+from projections.events.model import GrantEvent
 from projections.events.stores import kind_of
 from projections.mongo import MongoScoreView
 from projections.mongo.collections import GRANTS, USERS
@@ -45,9 +45,7 @@ class TracedScoreView(MongoScoreView):
             "score_ledger.batch.position": batch.position,
         }
         traceparents = (
-            projected.event.traceparent
-            for projected in batch.events
-            if isinstance(projected, ProjectedGrant)
+            event.data.traceparent for event in batch.events if isinstance(event, GrantEvent)
         )
         try:
             with batch_span(f"project {GRANTS}", attributes=attributes, traceparents=traceparents):

@@ -17,6 +17,6 @@ def verify_collections(read_model: ReadModel) -> Verification:
         ReadModelUnavailable: if MongoDB failed.
     """
     outcome = Verification()
-    for fault in read_model.inventory.faults():
-        outcome.report(Difference(None, fault.what, fault.expected, fault.found))
+    for damage in read_model.inventory.damages():
+        outcome.report(Difference(None, damage.what, damage.expected, damage.found))
     return outcome

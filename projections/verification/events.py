@@ -12,7 +12,7 @@ from projections.errors import PoisonEvent, ReadModelUnavailable
 from projections.events.anchor import Tracked
 from projections.events.anchored_store import AnchoredStore
 from projections.events.decoder import EventDecoder
-from projections.events.model import TOPICS, ProjectedBucket, ProjectedGrant, stream_name
+from projections.events.model import TOPICS, BucketEvent, GrantEvent, stream_name
 from projections.mongo.batches import grant_document
 from projections.mongo.errors import is_snapshot_gone
 from projections.mongo.parking import parked_stream
@@ -50,12 +50,12 @@ _ATTEMPTS_AT_ONE_INSTANT: Final = 5
 
 
 def verify_events(
-    app: Scoring,
+    scoring: Scoring,
     read_model: ReadModel,
     *,
     on_progress: Callable[[VerificationProgress], None] | None = None,
 ) -> Verification:
-    """Compare grants, users, buckets and the tracked position with the events of ``app``.
+    """Compare grants, users, buckets and the tracked position with the events of ``scoring``.
 
     Events and grants are read in order of their position and merged, in pages; users and buckets
     are compared with what the events add up to, as they were at one instant together with the
@@ -73,7 +73,7 @@ def verify_events(
         outcome = verify_collections(read_model)
         while True:
             with Expectation() as expectation, suppress(_ParkingChanged):
-                run = _EventVerification(app, read_model, expectation, on_progress)
+                run = _EventVerification(scoring, read_model, expectation, on_progress)
                 outcome.add(run.run(session))
                 return outcome
 
@@ -89,16 +89,16 @@ class _EventVerification:
 
     def __init__(
         self,
-        app: Scoring,
+        scoring: Scoring,
         read_model: ReadModel,
         expectation: Expectation,
         on_progress: Callable[[VerificationProgress], None] | None,
     ) -> None:
-        self._app = app
-        self._decoder = EventDecoder(app.mapper)
+        self._scoring = scoring
+        self._decoder = EventDecoder(scoring.mapper)
         self._read_model = read_model
-        self._store = AnchoredStore(app, read_model)
-        self._position_id = read_model.position_id(app.name)
+        self._store = AnchoredStore(scoring, read_model)
+        self._position_id = read_model.position_id(scoring.name)
         self._expectation = expectation
         self._on_progress = on_progress
         self._position = 0
@@ -171,7 +171,7 @@ class _EventVerification:
         )
         tracked = Tracked.of(document)
         reading(lambda: self._store.check(tracked))
-        newest = reading(self._app.recorder.max_notification_id) or 0
+        newest = reading(self._scoring.recorder.max_notification_id) or 0
         return tracked.position, newest, document.get("foreignGrants", 0)
 
     def _last_projected(self, after: int, newest: int, session: ClientSession) -> int:
@@ -182,7 +182,7 @@ class _EventVerification:
             if not isinstance(position, int):
                 continue
             for event in self._events(position - 1, position)[0]:
-                if isinstance(event, ProjectedGrant) and document == _stored(event):
+                if isinstance(event, GrantEvent) and document == _stored(event):
                     return position
         return 0
 
@@ -191,7 +191,7 @@ class _EventVerification:
         while self._position < until:
             events, end = self._events(self._position, until)
             page = Verification()
-            grants = [event for event in events if not isinstance(event, ProjectedBucket)]
+            grants = [event for event in events if not isinstance(event, BucketEvent)]
             self._merge_grants(grants, end, session, page)
             # All at once, so that a page that failed half-way may be compared again.
             self._expectation.add(e for e in events if not isinstance(e, PoisonEvent))
@@ -201,10 +201,10 @@ class _EventVerification:
 
     def _events(
         self, after: int, until: int
-    ) -> tuple[list[ProjectedGrant | ProjectedBucket | PoisonEvent], int]:
+    ) -> tuple[list[GrantEvent | BucketEvent | PoisonEvent], int]:
         """Return a page of events and the position up to which it has them all."""
         notifications = reading(
-            lambda: self._app.recorder.select_notifications(
+            lambda: self._scoring.recorder.select_notifications(
                 start=after,
                 limit=_EVENTS_PER_PAGE,
                 stop=until,
@@ -212,7 +212,7 @@ class _EventVerification:
                 inclusive_of_start=False,
             )
         )
-        events: list[ProjectedGrant | ProjectedBucket | PoisonEvent] = []
+        events: list[GrantEvent | BucketEvent | PoisonEvent] = []
         for notification in notifications:
             parked_at = self._parked.get(stream_name(notification.originator_id))
             if parked_at is not None and notification.id >= parked_at:
@@ -225,7 +225,7 @@ class _EventVerification:
 
     def _merge_grants(
         self,
-        events: list[ProjectedGrant | PoisonEvent],
+        events: list[GrantEvent | PoisonEvent],
         end: int,
         session: ClientSession,
         outcome: Verification,
@@ -250,7 +250,7 @@ class _EventVerification:
 
     def _compare_grant(
         self,
-        event: ProjectedGrant | PoisonEvent,
+        event: GrantEvent | PoisonEvent,
         document: Document | None,
         outcome: Verification,
     ) -> None:
@@ -264,16 +264,16 @@ class _EventVerification:
         outcome.grants += 1
         expected = _stored(event)
         identity: dict[str, Any] = {
-            "user_id": event.event.user_id,
+            "user_id": event.data.user_id,
             "position": event.position,
-            "grant_id": event.event.grant_id,
+            "grant_id": event.data.grant_id,
         }
-        if document is not None and document.get("grantId") == event.event.grant_id:
+        if document is not None and document.get("grantId") == event.data.grant_id:
             compare_fields(outcome, expected, document, **identity)
             return
         if document is None and outcome.difference_count < MAX_DIFFERENCES:
             # Named in full: whoever has the grant's id kept it from being projected.
-            document = self._read_model.grants.find_one({"grantId": event.event.grant_id})
+            document = self._read_model.grants.find_one({"grantId": event.data.grant_id})
         outcome.report(Difference(what=DOCUMENT, expected=expected, found=document, **identity))
 
     def _report_extra_grant(self, document: Document, outcome: Verification) -> None:
@@ -286,7 +286,7 @@ class _EventVerification:
         """Report versions that are missing in the event store, though later ones are there."""
         for user_id in self._expectation.users_short_of_events():
             stream = UserScore.create_id(user_id)
-            gaps = reading(lambda stream=stream: missing_versions(self._app.recorder, stream))  # type: ignore[misc]
+            gaps = reading(lambda stream=stream: missing_versions(self._scoring.recorder, stream))  # type: ignore[misc]
             for gap in gaps:
                 outcome.report(Difference(user_id, "stream", in_words(gap), "missing"))
 
@@ -346,7 +346,7 @@ class _EventVerification:
             self._on_progress(VerificationProgress(stage, done, total))
 
 
-def _stored(grant: ProjectedGrant) -> Document:
+def _stored(grant: GrantEvent) -> Document:
     """Return a grant's document as it is read back: MongoDB keeps milliseconds."""
     document = grant_document(grant)
     recorded = document["recordedAt"]

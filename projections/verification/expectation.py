@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from projections.events.model import ProjectedBucket, ProjectedGrant
+from projections.events.model import BucketEvent, GrantEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,29 +70,29 @@ class Expectation:
         """Throw it away."""
         self._database.close()
 
-    def add(self, events: Iterable[ProjectedGrant | ProjectedBucket]) -> None:
+    def add(self, events: Iterable[GrantEvent | BucketEvent]) -> None:
         """Add grants and buckets, which follow those added before."""
         users: list[tuple[str, int, int, int | None, int]] = []
         labels, buckets = [], []
-        for projected in events:
-            version = projected.originator_version
-            if isinstance(projected, ProjectedBucket):
-                bucket = projected.event
+        for event in events:
+            version = event.originator_version
+            if isinstance(event, BucketEvent):
+                bucket = event.data
                 users.append((bucket.user_id, 0, 0, None, version))
                 buckets.append(
                     (bucket.user_id, bucket.key, bucket.category, bucket.source, bucket.points)
                 )
                 continue
-            event = projected.event
-            milliseconds = (event.granted_at - _EPOCH) // _MILLISECOND
-            users.append((event.user_id, event.amount, 1, milliseconds, version))
+            grant = event.data
+            milliseconds = (grant.granted_at - _EPOCH) // _MILLISECOND
+            users.append((grant.user_id, grant.amount, 1, milliseconds, version))
             labels += [
-                (event.user_id, f"categoryTotals.{event.category}", event.amount),
-                (event.user_id, f"sourceTotals.{event.source}", event.amount),
+                (grant.user_id, f"categoryTotals.{grant.category}", grant.amount),
+                (grant.user_id, f"sourceTotals.{grant.source}", grant.amount),
             ]
-            if event.replaced_points is not None:
+            if grant.replaced_points is not None:
                 buckets.append(
-                    (event.user_id, event.key, event.category, event.source, event.amount)
+                    (grant.user_id, grant.key, grant.category, grant.source, grant.amount)
                 )
         self._database.execute("BEGIN")
         self._database.executemany(_ADD_USER, users)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from projections.errors import PoisonEvent
 from projections.events.anchor import Tracked
 from projections.events.decoder import EventDecoder
-from projections.events.model import TOPICS, Fault, ProjectedGrant, at_fault, stream_name
+from projections.events.model import TOPICS, Fault, GrantEvent, stream_name
 from projections.events.pages import read_page
 from projections.mongo.batches import Batch, encoded, writes_of
 from scoring.retrying import reading
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import Notification
 
     from projections.events.anchored_store import AnchoredStore
-    from projections.events.model import Projected
+    from projections.events.model import ScoreEvent
     from projections.events.pages import Row
     from scoring import Scoring
 
@@ -50,11 +50,11 @@ class BatchLimits:
 class BatchReader:
     """Reads, decodes and encodes one application's grants."""
 
-    def __init__(self, app: Scoring, store: AnchoredStore, limits: BatchLimits) -> None:
-        """Read from ``app``'s store, which is ``store``, too."""
-        self._app = app
+    def __init__(self, scoring: Scoring, store: AnchoredStore, limits: BatchLimits) -> None:
+        """Read from ``scoring``'s store, which is ``store``, too."""
+        self._scoring = scoring
         self._store = store
-        self._decoder = EventDecoder(app.mapper)
+        self._decoder = EventDecoder(scoring.mapper)
         self._limits = limits
 
     def batches(
@@ -68,7 +68,7 @@ class BatchReader:
         Raises:
             EventStoreReplaced: if what a batch continues is not in the store any more.
         """
-        batch = _Growing(self._app.name, after)
+        batch = _Growing(self._scoring.name, after)
         searched = after.position or 0
         while searched < until and not (given_up is not None and given_up.is_set()):
             # Only what is projected is read: claims are many, and they are moved over unseen.
@@ -81,7 +81,7 @@ class BatchReader:
             if end is None:
                 break  # the store went back, if not behind what was read: its newest is another
             page = read_page(
-                self._app.recorder,
+                self._scoring.recorder,
                 after=searched,
                 stop=end.position,
                 limit=PAGE_SIZE,
@@ -114,15 +114,15 @@ class BatchReader:
 
     def _add(self, notification: Notification | Row, batch: _Growing) -> bool:
         """Add an event; return whether it can be projected."""
-        event = projected(notification, self._decoder)
+        event = decoded(notification, self._decoder)
         if isinstance(event, Fault):
             batch.faults.append(event)
             return False
-        if isinstance(event, ProjectedGrant):
+        if isinstance(event, GrantEvent):
             try:
                 document = encoded(event)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this grant's
-                batch.faults.append(at_fault(event, str(error)))
+                batch.faults.append(Fault.of(event, str(error)))
                 return False
             batch.documents.append(document)
             batch.size_bytes += len(document)
@@ -130,7 +130,7 @@ class BatchReader:
         return True
 
 
-def projected(notification: Notification | Row, decoder: EventDecoder) -> Projected | Fault:
+def decoded(notification: Notification | Row, decoder: EventDecoder) -> ScoreEvent | Fault:
     """Return the grant or bucket of a notification, or what is wrong with it."""
     try:
         return decoder.decode(notification)
@@ -145,7 +145,7 @@ class _Growing:
         self.application_name = application_name
         self.after = after.position
         self.after_anchor = self.anchor = after.anchor
-        self.events: list[Projected] = []
+        self.events: list[ScoreEvent] = []
         self.faults: list[Fault] = []
         self.documents: list[bytes] = []
         self.size_bytes = 0
@@ -226,21 +226,21 @@ def read_ahead(reader: BatchReader, after: Tracked, until: int) -> Iterator[Iter
 
 
 def events_of_stream(
-    app: Scoring, stream: str, after: int, until: int
-) -> Iterator[Projected | Fault]:
+    scoring: Scoring, stream: str, after: int, until: int
+) -> Iterator[ScoreEvent | Fault]:
     """Yield one stream's events after one position up to another, or what is wrong with them.
 
     Raises:
         ScoringError: if the event store failed, and stayed so.
     """
-    decoder = EventDecoder(app.mapper)
+    decoder = EventDecoder(scoring.mapper)
     searched = after
     while searched < until:
         stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
         start = searched
         page = reading(
             lambda after=start, stop=stretch_end: read_page(  # type: ignore[misc]
-                app.recorder,
+                scoring.recorder,
                 after=after,
                 stop=stop,
                 limit=PAGE_SIZE,
@@ -249,5 +249,5 @@ def events_of_stream(
         )
         for notification in page:
             if stream_name(notification.originator_id) == stream:
-                yield projected(notification, decoder)
+                yield decoded(notification, decoder)
         searched = page[-1].id if len(page) == PAGE_SIZE else stretch_end

@@ -10,7 +10,7 @@ from eventsourcing.persistence import IntegrityError, Tracking
 from eventsourcing.projection import Projection
 
 from projections.errors import PositionMoved
-from projections.events.model import TOPICS, Projected, ProjectedBucket, ProjectedGrant
+from projections.events.model import TOPICS, BucketEvent, GrantEvent, ScoreEvent
 from projections.mongo import MongoScoreView
 from projections.mongo.batches import Batch
 from scoring import UserScore  # noqa: TC001 - the dispatcher resolves the annotations
@@ -34,13 +34,13 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
 
     @process_event.register
     def _(self, domain_event: UserScore.GrantRecorded, tracking: Tracking) -> None:
-        self._apply(ProjectedGrant.of(tracking.notification_id, domain_event), tracking)
+        self._apply(GrantEvent.of(tracking.notification_id, domain_event), tracking)
 
     @process_event.register
     def _(self, domain_event: UserScore.BucketSet, tracking: Tracking) -> None:
-        self._apply(ProjectedBucket.of(tracking.notification_id, domain_event), tracking)
+        self._apply(BucketEvent.of(tracking.notification_id, domain_event), tracking)
 
-    def _apply(self, projected: Projected, tracking: Tracking) -> None:
+    def _apply(self, event: ScoreEvent, tracking: Tracking) -> None:
         while True:
             tracked = self.view.tracked(tracking.application_name)
             if tracked.position is not None and tracked.position >= tracking.notification_id:
@@ -49,7 +49,7 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
                 application_name=tracking.application_name,
                 after=tracked.position,
                 position=tracking.notification_id,
-                events=[projected],
+                events=[event],
                 # What is stored of the event is not known here, so the last anchor stays.
                 after_anchor=tracked.anchor,
             )

@@ -58,19 +58,19 @@ class Rebuild:
     they share the work.
     """
 
-    def __init__(self, app: Scoring, live: ReadModel, make_worker: MakeWorker) -> None:
-        """Rebuild the read model ``live`` from ``app``.
+    def __init__(self, scoring: Scoring, live: ReadModel, make_worker: MakeWorker) -> None:
+        """Rebuild the read model ``live`` from ``scoring``.
 
         Args:
-            app: Whose events are projected.
+            scoring: Whose events are projected.
             live: The read model that is served meanwhile; its workers may go on.
             make_worker: Makes the worker for a view, reporting to a function.
         """
-        self._app = app
+        self._scoring = scoring
         self._live = live
         self._live_view = MongoScoreView(live)
         self._make_worker = make_worker
-        self._store = AnchoredStore(app, live)
+        self._store = AnchoredStore(scoring, live)
         self._adopt = False
 
     def run(
@@ -129,10 +129,10 @@ class Rebuild:
     def _begin(self, *, fresh: bool) -> ReadModel:
         self._live.prepare()  # the database may have been dropped since it was opened
         building = self._live.of_generation(self._live.generations.begin(fresh=fresh))
-        Switch(self._live, building, self._app.name).check_server()
+        Switch(self._live, building, self._scoring.name).check_server()
         # One that was interrupted early has claimed its number only.
-        building.prepare_building(self._app.name)
-        begun = MongoScoreView(building).tracked(self._app.name)
+        building.prepare_building(self._scoring.name)
+        begun = MongoScoreView(building).tracked(self._scoring.name)
         try:
             reading(lambda: self._store.check(begun))
         except EventStoreReplaced as replaced:
@@ -148,7 +148,7 @@ class Rebuild:
         """Return what became of it, or ``None`` if it was stopped."""
         building = view.read_model
         assert building.generation is not None  # noqa: S101 - for the type checker
-        switch = Switch(self._live, building, self._app.name)
+        switch = Switch(self._live, building, self._scoring.name)
         worker = self._make_worker(view, _Renewing(switch, on_progress))
         for rounds in count(1):
             position = worker.catch_up(stop=stop)
@@ -167,14 +167,14 @@ class Rebuild:
         """Switch to a view that has nearly caught up; return whether it was done."""
         if not switch.hold():
             # By another rebuild that shares the work.
-            self._live.generations.await_release(self._app.name)
+            self._live.generations.await_release(self._scoring.name)
             return False
         try:
             target = self._target()
-            if (view.max_tracking_id(self._app.name) or 0) < target:
+            if (view.max_tracking_id(self._scoring.name) or 0) < target:
                 worker.catch_up()
             # Last, so that nothing goes live that the event store does not have.
-            built = view.tracked(self._app.name)
+            built = view.tracked(self._scoring.name)
             reading(lambda: self._store.check(built))
             if not switch.commit(at_least=target):
                 return False
@@ -191,7 +191,7 @@ class Rebuild:
             EventStoreReplaced: if the live one is of another history, unless that is adopted: then
                 its number means nothing.
         """
-        live = self._live_view.tracked(self._app.name)
+        live = self._live_view.tracked(self._scoring.name)
         try:
             reading(lambda: self._store.check(live))
         except EventStoreReplaced:
@@ -201,7 +201,7 @@ class Rebuild:
         return live.position or 0
 
     def _live_position(self) -> int:
-        return self._live_view.max_tracking_id(self._app.name) or 0
+        return self._live_view.max_tracking_id(self._scoring.name) or 0
 
 
 class _Renewing:

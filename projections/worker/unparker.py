@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from projections.errors import BatchRefused, BatchTooSlow, PositionMoved
 from projections.events.anchored_store import AnchoredStore
-from projections.events.model import Fault, Projected, at_fault
+from projections.events.model import Fault, ScoreEvent
 from projections.worker.batch_reader import events_of_stream
 from scoring.retrying import reading
 
@@ -55,23 +55,23 @@ class Unparker:
 
     def __init__(
         self,
-        app: Scoring,
+        scoring: Scoring,
         view: MongoScoreView,
         *,
         stop: Event | None = None,
         on_grants: Callable[[int], None] | None = None,
     ) -> None:
-        """Read from ``app`` and project into ``view``.
+        """Read from ``scoring`` and project into ``view``.
 
         Args:
-            app: Whose streams.
+            scoring: Whose streams.
             view: Where they are parked.
             stop: When set, stop after the next transaction.
             on_grants: Told how many grants each transaction has projected.
         """
-        self._app = app
+        self._scoring = scoring
         self._view = view
-        self._store = AnchoredStore(app, view.read_model)
+        self._store = AnchoredStore(scoring, view.read_model)
         self._stop = stop or Event()
         self._on_grants = on_grants
         self._outcome = Unparked()
@@ -99,16 +99,15 @@ class Unparker:
         """Project a stream as far as possible; return where it is parked now, if it still is."""
         chunk = _CHUNK
         while not self._stop.is_set():
-            until = self._view.max_tracking_id(self._app.name) or 0
-            grants, fault, following = self._read(parked, until, chunk)
-            ends_at = fault or following
+            until = self._view.max_tracking_id(self._scoring.name) or 0
+            grants, end = self._read(parked, until, chunk)
             try:
-                if ends_at is None:
+                if end is None:
                     self._finish(parked, grants, until)
                     return None
                 # Even if it stays where it is: what is wrong there may be something else by now.
-                self._proceed(parked, grants, ends_at)
-                if fault is not None:
+                self._proceed(parked, grants, end)
+                if isinstance(end, Fault):
                     return self._view.parking.find(parked.stream)
             except (BatchRefused, BatchTooSlow) as error:
                 if len(grants) > 1:
@@ -118,11 +117,11 @@ class Unparker:
                     continue
                 if not grants or isinstance(error, BatchTooSlow):
                     raise
-                self._proceed(parked, [], at_fault(grants[0], str(error)))
+                self._proceed(parked, [], Fault.of(grants[0], str(error)))
                 return self._view.parking.find(parked.stream)
             except PositionMoved as moved:
                 logger.info("%s", moved)
-                self._view.read_model.generations.await_release(self._app.name)
+                self._view.read_model.generations.await_release(self._scoring.name)
             found = self._view.parking.find(parked.stream)
             if found is None:  # somebody else has unparked it
                 return None
@@ -131,36 +130,36 @@ class Unparker:
 
     def _read(
         self, parked: ParkedStream, until: int, limit: int
-    ) -> tuple[list[Projected], Fault | None, Fault | None]:
-        """Return a stream's next grants, and the fault or the next event that ends the chunk."""
-        grants: list[Projected] = []
-        for event in events_of_stream(self._app, parked.stream, parked.position - 1, until):
-            if isinstance(event, Fault):
-                return grants, event, None
-            if len(grants) == limit:
-                return grants, None, at_fault(event, "it is being unparked")
+    ) -> tuple[list[ScoreEvent], ScoreEvent | Fault | None]:
+        """Return a stream's next grants, and the fault or the event at which they end."""
+        grants: list[ScoreEvent] = []
+        for event in events_of_stream(self._scoring, parked.stream, parked.position - 1, until):
+            if isinstance(event, Fault) or len(grants) == limit:
+                return grants, event
             grants.append(event)
-        return grants, None, None
+        return grants, None
 
-    def _proceed(self, parked: ParkedStream, grants: list[Projected], to: Fault) -> None:
+    def _proceed(
+        self, parked: ParkedStream, grants: list[ScoreEvent], to: ScoreEvent | Fault
+    ) -> None:
         def move(session: ClientSession, foreign: int) -> None:
             # Also what keeps this transaction from straddling a switch.
             self._hold(session)
             if not self._view.parking.move(parked, to, session):
                 raise _changed(parked)
-            self._view.count_foreign(self._app.name, foreign, session)
+            self._view.count_foreign(self._scoring.name, foreign, session)
 
         self._view.add_left_behind(lambda _: grants, move, stop=self._stop)
         self._count(len(grants))
 
-    def _finish(self, parked: ParkedStream, grants: list[Projected], until: int) -> None:
-        everything: list[Projected] = []
+    def _finish(self, parked: ParkedStream, grants: list[ScoreEvent], until: int) -> None:
+        everything: list[ScoreEvent] = []
 
-        def all_grants(session: ClientSession) -> list[Projected]:
+        def all_grants(session: ClientSession) -> list[ScoreEvent]:
             # Workers are held up from here to the commit, so nothing can slip through between.
-            held = self._view.hold_position(self._app.name, session)
+            held = self._view.hold_position(self._scoring.name, session)
             everything[:] = grants
-            for event in events_of_stream(self._app, parked.stream, until, held.position or 0):
+            for event in events_of_stream(self._scoring, parked.stream, until, held.position or 0):
                 if isinstance(event, Fault):
                     raise _changed(parked)
                 everything.append(event)
@@ -170,13 +169,13 @@ class Unparker:
         def remove(session: ClientSession, foreign: int) -> None:
             if not self._view.parking.remove(parked, session):
                 raise _changed(parked)
-            self._view.count_foreign(self._app.name, foreign, session)
+            self._view.count_foreign(self._scoring.name, foreign, session)
 
         self._view.add_left_behind(all_grants, remove, stop=self._stop)
         self._count(len(everything))
 
     def _hold(self, session: ClientSession) -> None:
-        self._check(self._view.hold_position(self._app.name, session))
+        self._check(self._view.hold_position(self._scoring.name, session))
 
     def _check(self, tracked: Tracked) -> None:
         # After the events were read, so that they are of the history that was projected.

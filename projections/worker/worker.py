@@ -72,7 +72,7 @@ class ProjectionWorker:
 
     def __init__(
         self,
-        app: Scoring,
+        scoring: Scoring,
         view: MongoScoreView,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
@@ -80,21 +80,21 @@ class ProjectionWorker:
         on_error: OnError = "stop",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """Project ``app`` into ``view``.
+        """Project ``scoring`` into ``view``.
 
         Args:
-            app: Whose grants.
+            scoring: Whose grants.
             view: Where they go.
             batch_size: Most grants in a transaction.
             batch_bytes: So many bytes of documents are enough for a transaction, too.
             on_error: An event that cannot be projected stops the worker, or parks its stream.
             on_progress: Called after every batch and every look at an idle store.
         """
-        self._app = app
+        self._scoring = scoring
         self._view = view
-        self._store = AnchoredStore(app, view.read_model)
+        self._store = AnchoredStore(scoring, view.read_model)
         limits = BatchLimits(grants=batch_size, size_bytes=batch_bytes)
-        self._reader = BatchReader(app, self._store, limits)
+        self._reader = BatchReader(scoring, self._store, limits)
         self._on_error: OnError = on_error
         self._on_progress = on_progress
         self._grants = 0
@@ -122,7 +122,7 @@ class ProjectionWorker:
             ReadModelUnavailable: if MongoDB failed, and stayed so.
             ScoringError: if the event store failed, and stayed so.
         """
-        with WakeUps(self._app) as wake_ups:
+        with WakeUps(self._scoring) as wake_ups:
             self._run(stop, wake_ups=wake_ups)
 
     def _run(self, stop: Event, *, wake_ups: WakeUps | None) -> int:
@@ -136,13 +136,13 @@ class ProjectionWorker:
             while not stop.is_set():
                 try:
                     if until is None or wake_ups is not None:
-                        until = self._app.recorder.max_notification_id() or 0
+                        until = self._scoring.recorder.max_notification_id() or 0
                     if has_lost:
                         self._stand_by(until, stop, patience)
                         has_lost = False
                     if not position_is_known:
                         self._view.check_collections(patience)
-                        tracked = self._view.tracked_soon(self._app.name, patience)
+                        tracked = self._view.tracked_soon(self._scoring.name, patience)
                         self._store.check(tracked)
                         position_is_known = True
                     position = tracked.position or 0
@@ -170,7 +170,7 @@ class ProjectionWorker:
                 except (ReadModelUnavailable, *STORE_ERRORS) as error:
                     position_is_known = False
                     if not stop.is_set():
-                        _bear_with(error, patience)
+                        _pause_before_retry(error, patience)
         return tracked.position or 0
 
     def _advance(self, tracked: Tracked, until: int, stop: Event, patience: Patience) -> Tracked:
@@ -230,7 +230,7 @@ class ProjectionWorker:
         """
         last = -1
         while not stop.wait(_PAUSE_AFTER_LOSING_SECONDS * random.uniform(0.5, 1)):  # noqa: S311
-            position = self._view.tracked_soon(self._app.name, patience).position or 0
+            position = self._view.tracked_soon(self._scoring.name, patience).position or 0
             patience.restored()
             if position in {last, until} or position > until:
                 return
@@ -241,7 +241,7 @@ class ProjectionWorker:
         try:
             yield
         except (ProjectionError, ScoringError) as error:
-            self._view.record_failure(self._app.name, reason=str(error))
+            self._view.record_failure(self._scoring.name, reason=str(error))
             raise
 
     def _report(self, position: int, newest: int) -> None:
@@ -254,12 +254,14 @@ def _idle(wake_ups: WakeUps, pause: float) -> float:
     if wake_ups.wait(pause):
         return _SHORTEST_PAUSE_SECONDS
     longest = (
-        _LONGEST_PAUSE_LISTENING_SECONDS if wake_ups.hears_all else _LONGEST_PAUSE_LOOKING_SECONDS
+        _LONGEST_PAUSE_LISTENING_SECONDS
+        if wake_ups.covers_all_writers
+        else _LONGEST_PAUSE_LOOKING_SECONDS
     )
     return min(pause * 1.5, longest)
 
 
-def _bear_with(error: Exception, patience: Patience) -> None:
+def _pause_before_retry(error: Exception, patience: Patience) -> None:
     """Wait before trying again, or raise what cannot pass or has not passed for too long."""
     if isinstance(error, ReadModelUnavailable):
         if not error.transient or patience.is_exhausted():

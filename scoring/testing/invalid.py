@@ -43,7 +43,7 @@ _BAD_AMOUNTS: Final = (
     *(0, -1, MAX_AMOUNT + 1, 2**63, 10**40),
     *(True, False, 5.0, math.nan, math.inf, "5", b"5", None, Decimal(5), 5 + 0j),
 )
-_BAD_MOMENTS: Final = (
+_BAD_TIMES: Final = (
     datetime(2024, 5, 1, 12),  # noqa: DTZ001 - naive is what is refused
     date(2024, 5, 1),
     "2024-05-01T12:00:00Z",
@@ -131,6 +131,6 @@ _BAD_VALUES: Final[dict[str, SearchStrategy[object]]] = {
     "category": st.sampled_from(_BAD_LABELS),
     "source": st.sampled_from(_BAD_LABELS),
     "amount": st.sampled_from(_BAD_AMOUNTS),
-    "granted_at": st.sampled_from(_BAD_MOMENTS),
+    "granted_at": st.sampled_from(_BAD_TIMES),
     "derived": st.nothing(),
 }

@@ -24,7 +24,7 @@ from projections import MongoScoreView, ProjectionWorker, ScoreGrantsProjection
 from projections.embedded import open_server
 from projections.events.anchor import Tracked
 from projections.events.anchored_store import AnchoredStore
-from projections.events.model import ProjectedGrant
+from projections.events.model import GrantEvent
 from projections.mongo import connect
 from projections.mongo.batches import Batch, grant_document, user_changes
 from projections.mongo.read_model import ReadModel
@@ -110,7 +110,7 @@ def catch_up(folder: Path, report: Report) -> None:
             grant_document(event)
             for batch in batches(app, view)
             for event in batch.events
-            if isinstance(event, ProjectedGrant)
+            if isinstance(event, GrantEvent)
         ]
         increments = [
             [

@@ -56,7 +56,7 @@ class Points(IntEnum):
     FIVE = 5
 
 
-class Moment(datetime):
+class DatetimeSubclass(datetime):
     """As pendulum and pandas have them."""
 
 
@@ -138,7 +138,7 @@ ACCEPTED: list[tuple[str, Any, Any]] = [
         datetime(1969, 12, 31, 23, 59, 59, 0, tzinfo=UTC),
     ),
     ("granted_at", datetime.min.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)),
-    ("granted_at", Moment(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)),
+    ("granted_at", DatetimeSubclass(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC)),
 ]
 
 NOT_TEXT = [None, 7, 7.0, b"jane", bytearray(b"jane"), ["jane"], True, Thing()]

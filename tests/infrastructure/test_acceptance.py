@@ -10,7 +10,7 @@ from pymongo.errors import DuplicateKeyError
 
 from old_way import OldWay
 from projections import Leaderboard, MongoScoreView, ProjectionWorker
-from projections.events.model import ProjectedGrant
+from projections.events.model import GrantEvent
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
 from projections.queries.history import UserHistory
@@ -63,7 +63,7 @@ def test_in_a_unique_index_race_the_second_insert_is_rejected_and_handled(
         try:
             barrier.wait()
             # Tracked apart, so that only the unique index stands between them.
-            views[number].apply(Batch(f"Worker {number}", None, 2, [ProjectedGrant.of(2, event)]))
+            views[number].apply(Batch(f"Worker {number}", None, 2, [GrantEvent.of(2, event)]))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
             errors.append(error)
 

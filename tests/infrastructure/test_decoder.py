@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from projections import PoisonEvent
 from projections.events.decoder import EventDecoder
-from projections.events.model import Projected, ProjectedBucket, ProjectedGrant
+from projections.events.model import BucketEvent, GrantEvent, ScoreEvent
 from projections.mongo.batches import grant_document
 from scoring import Grant, Scoring, UserScore
 from scoring.identity import user_stream_id
@@ -54,7 +54,7 @@ def slow(app: Scoring) -> EventDecoder:
     )
 
 
-def outcome(decoder: EventDecoder, notification: Notification) -> Projected | str:
+def outcome(decoder: EventDecoder, notification: Notification) -> ScoreEvent | str:
     """What a decoder makes of a notification, or that it cannot make anything of it."""
     try:
         return decoder.decode(notification)
@@ -75,14 +75,14 @@ def test_a_grant_is_read_as_the_mapper_reads_it(
         event = app.mapper.to_domain_event(notification)
         assert isinstance(event, UserScore.GrantRecorded)
         quick = EventDecoder(app.mapper).decode(notification)
-        assert isinstance(quick, ProjectedGrant)
+        assert isinstance(quick, GrantEvent)
         assert quick == slow(app).decode(notification)
         for name in ("originator_id", "originator_version"):
             assert getattr(quick, name) == getattr(event, name)
         names = {field.name for field in fields(event)} - {"originator_id", "originator_version"}
         for name in names:
-            assert getattr(quick.event, name) == getattr(event, name)
-        assert quick.event.recomputed_change == event.recomputed_change
+            assert getattr(quick.data, name) == getattr(event, name)
+        assert quick.data.recomputed_change == event.recomputed_change
         assert grant_document(quick)["grantedAt"] == grant.granted_at
 
 
@@ -99,27 +99,27 @@ def test_the_mapper_is_not_asked_for_grants(
         )
         decoder = EventDecoder(app.mapper)
         monkeypatch.setattr(Mapper, "to_domain_event", DeafMapper.to_domain_event)
-        assert isinstance(decoder.decode(notification), ProjectedGrant)
+        assert isinstance(decoder.decode(notification), GrantEvent)
         with pytest.raises(PoisonEvent):
             decoder.decode(bucket)
         with pytest.raises(PoisonEvent):
             slow(app).decode(notification)
 
 
-def moment(value: str) -> dict[str, str]:
+def iso(value: str) -> dict[str, str]:
     return {"_type_": "datetime_iso", "_data_": value}
 
 
-MOMENT = moment("2026-01-01T12:00:00+00:00")
+STORED_NOON = iso("2026-01-01T12:00:00+00:00")
 STATE: dict[str, Any] = {
-    "timestamp": moment("2026-01-01T12:00:00.123456+00:00"),
+    "timestamp": iso("2026-01-01T12:00:00.123456+00:00"),
     "user_id": "ada",
     "grant_id": "grant-1",
     "key": "quiz:history:1",
     "category": "learning",
     "source": "quiz",
     "amount": 5,
-    "granted_at": MOMENT,
+    "granted_at": STORED_NOON,
     "replaced_points": None,
 }
 VALUES = st.one_of(
@@ -130,8 +130,8 @@ VALUES = st.one_of(
     st.floats(),
     st.floats(min_value=-(10**6), max_value=10**6).map(round).map(float),
     st.text(),
-    st.datetimes(timezones=st.sampled_from((UTC, None))).map(datetime.isoformat).map(moment),
-    st.text(max_size=30).map(moment),
+    st.datetimes(timezones=st.sampled_from((UTC, None))).map(datetime.isoformat).map(iso),
+    st.text(max_size=30).map(iso),
     st.builds(lambda kind: {"_type_": kind, "_data_": "1"}, st.sampled_from(("decimal_str", "no"))),
     st.dictionaries(st.sampled_from(("_type_", "_data_", "more")), st.text(), max_size=3),
     st.lists(st.integers(), max_size=2),
@@ -159,7 +159,7 @@ def assert_judged_alike(state: bytes) -> None:
         id=7,
         originator_id=user_stream_id("ada"),
         originator_version=3,
-        topic=ProjectedGrant.TOPIC,
+        topic=GrantEvent.TOPIC,
         state=state,
     )
     with Scoring() as app:
@@ -173,10 +173,10 @@ def assert_judged_alike(state: bytes) -> None:
 @example(stored_state({"granted_at": "2026-01-01T12:00:00+00:00"}))
 @example(stored_state({"user_id": "\ud800"}))
 @example(stored_state({"timestamp": None}))
-@example(stored_state({"granted_at": MOMENT | {"_type_": "other"}}))
-@example(stored_state({"granted_at": MOMENT | {"more": 1}}))
-@example(stored_state({"granted_at": {"_typ_": "datetime_iso", "_data_": MOMENT["_data_"]}}))
-@example(stored_state({"granted_at": {"_data_": MOMENT["_data_"]}}))
+@example(stored_state({"granted_at": STORED_NOON | {"_type_": "other"}}))
+@example(stored_state({"granted_at": STORED_NOON | {"more": 1}}))
+@example(stored_state({"granted_at": {"_typ_": "datetime_iso", "_data_": STORED_NOON["_data_"]}}))
+@example(stored_state({"granted_at": {"_data_": STORED_NOON["_data_"]}}))
 @example(stored_state({"traceparent": 7}))
 def test_whatever_is_stored_is_judged_as_the_mapper_judges_it(state: bytes) -> None:
     """The same grant, or the same reason why it is none."""
@@ -205,7 +205,7 @@ def test_whatever_is_stored_is_judged_as_the_mapper_judges_it_for_long(state: by
         ("replaced_points", -(2**63) - 1),
         ("timestamp", "today"),
         ("granted_at", 5),
-        ("granted_at", moment("2026-01-01T12:00:00")),
+        ("granted_at", iso("2026-01-01T12:00:00")),
         ("replaced_points", "0"),
         ("traceparent", 7),
     ],
@@ -216,7 +216,7 @@ def test_a_value_of_another_type_is_named(field: str, value: object) -> None:
         id=7,
         originator_id=user_stream_id("ada"),
         originator_version=3,
-        topic=ProjectedGrant.TOPIC,
+        topic=GrantEvent.TOPIC,
         state=json.dumps(STATE | {field: value}).encode(),
     )
     with Scoring() as app, pytest.raises(PoisonEvent, match=f"its {field} cannot be "):
@@ -227,10 +227,10 @@ def test_a_bucket_is_read_by_the_mapper() -> None:
     """And its types are checked, too."""
     with Scoring() as app:
         app.contribute("ada", "telemetry:activity", "telemetry", "app", 7)
-        (found,) = app.recorder.select_notifications(1, 10, topics=[ProjectedBucket.TOPIC])
+        (found,) = app.recorder.select_notifications(1, 10, topics=[BucketEvent.TOPIC])
         bucket = EventDecoder(app.mapper).decode(found)
-        assert isinstance(bucket, ProjectedBucket)
-        assert (bucket.event.user_id, bucket.event.points) == ("ada", 7)
+        assert isinstance(bucket, BucketEvent)
+        assert (bucket.data.user_id, bucket.data.points) == ("ada", 7)
         broken = Notification(
             id=found.id,
             originator_id=found.originator_id,
@@ -251,7 +251,7 @@ def test_a_stream_has_one_name_however_a_store_writes_it(as_text: Callable[[UUID
             id=7,
             originator_id=as_text(stream),
             originator_version=3,
-            topic=ProjectedGrant.TOPIC,
+            topic=GrantEvent.TOPIC,
             state=state,
         )
         with Scoring() as app:

@@ -152,9 +152,9 @@ def test_a_worker_is_told_by_postgres_what_other_processes_record(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
             )
         deadline = time.monotonic() + 5
-        while wake_ups.hears_all and time.monotonic() < deadline:
+        while wake_ups.covers_all_writers and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not wake_ups.hears_all
+        assert not wake_ups.covers_all_writers
         await_listening(wake_ups)
         theirs.grant(**make_grant(2).model_dump())
         assert wake_ups.wait(5)
@@ -166,7 +166,7 @@ def test_a_worker_is_told_by_postgres_what_other_processes_record(
 
 def await_listening(wake_ups: WakeUps) -> None:
     deadline = time.monotonic() + 10
-    while not wake_ups.hears_all:
+    while not wake_ups.covers_all_writers:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     wake_ups.wait(0.1)

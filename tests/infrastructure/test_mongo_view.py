@@ -11,7 +11,7 @@ from pymongo.errors import DuplicateKeyError
 
 from projections import MongoScoreView, PositionMoved
 from projections.errors import BatchRefused
-from projections.events.model import ProjectedGrant
+from projections.events.model import GrantEvent
 from projections.mongo import connect
 from projections.mongo.batches import Batch
 from projections.mongo.collections import Document
@@ -22,7 +22,7 @@ from scoring import Grant, UserScore
 from support import make_grant
 
 
-def projected(*grants: Grant, first_position: int = 1) -> list[ProjectedGrant]:
+def projected(*grants: Grant, first_position: int = 1) -> list[GrantEvent]:
     """Grants as events, at every second position, as claims lie between them."""
     scores: dict[str, UserScore] = {}
     result = []
@@ -31,13 +31,11 @@ def projected(*grants: Grant, first_position: int = 1) -> list[ProjectedGrant]:
         score.record(grant)
         event = score.pending_events[-1]
         assert isinstance(event, UserScore.GrantRecorded)
-        result.append(ProjectedGrant.of(first_position + 2 * index, event))
+        result.append(GrantEvent.of(first_position + 2 * index, event))
     return result
 
 
-def batch(
-    grants: list[ProjectedGrant], *, after: int | None = None, name: str = "Scoring"
-) -> Batch:
+def batch(grants: list[GrantEvent], *, after: int | None = None, name: str = "Scoring") -> Batch:
     return Batch(name, after, grants[-1].position if grants else (after or 0) + 1, [*grants])
 
 

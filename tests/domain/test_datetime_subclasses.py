@@ -1,4 +1,4 @@
-"""Moments of somebody else's class: tests of an application may have stopped the clock."""
+"""Datetimes of somebody else's class: tests of an application may have stopped the clock."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from scoring import Scoring, UserScore
 from support import make_grant, sqlite_env
 
 
-class Moment(datetime):
+class DatetimeSubclass(datetime):
     """As freezegun's ``FakeDatetime`` is, and ``pandas.Timestamp``."""
 
 
-def test_a_moment_of_a_subclass_is_recorded_as_the_moment_it_is(
+def test_a_datetime_of_a_subclass_is_recorded_as_the_datetime_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under ``freeze_time``, whose moments are of a class of its own."""
-    frozen = Moment.fromtimestamp(0, UTC)
+    """As under ``freeze_time``, whose datetimes are of a class of its own."""
+    frozen = DatetimeSubclass.fromtimestamp(0, UTC)
     monkeypatch.setattr("eventsourcing.domain.datetime_now_with_tzinfo", lambda: frozen)
     with Scoring(sqlite_env(tmp_path / "events.sqlite")) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
