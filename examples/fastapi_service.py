@@ -32,8 +32,8 @@ from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Res
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from projections import GrantRow, LeaderboardRow, ProjectionError, ScoreLedger
-from scoring import GrantStatus, InvalidGrant, ScoringError
+from projections import GrantRow, LeaderboardRow, LedgerError, ScoreLedger
+from scoring import GrantStatus, InvalidGrant
 
 MAX_LAG_EVENTS = 10_000
 """A read model that is further behind is not healthy."""
@@ -88,8 +88,7 @@ def create_app(open_ledger: Callable[[], ScoreLedger] = ScoreLedger.open) -> Fas
 
     app = FastAPI(title="Points", lifespan=lifespan)
     app.exception_handler(InvalidGrant)(_invalid)
-    app.exception_handler(ScoringError)(_unavailable)
-    app.exception_handler(ProjectionError)(_unavailable)
+    app.exception_handler(LedgerError)(_unavailable)
     app.post("/grants")(award)
     app.get("/users/{user_id:path}")(user_page)
     app.get("/leaderboard")(leaderboard)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from projections.worker.rebuild import RebuildOutcome
     from projections.worker.unparker import Unparked
     from projections.worker.worker import Progress, ProjectionWorker
+    from scoring import LedgerError
 
 __all__ = [
     "Batch",
@@ -55,6 +56,7 @@ __all__ = [
     "Leaderboard",
     "LeaderboardRepository",
     "LeaderboardRow",
+    "LedgerError",
     "LedgerNotOpen",
     "LedgerStatus",
     "MongoScoreView",

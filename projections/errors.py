@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from scoring.errors import LedgerError
 
-class ProjectionError(Exception):
+
+class ProjectionError(LedgerError):
     """The read side cannot do what was asked."""
 
 

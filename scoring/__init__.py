@@ -9,6 +9,7 @@ from scoring.errors import (
     BatchFailed,
     EventStoreNotOpened,
     InvalidGrant,
+    LedgerError,
     ScoringError,
     StreamHasGap,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "GrantReceipt",
     "GrantStatus",
     "InvalidGrant",
+    "LedgerError",
     "Score",
     "Scoring",
     "ScoringError",

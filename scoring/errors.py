@@ -1,4 +1,13 @@
-"""The errors this package raises; each carries its data."""
+"""The errors this package raises; each carries its data.
+
+LedgerError
+├── ScoringError
+│   ├── InvalidGrant (a ValueError, too)
+│   ├── BatchFailed
+│   ├── EventStoreNotOpened
+│   └── StreamHasGap
+└── ProjectionError (those of the read side, in projections.errors)
+"""
 
 from __future__ import annotations
 
@@ -10,7 +19,14 @@ if TYPE_CHECKING:
     from scoring.receipts import GrantReceipt
 
 
-class ScoringError(Exception):
+class LedgerError(Exception):
+    """The ledger cannot do what was asked: the base of all errors of ours.
+
+    A bad argument is a ``TypeError`` or a ``ValueError`` instead, or both kinds in one.
+    """
+
+
+class ScoringError(LedgerError):
     """A command could not be carried out; the message is one sentence with the cure."""
 
 

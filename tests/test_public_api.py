@@ -74,6 +74,15 @@ def test_arguments_of_one_type_are_given_by_name(module: ModuleType) -> None:
             assert len(positional) == len(set(positional)), f"{name}.{method}{positional}"
 
 
+def test_all_errors_have_one_base() -> None:
+    """Whoever embeds this catches one class, whatever part of it has failed."""
+    for module in MODULES:
+        for name in module.__all__:
+            exported = getattr(module, name)
+            if inspect.isclass(exported) and issubclass(exported, Exception):
+                assert issubclass(exported, scoring.LedgerError), name
+
+
 def test_a_name_means_one_thing() -> None:
     """No two modules export different things under one name."""
     for first in MODULES:

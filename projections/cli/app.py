@@ -20,8 +20,7 @@ from projections.cli.queries import leaderboard, status, user
 from projections.cli.rebuild import rebuild
 from projections.cli.unpark import unpark
 from projections.cli.verify import verify
-from projections.errors import ProjectionError
-from scoring import ScoringError
+from scoring import LedgerError
 
 app = typer.Typer(
     name="score-ledger",
@@ -136,7 +135,7 @@ def run() -> int:
     except Interrupted as stopped:
         err.print(shown(str(stopped)))
         return stopped.exit_code
-    except (ScoringError, ProjectionError, ValueError, OSError) as error:
+    except (LedgerError, ValueError, OSError) as error:
         if was_interrupted():
             raise KeyboardInterrupt from error
         err.print(f"[bold red]error:[/] {shown(str(error))}")

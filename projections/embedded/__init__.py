@@ -18,7 +18,8 @@ How sharing works, file by file in the folder:
 - ``server.json``: the last run's port, so that a restart keeps the address where it can.
 - ``data/``, ``mongod.log``, ``mongod.out``, ``supervisor.log``: what the names say.
 
-It may import ``projections.errors`` and, for the codes of the server, ``projections.mongo.errors``.
+It may import ``projections.errors`` and, for the codes of the server, ``projections.mongo.errors``;
+but the supervisor, ``layout``, ``locks`` and ``processes`` import nothing but the standard library.
 """
 
 from projections.embedded.binary import find_mongod

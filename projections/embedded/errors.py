@@ -1,7 +1,20 @@
 """What goes wrong with the embedded server, said once for all callers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from projections.embedded.layout import FolderUnusable
 from projections.errors import ReadModelUnavailable
 
 
 class MongoUnavailable(ReadModelUnavailable):
     """There is no MongoDB server to work with; the message says why and what helps."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns `FolderUnusable` into `MongoUnavailable`, for what callers of the package call."""
+    try:
+        yield
+    except FolderUnusable as error:
+        raise MongoUnavailable(str(error)) from error

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from projections.embedded.errors import MongoUnavailable
-
 # Written into the data: a mongod under another name would not accept it as its own.
 REPLICA_SET = "score-ledger"
+
+
+class FolderUnusable(Exception):  # noqa: N818 - what it is
+    """Files of the folder cannot be used; the message says why and what helps.
+
+    Callers of the package see it as `MongoUnavailable`. The supervisor must do without that, which
+    is an error of the read side and would load more than the standard library.
+    """
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Layout:
         """Makes the folder, its parents and its data directory, and names what is in it.
 
         Raises:
-            MongoUnavailable: The folder cannot be made.
+            FolderUnusable: The folder cannot be made.
         """
         try:
             # Its owner's alone: the key to the server is in it.
@@ -33,7 +39,7 @@ class Layout:
             layout = cls(folder.resolve(strict=True))
             layout.data.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise MongoUnavailable(
+            raise FolderUnusable(
                 f"The folder {folder} for the embedded MongoDB cannot be used"
                 f" ({error.strerror or error}); choose one that can be written to."
             ) from error
@@ -93,12 +99,12 @@ class Layout:
         """The secret.
 
         Raises:
-            MongoUnavailable: It cannot be read.
+            FolderUnusable: It cannot be read.
         """
         try:
             return self.key.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
-            raise MongoUnavailable(
+            raise FolderUnusable(
                 f"The key of the embedded MongoDB, {self.key}, cannot be read ({error}): the folder"
                 " is its owner's alone; use it as that user, or choose another folder."
             ) from error

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from projections.embedded.errors import MongoUnavailable
+from projections.embedded.layout import FolderUnusable
 
 _RETRY_SECONDS = 0.02
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
@@ -41,14 +41,14 @@ class FileLock:
         """Opens the file, making it if need be, and takes no lock yet.
 
         Raises:
-            MongoUnavailable: The file cannot be opened for writing.
+            FolderUnusable: The file cannot be opened for writing.
         """
         self.path = path
         self._owner = os.getpid()
         try:
             self._file = path.open("a+b", buffering=0)
         except OSError as error:
-            raise MongoUnavailable(
+            raise FolderUnusable(
                 f"The file {path} of the embedded MongoDB cannot be opened ({error.strerror});"
                 " choose a folder that can be written to."
             ) from error
@@ -126,7 +126,7 @@ class FileLock:
             if error.errno in _NOT_NOW:
                 return False
             if error.errno in _UNSUPPORTED:
-                raise MongoUnavailable(
+                raise FolderUnusable(
                     f"The file system of {self.path.parent} does not support file locks (flock);"
                     " put the embedded MongoDB's folder on a local disk or set MONGO_URI."
                 ) from error

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from projections.embedded.binary import find_mongod
 from projections.embedded.diagnosis import Postmortem
-from projections.embedded.errors import MongoUnavailable
+from projections.embedded.errors import MongoUnavailable, translated
 from projections.embedded.launch import Launch, ServerDied, free_port
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
@@ -53,8 +53,12 @@ class EmbeddedServer:
         """Stops using the server. The last user stops it and returns when it is gone.
 
         A second call does nothing, and neither does one in a forked child.
+
+        Raises:
+            MongoUnavailable: The folder's files cannot be used any more.
         """
-        self._lease.release()
+        with translated():
+            self._lease.release()
 
 
 def open_server(
@@ -79,15 +83,16 @@ def open_server(
     if not Path("/proc/self/cmdline").exists():
         raise MongoUnavailable("The embedded MongoDB needs Linux: set MONGO_URI to a replica set.")
     program = find_mongod(mongod)
-    layout = Layout.create(folder)
     deadline = Deadline(timeout_seconds)
-    lease = Lease.take(layout, deadline)
-    try:
-        uri = _join_or_start(layout, str(program), tuple(extra_args), deadline)
-    except BaseException:
-        # Ctrl-C included: whatever was started would run on with nobody to use it.
-        lease.release()
-        raise
+    with translated():
+        layout = Layout.create(folder)
+        lease = Lease.take(layout, deadline)
+        try:
+            uri = _join_or_start(layout, str(program), tuple(extra_args), deadline)
+        except BaseException:
+            # Ctrl-C included: whatever was started would run on with nobody to use it.
+            lease.release()
+            raise
     return EmbeddedServer(layout, lease, uri=uri)
 
 

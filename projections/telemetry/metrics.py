@@ -10,9 +10,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 from weakref import WeakKeyDictionary
 
-from projections.errors import ProjectionError
 from projections.telemetry.tracing import INSTALLED, SCHEMA_URL, SCOPE
-from scoring import GrantStatus
+from scoring import GrantStatus, LedgerError
 
 if INSTALLED:
     from opentelemetry import metrics
@@ -99,8 +98,8 @@ if INSTALLED:
             for ledger, namespace in list(_ledgers.items()):
                 try:
                     value = value_of(ledger.status())
-                except ProjectionError:
-                    continue  # closed, or MongoDB is away: no value is better than a wrong one
+                except LedgerError:
+                    continue  # closed, or a store is away: no value is better than a wrong one
                 if value is None:
                     continue
                 seen.append(metrics.Observation(value, {"db.namespace": namespace}))

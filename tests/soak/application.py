@@ -14,8 +14,7 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
-from projections import ProjectionError, ScoreLedger
-from scoring import ScoringError
+from projections import LedgerError, ScoreLedger
 from soak.writer import Protocol, new_grant, stop_on_sigterm
 
 REST_SECONDS = 0.2
@@ -49,7 +48,7 @@ def main() -> None:
                 ledger.wait(receipt, timeout=PATIENCE_SECONDS)
                 page = ledger.history(grant.user_id, after=receipt.position + 1, limit=1)
                 totals = ledger.totals(grant.user_id)
-            except (ScoringError, ProjectionError, TimeoutError) as error:
+            except (LedgerError, TimeoutError) as error:
                 protocol.write(read=grant.grant_id, ended=time.monotonic_ns(), error=str(error))
                 stop.wait(1)
                 continue
