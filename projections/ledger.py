@@ -21,7 +21,6 @@ from projections.errors import (
     StreamParked,
 )
 from projections.events.anchored_store import AnchoredStore
-from projections.events.model import stream_name
 from projections.settings import Settings
 from projections.status import LedgerStatus, status_of
 from projections.telemetry.metrics import observe
@@ -300,7 +299,7 @@ class ScoreLedger:
                 "stream with SCORE_LEDGER_ON_ERROR=park"
             ) from error
         # Asked afterwards: a stream is parked in the transaction that moves the position.
-        parked = self._view.parking.find(self._stream_of(receipt))
+        parked = self._view.parking.find(str(user_stream_id(receipt.user_id)))
         if parked is not None and parked.position <= receipt.position:
             raise StreamParked(stream=parked.stream, position=parked.position, reason=parked.reason)
 
@@ -528,14 +527,6 @@ class ScoreLedger:
                 "the ledger was opened with read_only=True, so it neither records nor projects: "
                 "open it without, as users of the databases who may write"
             )
-
-    def _stream_of(self, receipt: GrantReceipt | ContributionReceipt) -> str:
-        if receipt.user_id is not None:
-            return str(user_stream_id(receipt.user_id))
-        found = reading(
-            lambda: self._scoring.recorder.select_notifications(start=receipt.position, limit=1)
-        )
-        return stream_name(found[0].originator_id) if found else ""
 
     def _worker(
         self,

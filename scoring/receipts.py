@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -36,7 +36,7 @@ class GrantReceipt:
     position: int
     total_before: int
     total_after: int
-    user_id: str | None = field(default=None, compare=False, repr=False)
+    user_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ContributionReceipt:
     position: int
     recomputed_before: int
     recomputed_after: int
-    user_id: str | None = field(default=None, compare=False, repr=False)
+    user_id: str
 
 
 @dataclass(frozen=True, slots=True)

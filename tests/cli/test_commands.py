@@ -26,7 +26,13 @@ GRANT = (
 def test_from_a_grant_to_the_leaderboard(cli: CommandLine) -> None:
     """The first day with the ledger."""
     granted = json.loads(cli(*GRANT, "--json").stdout)
-    assert granted == {"status": "RECORDED", "position": 2, "total_before": 0, "total_after": 25}
+    assert granted == {
+        "status": "RECORDED",
+        "position": 2,
+        "total_before": 0,
+        "total_after": 25,
+        "user_id": "Zoë",
+    }
     again = cli(*GRANT)
     assert (again.returncode, again.stdout.split()[0]) == (0, "DUPLICATE")
     behind = cli("leaderboard", "--by", "ledger")

@@ -77,8 +77,9 @@ def run_and_kill(env: dict[str, str], round_: int) -> list[tuple[Grant, GrantRec
         for line in output.splitlines(keepends=True):
             if line.endswith(b"\n"):
                 number, status, position, before, after = json.loads(line)
-                receipt = GrantReceipt(GrantStatus(status), position, before, after)
-                printed.append((make_grant(number), receipt))
+                grant = make_grant(number)
+                receipt = GrantReceipt(GrantStatus(status), position, before, after, grant.user_id)
+                printed.append((grant, receipt))
     return printed
 
 

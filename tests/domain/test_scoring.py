@@ -31,8 +31,21 @@ def test_a_grant_is_recorded_with_its_balance_and_position(scoring: Scoring) -> 
     """The receipt says what changed and where to wait for it."""
     first = grant(scoring, make_grant(1, user_id="ada", amount=5))
     second = grant(scoring, make_grant(2, user_id="ada", amount=7))
-    assert first == GrantReceipt(RECORDED, 2, 0, 5)  # after the stream's opening event
-    assert second == GrantReceipt(RECORDED, 4, 5, 12)  # after the claim of the first
+    assert first == GrantReceipt(RECORDED, 2, 0, 5, "ada")  # after the stream's opening event
+    assert second == GrantReceipt(RECORDED, 4, 5, 12, "ada")  # after the claim of the first
+
+
+def test_receipts_of_different_users_never_compare_equal(scoring: Scoring) -> None:
+    """However alike they are otherwise: a test of somebody's would take one for the other."""
+    answers: dict[str, tuple[object, object]] = {}
+    for _ in range(2):  # the second time, both have everything, at the same position
+        for number, user in enumerate(("ada", "bob")):
+            given = make_grant(number, user_id=user, amount=5)
+            bucket = (user, "telemetry:activity", "telemetry", "app", 3)
+            answers[user] = grant(scoring, given), scoring.contribute(*bucket)
+    for of_ada, of_bob in zip(answers["ada"], answers["bob"], strict=True):
+        assert str(of_ada).replace("ada", "bob") == str(of_bob)
+        assert of_ada != of_bob
 
 
 def test_granting_again_is_a_duplicate_that_changes_nothing(scoring: Scoring) -> None:

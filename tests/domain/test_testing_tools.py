@@ -114,7 +114,7 @@ class AcceptingAnything(Scoring):
         try:
             return super().grant(*args, **kwargs)
         except InvalidGrant:
-            return GrantReceipt(GrantStatus.DUPLICATE, 0, 0, 0)
+            return GrantReceipt(GrantStatus.DUPLICATE, 0, 0, 0, "nobody")
 
 
 @pytest.mark.parametrize(

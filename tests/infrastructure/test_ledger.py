@@ -28,7 +28,7 @@ from pymongo import AsyncMongoClient
 from projections import LedgerNotOpen, ProjectionError, ScoreLedger, Settings
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from scoring import GrantReceipt, Scoring, ScoringError
+from scoring import GrantReceipt, GrantStatus, Scoring, ScoringError
 from support import NOON, make_grant, sqlite_env
 
 
@@ -296,7 +296,7 @@ def arguments(method: Callable[..., object]) -> dict[str, object]:
     known: dict[str, object] = {
         **make_grant(1).model_dump(),
         "grants": [make_grant(1)],
-        "receipt": GrantReceipt("RECORDED", 1, 0, 0),  # type: ignore[arg-type]
+        "receipt": GrantReceipt(GrantStatus.RECORDED, 1, 0, 0, "ada"),
         "stop": Event(),
         "points": 1,
         "at": NOON,
