@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
@@ -23,12 +24,11 @@ from projections.cli.files import written_text
 from projections.cli.ledgers import open_ledger, store_files
 from projections.drift import CsvTable, Drift, write_page
 from projections.drift.plots import range_label, signed
+from projections.drift.summary import SummaryTable, summary_tables
 from projections.settings import Settings
 
-_CAUSES_SHOWN = 10
-_CATEGORIES_SHOWN = 10
-_LARGEST_SHOWN = 10
-_BAR_WIDTH = 30
+_ROWS_SHOWN: Final = 10
+_BAR_WIDTH: Final = 30
 
 
 def drift(
@@ -89,24 +89,13 @@ def print_drift(report: Drift) -> None:
     )
     if report.different:
         print_table(_histogram(report))
-    if report.causes:
-        print_table(_causes(report))
-        print_table(_categories(report))
-    if report.largest:
-        print_table(_largest(report))
+    for summary in summary_tables(report, limit=_ROWS_SHOWN):
+        print_table(_as_table(summary))
     out.print(f"[bold {'green' if report.safe_to_flip else 'yellow'}]{shown(report.verdict)}[/]")
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A table; columns that begin with # are numbers."""
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name.lstrip("#"), justify="right" if name.startswith("#") else "left")
-    return table
-
-
 def _histogram(report: Drift) -> Table:
-    table = _table("How many users differ by how much", "#ledger less old", "#users", "")
+    table = _table("How many users differ by how much", ("#ledger less old", "#users", ""))
     bars = report.histogram.bars()
     most = max(count for *_, count in bars)
     for low, high, count in bars:
@@ -115,33 +104,18 @@ def _histogram(report: Drift) -> Table:
     return table
 
 
-def _causes(report: Drift) -> Table:
-    table = _table(
-        "What explains the difference",
-        *("why", "keys", "category", "#users", "#old", "#new", "#difference"),
-    )
-    for cause in report.causes[:_CAUSES_SHOWN]:
-        table.add_row(
-            *(str(cause.reason), shown(cause.keys), cause.category, f"{cause.users:,}"),
-            *(f"{cause.old:,}", f"{cause.new:,}", signed(cause.difference)),
-        )
-    if len(report.causes) > _CAUSES_SHOWN:
-        table.caption = f"{_CAUSES_SHOWN} of {len(report.causes):,}; --json and --html have more"
+def _as_table(summary: SummaryTable) -> Table:
+    table = _table(summary.title, summary.columns)
+    for row in summary.rows:
+        table.add_row(*map(shown, row))
+    if len(summary.rows) < summary.total:
+        shown_of = f"{len(summary.rows):,} of {summary.total:,}"
+        table.caption = f"{shown_of}; --json and --html have more"
     return table
 
 
-def _categories(report: Drift) -> Table:
-    table = _table("By category", "category", "#old", "#new", "#difference")
-    for name, (old, new) in list(report.categories.items())[:_CATEGORIES_SHOWN]:
-        table.add_row(name, f"{old:,}", f"{new:,}", signed(new - old))
-    return table
-
-
-def _largest(report: Drift) -> Table:
-    table = _table("The largest differences", "user", "#old", "#new", "#difference", "mostly")
-    for row in report.largest[:_LARGEST_SHOWN]:
-        table.add_row(
-            *(shown(row.user_id), f"{row.old:,}", f"{row.new:,}"),
-            *(signed(row.difference), shown(row.main_cause)),
-        )
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name.lstrip("#"), justify="right" if name.startswith("#") else "left")
     return table

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from heapq import heappush, heapreplace, nlargest
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from projections.drift.report import (
     MAX_CAUSES,
@@ -21,6 +21,7 @@ from projections.drift.report import (
     described,
 )
 from projections.mongo.errors import translated
+from projections.mongo.joins import outer_join
 from scoring.identity import is_grant_shaped
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _users(read_model: ReadModel) -> Iterator[UserDrift]:
         ).sort("_id", 1)
     )
     keys = groupby(_keys(read_model), key=itemgetter(0))
-    for user_id, totals, some in _merged(documents, keys):
+    for user_id, totals, some in outer_join(documents, keys):
         old, new = totals or (0, 0)
         user = UserDrift(user_id, old, new)
         seen_old = seen_new = 0
@@ -216,29 +217,11 @@ def _keys(read_model: ReadModel) -> Iterator[tuple[str, _Key]]:
         batchSize=_BATCH_SIZE,
     )
     grants = groupby(cells, key=lambda cell: (cell["_id"]["u"], cell["_id"]["k"]))
-    for (user_id, key), bucket, some in _merged(buckets, grants):
+    for (user_id, key), bucket, some in outer_join(buckets, grants):
         granted = {cell["_id"]["c"]: int(cell["amount"]) for cell in some or ()}
         points = int(bucket["points"]) if bucket else 0
         category = bucket["category"] if bucket else None
         yield user_id, (key, points, sum(granted.values()), category, granted)
-
-
-def _merged(
-    left: Iterator[tuple[Any, Any]], right: Iterator[tuple[Any, Any]]
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Join two streams sorted by the same key; MongoDB sorts strings as Python does."""
-    a, b = next(left, None), next(right, None)
-    while a is not None or b is not None:
-        if b is None or (a is not None and a[0] < b[0]):
-            assert a is not None  # noqa: S101 - for the type checker
-            yield a[0], a[1], None
-            a = next(left, None)
-        elif a is None or b[0] < a[0]:
-            yield b[0], None, b[1]
-            b = next(right, None)
-        else:
-            yield a[0], a[1], b[1]
-            a, b = next(left, None), next(right, None)
 
 
 def _timeline(read_model: ReadModel) -> tuple[str, list[TimelinePoint]]:

@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from projections.drift.plots import histogram, scatter, signed, timeline
+from projections.drift.summary import summary_tables
 from projections.html import document, table
 
 if TYPE_CHECKING:
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 
     from projections.drift.report import Drift
 
-_CAUSES_SHOWN: Final = 30
-_CATEGORIES_SHOWN: Final = 30
+_ROWS_SHOWN: Final = 30
 
 
 def write_page(drift: Drift, file: TextIO) -> None:
@@ -80,45 +80,8 @@ def _plots(drift: Drift) -> Iterable[str]:
 
 
 def _tables(drift: Drift) -> Iterable[str]:
-    yield "\n<h2>What explains the difference</h2>\n"
-    if drift.causes:
-        yield from table(
-            "Kinds of keys whose points differ, most points first. A * stands for what looks like "
-            "an id.",
-            ("why", "keys", "category", "#users", "#old", "#new", "#difference"),
-            [
-                (
-                    *(str(cause.reason), cause.keys, cause.category, f"{cause.users:,}"),
-                    *(f"{cause.old:,}", f"{cause.new:,}", signed(cause.difference)),
-                )
-                for cause in drift.causes[:_CAUSES_SHOWN]
-            ],
-            len(drift.causes),
-        )
-    else:
-        yield "<p>Every key has the same points both ways.</p>\n"
-    if drift.categories:
-        yield "<h2>By category</h2>\n"
-        yield from table(
-            "All points, by category of the bucket and of the grant.",
-            ("category", "#old", "#new", "#difference"),
-            [
-                (name, f"{old:,}", f"{new:,}", signed(new - old))
-                for name, (old, new) in list(drift.categories.items())[:_CATEGORIES_SHOWN]
-            ],
-            len(drift.categories),
-        )
-    if drift.largest:
-        yield "<h2>The largest differences</h2>\n"
-        yield from table(
-            "The CSV file of score-ledger drift lists every user.",
-            ("user", "#old", "#new", "#difference", "mostly"),
-            [
-                (
-                    *(row.user_id, f"{row.old:,}", f"{row.new:,}"),
-                    *(signed(row.difference), row.main_cause),
-                )
-                for row in drift.largest
-            ],
-            drift.different,
-        )
+    if not drift.causes:
+        yield "\n<p>Every key has the same points both ways.</p>\n"
+    for listed in summary_tables(drift, limit=_ROWS_SHOWN):
+        yield f"\n<h2>{escape(listed.title)}</h2>\n"
+        yield from table(listed.caption, listed.columns, listed.rows, listed.total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.errors import OperationFailure
 
@@ -15,6 +15,7 @@ from projections.events.decoder import EventDecoder
 from projections.events.model import TOPICS, BucketEvent, GrantEvent, stream_name
 from projections.mongo.batches import grant_document
 from projections.mongo.errors import is_snapshot_gone
+from projections.mongo.joins import outer_join
 from projections.mongo.parking import parked_stream
 from projections.verification.collections import verify_collections
 from projections.verification.expectation import Expectation
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from projections.mongo.read_model import ReadModel
     from scoring import Scoring
 
-K = TypeVar("K", str, tuple[str, str])
 
 _EVENTS_PER_PAGE: Final = 5000
 _MAX_LAST_STRETCH_EVENTS: Final = 20_000
@@ -294,7 +294,7 @@ class _EventVerification:
         total, _ = self._expectation.counts()
         found = self._read_model.users.find(session=session).sort("_id", 1)
         documents = self._keyed(found, lambda document: document["_id"], outcome)
-        for user_id, expected, document in _merged(self._expectation.users(), documents):
+        for user_id, expected, document in outer_join(self._expectation.users(), documents):
             outcome.users += 1
             if outcome.users % _PROGRESS_EVERY == 0:
                 self._report("users", outcome.users, max(total, outcome.users))
@@ -309,7 +309,7 @@ class _EventVerification:
         _, total = self._expectation.counts()
         found = self._read_model.buckets.find(session=session).sort("_id", 1)
         documents = self._keyed(found, _bucket_key, outcome)
-        for user_key, expected, document in _merged(self._expectation.buckets(), documents):
+        for user_key, expected, document in outer_join(self._expectation.buckets(), documents):
             outcome.buckets += 1
             if outcome.buckets % _PROGRESS_EVERY == 0:
                 self._report("buckets", outcome.buckets, max(total, outcome.buckets))
@@ -363,21 +363,3 @@ def _bucket_key(document: Document) -> tuple[Any, Any]:
 
 def _is_at_least(found: Any, position: int) -> bool:
     return isinstance(found, int | float) and found >= position
-
-
-def _merged(
-    expected: Iterator[tuple[K, dict[str, Any]]], documents: Iterator[tuple[K, Document]]
-) -> Iterator[tuple[K, dict[str, Any] | None, Document | None]]:
-    """Join both sides by their keys; MongoDB sorts strings by code point, as Python does."""
-    left, right = next(expected, None), next(documents, None)
-    while left is not None or right is not None:
-        if right is None or (left is not None and left[0] < right[0]):
-            assert left is not None  # noqa: S101 - for the type checker
-            yield left[0], left[1], None
-            left = next(expected, None)
-        elif left is None or right[0] < left[0]:
-            yield right[0], None, right[1]
-            right = next(documents, None)
-        else:
-            yield left[0], left[1], right[1]
-            left, right = next(expected, None), next(documents, None)

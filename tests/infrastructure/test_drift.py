@@ -22,6 +22,7 @@ from projections.drift import CsvTable, Drift, Reason, UserDrift, measure_drift,
 from projections.drift.distributions import SignedBins, Spread
 from projections.drift.measurement import LARGEST, kind_of
 from projections.drift.report import MAX_CAUSES, OTHER_CATEGORIES, OTHER_KEYS
+from projections.drift.summary import summary_tables
 from projections.mongo.read_model import ReadModel
 from scoring import Scoring
 from support import NOON, make_grant
@@ -225,7 +226,7 @@ def test_keys_are_summed_up_by_kind(key: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("days", "unit", "moments"), [(30, "day", 4), (1000, "month", 4), (40_000, "year", 4)]
+    ("days", "unit", "points"), [(30, "day", 4), (1000, "month", 4), (40_000, "year", 4)]
 )
 def test_the_timeline_chooses_its_unit(
     scoring: Scoring,
@@ -233,7 +234,7 @@ def test_the_timeline_chooses_its_unit(
     read_model: ReadModel,
     days: int,
     unit: str,
-    moments: int,
+    points: int,
 ) -> None:
     """By when points were earned; the total only grows."""
     start = datetime(1, 1, 1, tzinfo=UTC) if days > 10_000 else NOON
@@ -243,7 +244,7 @@ def test_the_timeline_chooses_its_unit(
     project(scoring, view)
     drift = measure_drift(read_model)
     assert drift.timeline_unit == unit
-    assert [moment.total for moment in drift.timeline] == [5, 10, 15, 20][-moments:]
+    assert [point.total for point in drift.timeline] == [5, 10, 15, 20][-points:]
     assert unit in page(drift)
 
 
@@ -370,6 +371,17 @@ def test_the_page_can_be_read_without_seeing_it(
     assert tables == source.count("<caption>") == 3
     assert all(a.get("scope") == "col" for t, a in parsed.tags if t == "th")
     assert "A flip is not safe" in source
+
+
+def test_a_table_says_how_much_of_it_is_left_out(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Users too, of whom the report itself has only some."""
+    every_reason(scoring)
+    project(scoring, view)
+    drift = measure_drift(read_model)
+    tables = summary_tables(drift, limit=3)
+    assert [(len(table.rows), table.total) for table in tables] == [(3, 4)] * 3
 
 
 def test_an_empty_read_model_makes_a_page_too(read_model: ReadModel) -> None:
