@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from projections.errors import (
     StreamParked,
 )
 from projections.events.anchored_store import AnchoredStore
+from projections.mongo import MongoScoreView
 from projections.settings import Settings
 from projections.status import LedgerStatus, status_of
+from projections.telemetry.batches import observed
 from projections.telemetry.metrics import observe
-from projections.telemetry.repositories import TracedScoreView, registered
+from projections.telemetry.repositories import registered
 from projections.verification.events import verify_events
 from projections.verification.totals import verify_totals
 from projections.worker.rebuild import Rebuild, RebuildOutcome
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
     from pymongo.database import Database
 
-    from projections.mongo import MongoScoreView
     from projections.queries.history import GrantRow, UserTotals
     from projections.verification.report import Verification, VerificationProgress
 
@@ -169,7 +171,7 @@ class ScoreLedger:
                 read_model.generations.check_shape()
             ledger = cls(
                 scoring=scoring,
-                view=stack.enter_context(closing(TracedScoreView(read_model))),
+                view=stack.enter_context(closing(MongoScoreView(read_model))),
                 settings=settings,
                 owned=stack.pop_all(),
                 read_only=read_only,
@@ -541,6 +543,7 @@ class ScoreLedger:
             batch_bytes=self._settings.batch_bytes,
             on_error=self._settings.on_error,
             on_progress=on_progress,
+            around_batch=partial(observed, namespace=self._view.read_model.database.name),
         )
 
     def _start_worker(self) -> None:

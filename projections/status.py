@@ -102,7 +102,7 @@ def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
         lag_seconds=lag_seconds,
         users=users,
         grants=grants,
-        foreign_grants=view.foreign_count(scoring.name),
+        foreign_grants=view.positions.foreign_count(scoring.name),
         generation=generations.generation,
         building=generations.building,
         building_position=_building_position(scoring, view, generations.building),

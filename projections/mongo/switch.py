@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -395,9 +396,5 @@ def in_transaction(collections: Collections, work: Callable[[ClientSession], obj
     left open on them is found and aborted by a transaction only; another write would wait for as
     long as the server keeps it, which is a minute.
     """
-
-    def run(session: ClientSession) -> None:
-        work(session)
-
     with closing(TransactionRunner(collections)) as transactions:
-        transactions.run(run)
+        transactions.run(partial(work, transactions.session))

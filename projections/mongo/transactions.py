@@ -35,8 +35,6 @@ from projections.patience import Patience
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pymongo.client_session import ClientSession
-
     from projections.mongo.collections import Collections
 
 logger = logging.getLogger(__name__)
@@ -53,17 +51,20 @@ class TransactionRunner:
     """Runs transactions on one session, which others can find if this process dies.
 
     Not to be shared between threads.
+
+    Attributes:
+        session: The driver's session.
     """
 
     def __init__(self, collections: Collections) -> None:
         """Start a session on the client of these collections."""
         self._client = collections.client
-        self._session = self._client.start_session()
-        self._liveness = Liveness(collections, self._session.session_id["id"])
+        self.session = self._client.start_session()
+        self._liveness = Liveness(collections, self.session.session_id["id"])
 
     def run(
         self,
-        work: Callable[[ClientSession], None],
+        work: Callable[[], object],
         *,
         stop: Event | None = None,
         divisible: bool = False,
@@ -75,7 +76,7 @@ class TransactionRunner:
         compare-and-set of the position makes it safe to try the same batch again.
 
         Args:
-            work: Called with the session, once for every attempt.
+            work: Called once for every attempt, uses ``session``.
             stop: When set, no further attempt is made.
             divisible: Whether the caller can do with less at once, if it takes too long.
 
@@ -89,13 +90,13 @@ class TransactionRunner:
             try:
                 with self._liveness, discarding(self._client):
                     # Named, whatever the client's own are: a transaction needs just these.
-                    self._session.start_transaction(
+                    self.session.start_transaction(
                         read_concern=ReadConcern("snapshot"),
                         write_concern=WriteConcern("majority"),
                         read_preference=ReadPreference.PRIMARY,
                     )
                     with pymongo.timeout(_LONGEST_ATTEMPT_SECONDS):
-                        work(self._session)
+                        work()
                     self._commit(patience)
                 return
             except PyMongoError as error:
@@ -120,7 +121,7 @@ class TransactionRunner:
     def close(self) -> None:
         """End the session and take it off the list of workers."""
         self._liveness.close()
-        self._session.end_session()
+        self.session.end_session()
 
     def _commit(self, patience: Patience) -> None:
         # Committing again is safe: the server knows the transaction by its number. So the first
@@ -129,7 +130,7 @@ class TransactionRunner:
         while True:
             try:
                 with discarding(self._client), pymongo.timeout(seconds):
-                    self._session.commit_transaction()
+                    self.session.commit_transaction()
                 return
             except PyMongoError as error:
                 if not is_outcome_unknown(error):
@@ -141,15 +142,15 @@ class TransactionRunner:
             seconds = min(seconds * 2, _LONGEST_COMMIT_SECONDS)
 
     def _abort(self) -> None:
-        if self._session.in_transaction:
+        if self.session.in_transaction:
             with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
-                self._session.abort_transaction()
+                self.session.abort_transaction()
 
     def _abandon(self) -> None:
         # The driver does not abort what it has tried to commit; if it was not committed it would
         # stay open, with all its locks, for a minute.
         with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
-            self._client.admin.command("killSessions", [self._session.session_id])
+            self._client.admin.command("killSessions", [self.session.session_id])
 
 
 def is_there(client: pymongo.MongoClient[Any]) -> bool:

@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from projections.errors import PositionMoved
-from projections.events.model import GrantEvent
 from projections.events.stores import kind_of
-from projections.mongo import MongoScoreView
 from projections.mongo.collections import GRANTS, USERS
 from projections.queries.history import UserHistory
 from projections.queries.leaderboard import Leaderboard
-from projections.telemetry.metrics import count_batch, count_conflict, count_grants
-from projections.telemetry.tracing import Call, Store, batch_span, traced, traced_methods
+from projections.telemetry.metrics import count_grants
+from projections.telemetry.tracing import MONGODB, Call, Store, traced, traced_methods
 from scoring import BatchFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from threading import Event
 
-    from projections.mongo.batches import Batch
-    from projections.mongo.parking import OnError
     from projections.mongo.read_model import ReadModel
     from projections.ports import ScoreGrantRepository, UserScoreRepository
     from scoring import Scoring
-
-_MONGODB: Final = "mongodb"
-
-
-class TracedScoreView(MongoScoreView):
-    """A view whose batches are spans that link to the commands they project, and are measured."""
-
-    def apply(self, batch: Batch, *, on_error: OnError = "stop", stop: Event | None = None) -> None:
-        """Add a batch; see ``MongoScoreView.apply``."""
-        started = time.monotonic()
-        attributes: dict[str, str | int] = {
-            "db.system.name": _MONGODB,
-            "db.namespace": self.read_model.database.name,
-            "db.collection.name": GRANTS,
-            "db.operation.name": "project",
-            "score_ledger.batch.size": len(batch.events),
-            "score_ledger.batch.position": batch.position,
-        }
-        traceparents = (
-            event.data.traceparent for event in batch.events if isinstance(event, GrantEvent)
-        )
-        try:
-            with batch_span(f"project {GRANTS}", attributes=attributes, traceparents=traceparents):
-                super().apply(batch, on_error=on_error, stop=stop)
-        except PositionMoved:
-            count_conflict()
-            raise
-        count_batch(grants=len(batch.events), seconds=time.monotonic() - started)
 
 
 class Repositories(NamedTuple):
@@ -110,7 +75,7 @@ def _counted(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mongodb(read_model: ReadModel, **calls: Call) -> Store:
-    return Store(_MONGODB, read_model.database.name, USERS, calls)
+    return Store(MONGODB, read_model.database.name, USERS, calls)
 
 
 def _event_store(scoring: Scoring) -> Store:

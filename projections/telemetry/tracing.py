@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 SCOPE: Final = "score_ledger"
 """Name of the instrumentation scope of all spans and metrics."""
 
+MONGODB: Final = "mongodb"
+"""The ``db.system.name`` of what is done to the read model."""
+
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.34.0"
 
 try:

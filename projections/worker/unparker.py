@@ -16,11 +16,10 @@ from scoring.retrying import reading
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pymongo.client_session import ClientSession
-
     from projections.events.anchor import Tracked
     from projections.mongo import MongoScoreView
     from projections.mongo.parking import ParkedStream
+    from projections.mongo.writer import Transaction
     from scoring import Scoring
 
 logger = logging.getLogger(__name__)
@@ -142,40 +141,38 @@ class Unparker:
     def _proceed(
         self, parked: ParkedStream, grants: list[ScoreEvent], to: ScoreEvent | Fault
     ) -> None:
-        def move(session: ClientSession, foreign: int) -> None:
+        def add(transaction: Transaction) -> None:
             # Also what keeps this transaction from straddling a switch.
-            self._hold(session)
-            if not self._view.parking.move(parked, to, session):
+            self._check(self._view.positions.hold(self._scoring.name, transaction.session))
+            if not self._view.parking.move(parked, to, transaction.session):
                 raise _changed(parked)
-            self._view.count_foreign(self._scoring.name, foreign, session)
+            self._add(grants, transaction)
 
-        self._view.add_left_behind(lambda _: grants, move, stop=self._stop)
+        self._view.commit(add, stop=self._stop)
         self._count(len(grants))
 
     def _finish(self, parked: ParkedStream, grants: list[ScoreEvent], until: int) -> None:
         everything: list[ScoreEvent] = []
 
-        def all_grants(session: ClientSession) -> list[ScoreEvent]:
+        def add(transaction: Transaction) -> None:
             # Workers are held up from here to the commit, so nothing can slip through between.
-            held = self._view.hold_position(self._scoring.name, session)
+            held = self._view.positions.hold(self._scoring.name, transaction.session)
             everything[:] = grants
             for event in events_of_stream(self._scoring, parked.stream, until, held.position or 0):
                 if isinstance(event, Fault):
                     raise _changed(parked)
                 everything.append(event)
             self._check(held)
-            return everything
-
-        def remove(session: ClientSession, foreign: int) -> None:
-            if not self._view.parking.remove(parked, session):
+            if not self._view.parking.remove(parked, transaction.session):
                 raise _changed(parked)
-            self._view.count_foreign(self._scoring.name, foreign, session)
+            self._add(everything, transaction)
 
-        self._view.add_left_behind(all_grants, remove, stop=self._stop)
+        self._view.commit(add, stop=self._stop)
         self._count(len(everything))
 
-    def _hold(self, session: ClientSession) -> None:
-        self._check(self._view.hold_position(self._scoring.name, session))
+    def _add(self, grants: list[ScoreEvent], transaction: Transaction) -> None:
+        foreign = transaction.add(grants)
+        self._view.positions.count_foreign(self._scoring.name, foreign, transaction.session)
 
     def _check(self, tracked: Tracked) -> None:
         # After the events were read, so that they are of the history that was projected.

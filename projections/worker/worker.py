@@ -79,6 +79,7 @@ class ProjectionWorker:
         batch_bytes: int = DEFAULT_BATCH_BYTES,
         on_error: OnError = "stop",
         on_progress: Callable[[Progress], None] | None = None,
+        around_batch: Callable[[Batch], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Project ``scoring`` into ``view``.
 
@@ -89,6 +90,7 @@ class ProjectionWorker:
             batch_bytes: So many bytes of documents are enough for a transaction, too.
             on_error: An event that cannot be projected stops the worker, or parks its stream.
             on_progress: Called after every batch and every look at an idle store.
+            around_batch: Returns a context to apply a batch in, as for tracing.
         """
         self._scoring = scoring
         self._view = view
@@ -97,6 +99,7 @@ class ProjectionWorker:
         self._reader = BatchReader(scoring, self._store, limits)
         self._on_error: OnError = on_error
         self._on_progress = on_progress
+        self._around_batch = around_batch
         self._grants = 0
 
     def catch_up(self, *, stop: Event | None = None) -> int:
@@ -195,7 +198,8 @@ class ProjectionWorker:
     def _apply(self, batch: Batch, stop: Event) -> None:
         """Apply a batch; if something in it cannot be, then what lies before that, and so on."""
         try:
-            self._view.apply(batch, on_error=self._on_error, stop=stop)
+            with self._around_batch(batch):
+                self._view.apply(batch, on_error=self._on_error, stop=stop)
         except PoisonEvent as poison:
             before, _ = self._cut(batch, poison.position - 1)
             if before.position > (batch.after or 0):

@@ -140,7 +140,7 @@ def test_failures_at_random_are_survived_together_with_duplicates_from_outside(
             thread.start()
         for thread in threads:
             thread.join()
-    assert view.foreign_count("Scoring") == 0
+    assert view.positions.foreign_count("Scoring") == 0
     assert assert_equal_to_the_events(scoring, view.read_model) == 400
 
 
@@ -157,7 +157,7 @@ def test_foreign_documents_of_every_kind_are_counted_and_left_alone(
     ]
     view.read_model.grants.insert_many(foreign)
     ProjectionWorker(scoring, view).catch_up()
-    assert view.foreign_count("Scoring") == 4
+    assert view.positions.foreign_count("Scoring") == 4
     assert view.read_model.users.find_one({"_id": "ada"}, {"grantCount": 1}) == {
         "_id": "ada",
         "grantCount": 2,

@@ -234,11 +234,12 @@ def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
         "from projections.mongo import MongoScoreView, connect\n"
         "from projections.mongo.batches import Batch\n"
         "from projections.mongo.read_model import ReadModel\n"
+        "from projections.mongo.writer import Transaction\n"
         "view = MongoScoreView(ReadModel(connect(sys.argv[1]), sys.argv[2]))\n"
         "def hang(*_):\n"
         "    print('open', flush=True)\n"
         "    time.sleep(60)\n"
-        "view._add = hang\n"
+        "Transaction.send = hang\n"
         "at = view.tracked('Scoring')\n"
         "view.apply(Batch('Scoring', at.position, at.position + 1, after_anchor=at.anchor))\n"
     )

@@ -173,7 +173,7 @@ def test_a_redelivered_batch_changes_nothing(view: MongoScoreView, read_model: R
     read_model.positions.delete_many({})
     view.apply(batch(grants))
     assert list(read_model.users.find()) == before
-    assert view.foreign_count("Scoring") == 0
+    assert view.positions.foreign_count("Scoring") == 0
 
 
 def test_a_foreign_document_is_a_counted_no_op(view: MongoScoreView, read_model: ReadModel) -> None:
@@ -181,7 +181,7 @@ def test_a_foreign_document_is_a_counted_no_op(view: MongoScoreView, read_model:
     read_model.grants.insert_one({"_id": 999, "grantId": "grant-1", "amount": 1})
     read_model.grants.insert_one({"_id": 3, "grantId": "not ours", "amount": 1})
     view.apply(batch(projected(*(make_grant(n, user_id="ada") for n in (1, 2, 3)))))
-    assert view.foreign_count("Scoring") == 2
+    assert view.positions.foreign_count("Scoring") == 2
     totals = UserHistory(read_model).totals("ada")
     assert totals is not None
     assert (totals.grant_count, totals.total_score) == (1, make_grant(3).amount)

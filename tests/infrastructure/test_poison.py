@@ -341,7 +341,7 @@ def test_an_event_that_becomes_a_fault_while_its_stream_is_taken_off_the_list_pa
     first = grant(scoring, 1, "bob")
     with damaged(tmp_path / EVENTS, first.position):
         parking(scoring, view).catch_up()
-    hold_position, faults = view.hold_position, list[int]()
+    hold, faults = view.positions.hold, list[int]()
 
     def hold_after_a_worker(*arguments: Any) -> Tracked:
         if not faults:
@@ -349,9 +349,9 @@ def test_an_event_that_becomes_a_fault_while_its_stream_is_taken_off_the_list_pa
             broken.enter_context(damaged(tmp_path / EVENTS, *faults))
             with closing(MongoScoreView(view.read_model)) as own:
                 parking(scoring, own).catch_up()
-        return hold_position(*arguments)
+        return hold(*arguments)
 
-    monkeypatch.setattr(view, "hold_position", hold_after_a_worker)
+    monkeypatch.setattr(view.positions, "hold", hold_after_a_worker)
     with ExitStack() as broken:
         outcome = Unparker(scoring, view).run(view.parking.streams())
         assert [parked.position for parked in outcome.still_parked] == faults

@@ -24,6 +24,7 @@ from projections.events.decoder import EventDecoder
 from projections.mongo.batches import Batch
 from projections.mongo.collections import Document
 from projections.mongo.read_model import ReadModel
+from projections.mongo.writer import Transaction
 from projections.queries.history import UserHistory
 from projections.verification.totals import verify_totals
 from scoring import Scoring
@@ -174,7 +175,7 @@ def test_redelivered_buckets_change_nothing_even_if_the_position_was_lost(
     read_model.positions.delete_many({})
     view.apply(whole_batch(scoring))
     assert_the_old_way_is_shown(read_model, old)
-    assert view.foreign_count("Scoring") == 0
+    assert view.positions.foreign_count("Scoring") == 0
 
 
 def test_buckets_alone_are_redelivered_without_effect(
@@ -233,7 +234,7 @@ def test_a_redelivery_is_looked_up_in_pages(
     read_model.grants.insert_many(foreign)
     view.apply(whole_batch(scoring))
     assert read_model.grants.count_documents({}) == 38
-    assert view.foreign_count("Scoring") == 2
+    assert view.positions.foreign_count("Scoring") == 2
     users = list(read_model.users.find())
     assert sum(user["recomputedTotal"] for user in users) == 3 * 38
     assert sum(user["grantCount"] for user in users) == 36
@@ -294,7 +295,7 @@ def test_a_bucket_beside_a_foreign_grant_is_projected(
     ProjectionWorker(scoring, view).catch_up()
     user = read_model.users.find_one({"_id": "ada"})
     assert user is not None
-    assert (user["recomputedTotal"], view.foreign_count("Scoring")) == (3, 1)
+    assert (user["recomputedTotal"], view.positions.foreign_count("Scoring")) == (3, 1)
 
 
 def test_a_failure_leaves_neither_bucket_nor_total(
@@ -306,15 +307,15 @@ def test_a_failure_leaves_neither_bucket_nor_total(
     """One transaction for buckets, totals and position."""
     scoring.contribute("ada", "a", "x", "s", 3)
 
-    send = MongoScoreView._send
+    send = Transaction._send
 
-    def fail(view: Any, command: str, collection: Any, *rest: Any) -> None:
+    def fail(transaction: Any, command: str, collection: Any, *rest: Any) -> None:
         if collection.name == "score_buckets":
             raise RuntimeError("between totals and buckets")
-        send(view, command, collection, *rest)
+        send(transaction, command, collection, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MongoScoreView, "_send", fail)
+        patched.setattr(Transaction, "_send", fail)
         with pytest.raises(RuntimeError, match="between"):
             ProjectionWorker(scoring, view).catch_up()
     assert everything(read_model) == [[], [], []]

@@ -124,7 +124,7 @@ def test_a_rebuild_repairs_whatever_is_wrong(
     assert not verify_events(scoring, live).ok
     assert rebuild(scoring, live).live
     assert verify_events(scoring, live).differences == []
-    assert view.foreign_count("Scoring") == 0
+    assert view.positions.foreign_count("Scoring") == 0
 
 
 def test_a_rebuild_of_an_empty_store_is_empty(scoring: Scoring, read_model: ReadModel) -> None:

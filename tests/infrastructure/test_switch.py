@@ -40,6 +40,7 @@ from projections.mongo.collections import GENERATIONAL
 from projections.mongo.control import GenerationState
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import Switch, next_step, roll_forward
+from projections.mongo.writer import Transaction
 from projections.queries.history import UserHistory
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
@@ -421,14 +422,14 @@ def test_no_batch_straddles_the_switch(
     scoring.grant_many([make_grant(99)])
     inside, go_on = Event(), Event()
 
-    add: Any = MongoScoreView._add
+    send: Any = Transaction.send
 
     def pause(*args: Any) -> None:
         inside.set()
         assert go_on.wait(10)
-        add(*args)
+        send(*args)
 
-    monkeypatch.setattr(MongoScoreView, "_add", pause)
+    monkeypatch.setattr(Transaction, "send", pause)
     worker = Thread(target=ProjectionWorker(scoring, view).catch_up)
     worker.start()
     assert inside.wait(10)

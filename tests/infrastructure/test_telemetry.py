@@ -13,11 +13,11 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from projections import Leaderboard, ProjectionWorker, ScoreLedger
+from projections import Leaderboard, MongoScoreView, ProjectionWorker, ScoreLedger
 from projections.errors import PositionMoved
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
-from projections.telemetry.repositories import TracedScoreView
+from projections.telemetry.batches import observed
 from projections.telemetry.tracing import MAX_LINKS
 from scoring import InvalidGrant, Scoring, UserScore
 from support import make_grant
@@ -179,6 +179,15 @@ def test_a_traceparent_that_cannot_be_read_is_no_poison(
     assert list(batch.links) == []
 
 
+def test_the_batches_of_a_rebuild_are_spans_too(ledger: ScoreLedger, telemetry: Telemetry) -> None:
+    """A rebuild projects as a worker does, and takes longer."""
+    ledger.grant_many([make_grant(1), make_grant(2)])
+    ledger.catch_up()
+    ledger.rebuild()
+    live, rebuilt = telemetry.spans_named("project score_grants")
+    assert attributes(rebuilt) == attributes(live)
+
+
 def test_metrics_tell_statuses_batches_lag_and_conflicts(
     ledger: ScoreLedger, scoring: Scoring, telemetry: Telemetry, read_model: ReadModel
 ) -> None:
@@ -194,9 +203,9 @@ def test_metrics_tell_statuses_batches_lag_and_conflicts(
     lags = [p.value for p in seen["score_ledger.projection.lag"] if p.attributes == here]
     assert lags == [6]
     ledger.catch_up()
-    view = TracedScoreView(read_model)
-    with pytest.raises(PositionMoved):
-        view.apply(Batch("Scoring", None, 6))
+    view, late = MongoScoreView(read_model), Batch("Scoring", None, 6)
+    with pytest.raises(PositionMoved), observed(late, namespace=read_model.database.name):
+        view.apply(late)
     seen = telemetry.metrics()
     assert [point.value for point in seen["score_ledger.projection.conflicts"]] == [1]
     (size,) = seen["score_ledger.projection.batch.size"]

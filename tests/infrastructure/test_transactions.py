@@ -18,9 +18,11 @@ from event_store import assert_equal_to_the_events, damaged, grants_of
 from fail_points import failing
 from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
+from projections.mongo.batches import Writes
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import in_transaction
 from projections.mongo.transactions import await_server
+from projections.mongo.writer import Transaction
 from projections.patience import Patience
 from projections.worker.rebuild import Rebuild
 from projections.worker.unparker import Unparker
@@ -155,28 +157,30 @@ def transactions_of_a_second(uri: str) -> Iterator[None]:
 
 
 def test_a_batch_whose_transaction_the_server_does_not_have_is_sent_again_whole(
-    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Committing again would not help, and it did not take too long: nothing is divided."""
     scoring.grant_many([make_grant(number) for number in range(20)])
     sizes: list[int] = []
 
-    class Counted(MongoScoreView):
-        def _add(self, writes: Any, session: Any) -> None:
-            sizes.append(writes.event_count)
-            super()._add(writes, session)
+    send = Transaction.send
 
+    def counted(transaction: Transaction, writes: Writes) -> None:
+        sizes.append(writes.event_count)
+        send(transaction, writes)
+
+    monkeypatch.setattr(Transaction, "send", counted)
     gone = {"errorCode": 251, "errorLabels": ["TransientTransactionError"]}
     with (
         failing(mongo_uri, "commitTransaction", mode={"times": 1}, **gone),
-        closing(Counted(view.read_model)) as counted,
+        closing(MongoScoreView(view.read_model)) as own,
     ):
-        ProjectionWorker(scoring, counted).catch_up()
-        transactions = counted._transactions
+        ProjectionWorker(scoring, own).catch_up()
+        transactions = own._writer._transactions
     assert sizes == [20, 20]
     assert assert_equal_to_the_events(scoring, view.read_model) == 20
     assert transactions is not None
-    assert transactions._session.has_ended
+    assert transactions.session.has_ended
 
 
 def test_what_cannot_be_divided_is_tried_again_when_it_has_taken_too_long(
@@ -209,22 +213,23 @@ def test_waiting_for_a_server_that_does_not_come_ends_and_takes_no_processor_tim
 
 
 def test_a_batch_that_outlasts_the_servers_limit_is_halved(
-    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until it is quick enough: the same size would be aborted for ever."""
     scoring.grant_many([make_grant(number) for number in range(40)])
     sizes: list[int] = []
 
-    class Slow(MongoScoreView):
+    send = Transaction.send
+
+    def slow(transaction: Transaction, writes: Writes) -> None:
         """As on a slow server: it takes longer the more there is."""
+        sizes.append(writes.event_count)
+        time.sleep(writes.event_count * 0.06)
+        send(transaction, writes)
 
-        def _add(self, writes: Any, session: Any) -> None:
-            sizes.append(writes.event_count)
-            time.sleep(writes.event_count * 0.06)
-            super()._add(writes, session)
-
-    with transactions_of_a_second(mongo_uri), closing(Slow(view.read_model)) as slow:
-        ProjectionWorker(scoring, slow).catch_up()
+    monkeypatch.setattr(Transaction, "send", slow)
+    with transactions_of_a_second(mongo_uri):
+        ProjectionWorker(scoring, view).catch_up()
     assert sizes[:2] == [40, 20]
     assert sizes.count(40) == 1
     assert assert_equal_to_the_events(scoring, view.read_model) == 40
