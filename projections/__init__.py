@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TooManyParked,
     )
     from projections.ledger import ScoreLedger
+    from projections.migration import OldReject, OldScores, OldUser, RejectReason
     from projections.mongo import MongoScoreView
     from projections.mongo.batches import Batch
     from projections.mongo.parking import ParkedStream
@@ -61,6 +62,9 @@ __all__ = [
     "LedgerStatus",
     "MongoScoreView",
     "NameTaken",
+    "OldReject",
+    "OldScores",
+    "OldUser",
     "ParkedStream",
     "PoisonEvent",
     "PositionMoved",
@@ -73,6 +77,7 @@ __all__ = [
     "ReadModelUnavailable",
     "RebuildOutcome",
     "RebuildSuperseded",
+    "RejectReason",
     "ScoreGrantRepository",
     "ScoreGrantsProjection",
     "ScoreLedger",
@@ -90,7 +95,7 @@ __all__ = [
 ]
 
 _MODULES = (
-    *("errors", "drift", "ledger", "mongo", "ports", "settings", "status"),
+    *("errors", "drift", "ledger", "migration", "mongo", "ports", "settings", "status"),
     *("mongo.batches", "mongo.parking", "mongo.read_model"),
     *("queries.history", "queries.leaderboard"),
     *("verification.report", "worker.projection", "worker.rebuild", "worker.unparker"),

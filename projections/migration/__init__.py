@@ -1,0 +1,11 @@
+"""Migration: from a site's own old collection of scores to the ledger.
+
+An old collection is described once, by ``OldScores``, and read by everything that brings it in or
+looks at it; nothing here ever writes to it. It may import ``projections.mongo`` and what is below
+it.
+"""
+
+from projections.migration.old_scores import LabelDefault, OldScores
+from projections.migration.old_users import OldReject, OldUser, RejectReason
+
+__all__ = ["LabelDefault", "OldReject", "OldScores", "OldUser", "RejectReason"]
