@@ -10,7 +10,7 @@ How sharing works, file by file in the folder:
 
 - ``users.lock``: every user holds it shared. The kernel drops a dead process's locks, so a killed
   user can neither keep the server running nor stop it for the others.
-- ``release.lock``: held by whoever finds out whether he was the last, one at a time.
+- ``release.lock``: held by whoever finds out whether it was the last, one at a time.
 - ``start.lock``: held by whoever looks for the server and starts it if there is none.
 - ``supervisor.lock``: held by the small process that owns mongod, restarts it when it dies and
   stops it when the last user is gone without having closed.

@@ -1,25 +1,28 @@
 """Why a mongod did not start, and what helps, in words for the person in front of it."""
 
+from __future__ import annotations
+
 import json
 import re
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from projections.embedded.launch import ServerDied
-from projections.embedded.layout import Layout
+if TYPE_CHECKING:
+    from projections.embedded.launch import ServerDied
+    from projections.embedded.layout import Layout
 
-_TAIL_BYTES = 200_000
-_LINES_SHOWN = 3
-_LINE_LIMIT = 400
+_TAIL_BYTES: Final = 200_000
+_LINES_SHOWN: Final = 3
+_LINE_LIMIT: Final = 400
 
-_IN_USE = re.compile(r"address already in use", re.IGNORECASE)
-_LIBRARY = re.compile(r"error while loading shared libraries: ([^\s:]+)")
-_LIBRARY_PACKAGES = (
+_IN_USE: Final = re.compile(r"address already in use", re.IGNORECASE)
+_LIBRARY: Final = re.compile(r"error while loading shared libraries: ([^\s:]+)")
+_LIBRARY_PACKAGES: Final = (
     ("libcurl.so.4", "libcurl 4", "libcurl4"),
     ("libssl.so.3", "OpenSSL 3", "libssl3"),
     ("libcrypto.so.3", "OpenSSL 3", "libssl3"),
 )
-_CURES = tuple(
+_CURES: Final = tuple(
     (re.compile(pattern, re.IGNORECASE), cure)
     for pattern, cure in (
         (
@@ -55,19 +58,19 @@ _CURES = tuple(
 
 
 class Postmortem:
-    """Reads the traces of a mongod that died; made before it starts, to know where they begin."""
+    """The traces of a mongod that died; made before it starts, to know where they begin."""
 
     def __init__(self, layout: Layout) -> None:
-        """Remembers how long the log was."""
+        """Remember how long the log is."""
         self._layout = layout
         self._log_start = _size(layout)
 
     def port_was_taken(self) -> bool:
-        """Whether it died because somebody else listens on its port."""
+        """Tell whether it died because somebody else listens on its port."""
         return any(_IN_USE.search(line) for line in self._last_words())
 
     def explain(self, death: ServerDied, *, program: str) -> str:
-        """One message: what ended, how, its own last words, and the cure if one is known."""
+        """Return a message: what ended, how, its own last words, and the cure if one is known."""
         words = self._last_words()
         if death.reason is not None:
             words.append(death.reason)
@@ -124,7 +127,7 @@ def _entry(line: str) -> dict[str, Any] | None:
 
 
 def _error_in(line: str) -> str | None:
-    """The text of a log entry that is an error; None for any other line."""
+    """Return the text of a log entry that is an error; ``None`` for any other line."""
     entry = _entry(line)
     if entry is None or entry.get("s") not in ("E", "F"):
         return None
@@ -154,7 +157,7 @@ def _cure(exit_code: int | None, said: str) -> str:
     if library:
         for name, title, package in _LIBRARY_PACKAGES:
             if library[1] == name:
-                return f"It needs {title} from the system: `apt-get install {package}`."
+                return f"It needs {title} from the system: apt-get install {package}."
         return f"It needs the system library {library[1]}: install the package that contains it."
     if exit_code == -signal.SIGILL:
         return "MongoDB 5 and later need a CPU with AVX: set MONGO_URI to a server elsewhere."

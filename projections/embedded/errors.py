@@ -1,10 +1,15 @@
 """What goes wrong with the embedded server, said once for all callers."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from projections.embedded.layout import FolderUnusable
 from projections.errors import ReadModelUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class MongoUnavailable(ReadModelUnavailable):
@@ -13,7 +18,7 @@ class MongoUnavailable(ReadModelUnavailable):
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns `FolderUnusable` into `MongoUnavailable`, for what callers of the package call."""
+    """Turn ``FolderUnusable`` into ``MongoUnavailable``, for what callers of the package call."""
     try:
         yield
     except FolderUnusable as error:

@@ -1,5 +1,7 @@
 """The starter's end of a supervisor."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -9,32 +11,33 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from projections.embedded.errors import MongoUnavailable
-from projections.embedded.layout import Layout
-from projections.embedded.locks import Deadline
 from projections.embedded.processes import SUPERVISOR_SCRIPT, Mongod
-from projections.embedded.supervisor import Order
 
-_POLL_SECONDS = 0.02
+if TYPE_CHECKING:
+    from projections.embedded.layout import Layout
+    from projections.embedded.locks import Deadline
+    from projections.embedded.supervisor import Order
+
+_POLL_SECONDS: Final = 0.02
 # Below what Linux gives to outgoing connections: one of those might have our port when we come
 # again. Moving costs time: mongod first looks for itself at its old address, and if whoever listens
 # there now accepts and keeps silent, it waits for half a minute.
-_PORTS = range(20_000, 30_000)
+_PORTS: Final = range(20_000, 30_000)
 
 
 class ServerDied(Exception):  # noqa: N818 - an event, caught and put into words one level up
     """The mongod that was being started, or awaited, is no more.
 
     Attributes:
-        exit_code: As `subprocess` has it (negative: a signal); None if it is not known.
+        exit_code: As ``subprocess`` has it (negative: a signal); ``None`` if it is not known.
         reason: Why it could not even be executed, where that was so.
     """
 
     def __init__(self, *, exit_code: int | None = None, reason: str | None = None) -> None:
-        """Keeps what is known."""
+        """Say what is known."""
         super().__init__(reason or f"exit code {exit_code}")
         self.exit_code = exit_code
         self.reason = reason
@@ -46,7 +49,7 @@ class ServerDied(Exception):  # noqa: N818 - an event, caught and put into words
 
 
 def free_port(preferred: int | None) -> int:
-    """A loopback port that nobody has: the preferred one if it can be had."""
+    """Return a loopback port that nobody has: the preferred one if it can be had."""
     candidates = random.sample(_PORTS, k=100)
     if preferred is not None:
         candidates.insert(0, preferred)
@@ -66,13 +69,13 @@ def _bind(port: int) -> int:
 
 
 class Launch:
-    """A supervisor while it is being started; inside the `with` block it does not restart mongod.
+    """A supervisor while it is being started; in the ``with`` block it does not restart mongod.
 
     It takes over the folder's mongod where one runs, and starts one otherwise.
     """
 
     def __init__(self, layout: Layout, order: Order) -> None:
-        """Starts the supervisor, which lets go of us by itself."""
+        """Start the supervisor, which detaches itself from this process."""
         script = Path(__file__).with_name(SUPERVISOR_SCRIPT)
         self._layout = layout
         self._pending = b""
@@ -85,28 +88,23 @@ class Launch:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 bufsize=0,
-                start_new_session=True,  # A Ctrl-C at the terminal is meant for its user only.
+                start_new_session=True,  # a Ctrl-C at the terminal is meant for its user only
             )
 
-    def __enter__(self) -> "Launch":
-        """Returns itself."""
+    def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Leaves the supervisor to itself; if nobody uses the server by then, it ends it."""
-        self._process.__exit__(kind, error, trace)
+    def __exit__(self, *exc_info: Any) -> None:
+        """Leave the supervisor to itself; if nobody uses the server by then, it ends it."""
+        self._process.__exit__(*exc_info)
 
     def mongod(self, deadline: Deadline) -> Mongod | None:
-        """The mongod that the supervisor looks after; None if there was another supervisor.
+        """Return the mongod that the supervisor owns; ``None`` if there was another supervisor.
 
         Raises:
-            ServerDied: It could not be started.
-            MongoUnavailable: The supervisor did not answer in time.
+            ServerDied: if it could not be started.
+            MongoUnavailable: if the supervisor did not answer in time.
         """
         while not deadline.passed:
             for report in self._reports(_POLL_SECONDS):
@@ -119,19 +117,19 @@ class Launch:
             if self._ended:
                 return None
         raise MongoUnavailable(
-            f"The process that is to start MongoDB in {self._layout.folder} did not answer within"
-            f" {deadline.seconds:g} s; see {self._layout.supervisor_log}."
+            f"the process that is to start MongoDB in {self._layout.folder} did not answer within "
+            f"{deadline.seconds:g} s: see {self._layout.supervisor_log}"
         )
 
     def check(self) -> None:
-        """Raises `ServerDied` as soon as the supervisor has said so."""
+        """Raise ``ServerDied`` as soon as the supervisor has said so."""
         for _ in self._reports(0):
             pass
         if self._ended:
             raise ServerDied
 
     def _reports(self, timeout_seconds: float) -> list[dict[str, Any]]:
-        """New reports of a server that runs; raises `ServerDied` on one that says otherwise."""
+        """Return new reports of a server that runs; raise ``ServerDied`` on one of its end."""
         pipe = self._process.stdout
         if pipe is None or self._ended or not select.select([pipe], [], [], timeout_seconds)[0]:
             return []

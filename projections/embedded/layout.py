@@ -1,21 +1,25 @@
 """The files of an embedded folder."""
 
+from __future__ import annotations
+
 import json
 import os
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Written into the data: a mongod under another name would not accept it as its own.
-REPLICA_SET = "score-ledger"
+REPLICA_SET: Final = "score-ledger"
 
 
 class FolderUnusable(Exception):  # noqa: N818 - what it is
     """Files of the folder cannot be used; the message says why and what helps.
 
-    Callers of the package see it as `MongoUnavailable`. The supervisor must do without that, which
-    is an error of the read side and would load more than the standard library.
+    Callers of the package see it as ``MongoUnavailable``. The supervisor must do without that: an
+    error of the read side would load more than the standard library.
     """
 
 
@@ -26,11 +30,11 @@ class Layout:
     folder: Path
 
     @classmethod
-    def create(cls, folder: Path) -> "Layout":
-        """Makes the folder, its parents and its data directory, and names what is in it.
+    def create(cls, folder: Path) -> Self:
+        """Make the folder, its parents and its data directory, and name what is in it.
 
         Raises:
-            FolderUnusable: The folder cannot be made.
+            FolderUnusable: if the folder cannot be made.
         """
         try:
             # Its owner's alone: the key to the server is in it.
@@ -40,8 +44,8 @@ class Layout:
             layout.data.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise FolderUnusable(
-                f"The folder {folder} for the embedded MongoDB cannot be used"
-                f" ({error.strerror or error}); choose one that can be written to."
+                f"the folder {folder} for the embedded MongoDB cannot be used "
+                f"({error.strerror or error}): choose one that can be written to"
             ) from error
         return layout
 
@@ -96,21 +100,21 @@ class Layout:
         return self.folder / "key"
 
     def read_key(self) -> str:
-        """The secret.
+        """Return the secret.
 
         Raises:
-            FolderUnusable: It cannot be read.
+            FolderUnusable: if it cannot be read.
         """
         try:
             return self.key.read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             raise FolderUnusable(
-                f"The key of the embedded MongoDB, {self.key}, cannot be read ({error}): the folder"
-                " is its owner's alone; use it as that user, or choose another folder."
+                f"the key of the embedded MongoDB, {self.key}, cannot be read ({error}): the "
+                "folder is its owner's alone, so use it as that user, or choose another folder"
             ) from error
 
     def make_key(self) -> None:
-        """Makes the secret if there is none; complete or absent at any time."""
+        """Make the secret if there is none; complete or absent at any time."""
         if self.key.exists():
             self.key.chmod(0o600)  # mongod refuses one that a copy has opened to others
             return
@@ -124,7 +128,7 @@ class Layout:
         draft.replace(self.key)
 
     def read_record(self) -> dict[str, int]:
-        """The numbers of the last run; empty if there was none or the note is unreadable."""
+        """Return the numbers of the last run; none if there was none or the note is unreadable."""
         try:
             found: Any = json.loads(self.record.read_bytes())
         except (OSError, ValueError):
@@ -134,7 +138,7 @@ class Layout:
         return {name: value for name, value in found.items() if isinstance(value, int)}
 
     def write_record(self, **numbers: int) -> None:
-        """Replaces the note in one step, so that nobody ever reads half of one."""
+        """Replace the note in one step, so that nobody ever reads half of one."""
         draft = self.record.with_suffix(".json.new")
         draft.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
         draft.replace(self.record)

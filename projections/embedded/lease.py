@@ -1,28 +1,34 @@
-"""A user's stake in the server, and what the last user does on leaving."""
+"""A user's lease of the server, and what the last user does on leaving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Self
 
 from projections.embedded.errors import MongoUnavailable
-from projections.embedded.layout import Layout
 from projections.embedded.locks import Deadline, FileLock
 from projections.embedded.processes import running_mongod, stop_supervisor
 
+if TYPE_CHECKING:
+    from projections.embedded.layout import Layout
+
 # Longer than a slow stop by somebody else may take.
-_RELEASE_PATIENCE_SECONDS = 150.0
+_RELEASE_PATIENCE_SECONDS: Final = 150.0
 
 
 class Lease:
-    """As long as one is held the server keeps running."""
+    """One user's hold on the server, which runs for as long as there is one."""
 
     def __init__(self, layout: Layout, users: FileLock) -> None:
-        """Holds ``users``, a lock that was already taken; see `take`."""
+        """Hold ``users``, a lock that was already taken; use ``take()`` instead."""
         self._layout = layout
         self._users = users
 
     @classmethod
-    def take(cls, layout: Layout, deadline: Deadline) -> "Lease":
-        """Becomes a user; waits while the last ones' server is being stopped.
+    def take(cls, layout: Layout, deadline: Deadline) -> Self:
+        """Become a user; wait while the last ones' server is being stopped.
 
         Raises:
-            MongoUnavailable: The stop did not end in time.
+            MongoUnavailable: if the stop did not end in time.
         """
         users = FileLock(layout.users_lock)
         try:
@@ -34,12 +40,12 @@ class Lease:
             return cls(layout, users)
         users.close()
         raise MongoUnavailable(
-            f"The MongoDB in {layout.folder} was being stopped by somebody else for more than"
-            f" {deadline.seconds:g} s; see {layout.log}."
+            f"the MongoDB in {layout.folder} was being stopped by somebody else for more than "
+            f"{deadline.seconds:g} s: see {layout.log}"
         )
 
     def release(self) -> None:
-        """Stops being a user and, if nobody else is one, stops the server before returning.
+        """Stop being a user and, if nobody else is one, stop the server before returning.
 
         A second time, or in a forked child of the holder, it does nothing.
         """
@@ -66,7 +72,7 @@ class Lease:
 
 
 def stop_server(layout: Layout) -> None:
-    """Ends the supervisor and the mongod of a folder; for whoever holds `users.lock` alone."""
+    """End the supervisor and the mongod of a folder; for whoever holds ``users.lock`` alone."""
     stop_supervisor(layout)
     # Still there only if the supervisor was killed, and nobody came by to start another one.
     orphan = running_mongod(layout)

@@ -1,4 +1,6 @@
-"""Locks on files between processes, let go of by the kernel when their holder dies."""
+"""Locks on files between processes, released by the kernel when their holder dies."""
+
+from __future__ import annotations
 
 import contextlib
 import errno
@@ -6,21 +8,23 @@ import fcntl
 import os
 import time
 import weakref
-from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
 from projections.embedded.layout import FolderUnusable
 
-_RETRY_SECONDS = 0.02
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-_NOT_NOW = {errno.EAGAIN, errno.EACCES}
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_RETRY_SECONDS: Final = 0.02
+_UNSUPPORTED: Final = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_NOT_NOW: Final = {errno.EAGAIN, errno.EACCES}
 
 
 class Deadline:
-    """A moment in the near future, on a clock that nobody can set."""
+    """A time limit, on a clock that nobody can set."""
 
     def __init__(self, seconds: float) -> None:
-        """Starts counting now."""
+        """Begin now."""
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 
@@ -38,10 +42,10 @@ class FileLock:
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, making it if need be, and takes no lock yet.
+        """Open the file, making it if need be, and take no lock yet.
 
         Raises:
-            FolderUnusable: The file cannot be opened for writing.
+            FolderUnusable: if the file cannot be opened for writing.
         """
         self.path = path
         self._owner = os.getpid()
@@ -49,22 +53,17 @@ class FileLock:
             self._file = path.open("a+b", buffering=0)
         except OSError as error:
             raise FolderUnusable(
-                f"The file {path} of the embedded MongoDB cannot be opened ({error.strerror});"
-                " choose a folder that can be written to."
+                f"the file {path} of the embedded MongoDB cannot be opened ({error.strerror}): "
+                "choose a folder that can be written to"
             ) from error
         _open_locks.add(self)
 
-    def __enter__(self) -> "FileLock":
-        """Returns itself."""
+    def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Lets go and closes."""
+    def __exit__(self, *exc_info: object) -> None:
+        """Release the lock and close the file."""
         self.close()
 
     @property
@@ -73,23 +72,23 @@ class FileLock:
         return not self._file.closed and self._owner == os.getpid()
 
     def try_exclusive(self) -> bool:
-        """Takes the lock alone, if nobody has it."""
+        """Take the lock alone; false if somebody has it."""
         return self._try(fcntl.LOCK_EX)
 
     def wait_exclusive(self, deadline: Deadline) -> bool:
-        """Takes the lock alone, waiting for its turn; false if the time ran out."""
+        """Take the lock alone, waiting for its turn; false if the time ran out."""
         return self._wait(fcntl.LOCK_EX, deadline)
 
     def wait_shared(self, deadline: Deadline) -> bool:
-        """Takes the lock together with others, waiting for a single holder to let go."""
+        """Take the lock together with others, waiting for a single holder to release it."""
         return self._wait(fcntl.LOCK_SH, deadline)
 
     def unlock(self) -> None:
-        """Lets go of the lock and keeps the file open."""
+        """Release the lock and keep the file open."""
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Lets go of the lock and closes the file; a second time does nothing."""
+        """Release the lock and close the file; a second time does nothing."""
         if self.held_here:
             # Closing alone would leave the lock with a copy made by a fork that Python did not see.
             with contextlib.suppress(OSError):
@@ -97,18 +96,18 @@ class FileLock:
         self._file.close()
 
     def write(self, text: str) -> None:
-        """Replaces the file's text; for the holder of the lock."""
+        """Replace the file's text; for the holder of the lock."""
         self._file.truncate(0)
         self._file.write(text.encode())
 
     def is_current(self) -> bool:
-        """Whether the path still leads to the file that is locked here."""
+        """Tell whether the path still leads to the file that is locked here."""
         try:
             there = self.path.stat()
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # A file system that stutters has not lost the file.
+            return True  # a file system that fails now and then has not lost the file
         return os.path.samestat(there, os.fstat(self._file.fileno()))
 
     def _wait(self, kind: int, deadline: Deadline) -> bool:
@@ -127,8 +126,8 @@ class FileLock:
                 return False
             if error.errno in _UNSUPPORTED:
                 raise FolderUnusable(
-                    f"The file system of {self.path.parent} does not support file locks (flock);"
-                    " put the embedded MongoDB's folder on a local disk or set MONGO_URI."
+                    f"the file system of {self.path.parent} does not support file locks (flock): "
+                    "put the embedded MongoDB's folder on a local disk, or set MONGO_URI"
                 ) from error
             raise
         return True

@@ -4,23 +4,29 @@ A pid in a file may have been given to another process since. Before one is beli
 its command line must name the folder.
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from projections.embedded.layout import Layout
 from projections.embedded.locks import Deadline, FileLock
 
-SUPERVISOR_SCRIPT = "run_supervisor.py"
-MONGOD_PATIENCE_SECONDS = 60.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from projections.embedded.layout import Layout
+
+SUPERVISOR_SCRIPT: Final = "run_supervisor.py"
+MONGOD_PATIENCE_SECONDS: Final = 60.0
 # The supervisor needs longer: it is waiting for mongod in its turn.
-_SUPERVISOR_PATIENCE_SECONDS = MONGOD_PATIENCE_SECONDS + 15.0
-_POLL_SECONDS = 0.01
+_SUPERVISOR_PATIENCE_SECONDS: Final = MONGOD_PATIENCE_SECONDS + 15.0
+_POLL_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -39,20 +45,20 @@ class Mongod:
         return _read_mongod(self.pid, self.data) is not None
 
     def stop(self) -> None:
-        """Asks it to shut down, waits until it is gone, and kills it if it takes far too long."""
+        """Ask it to shut down, wait until it is gone, and kill it if it takes far too long."""
         _terminate(self.pid, lambda: self.alive, MONGOD_PATIENCE_SECONDS)
 
     def kill(self) -> None:
-        """Ends it at once; the journal keeps what was committed."""
+        """End it at once; the journal keeps what was committed."""
         if self.alive:
             _signal(self.pid, signal.SIGKILL)
 
 
 def running_mongod(layout: Layout) -> Mongod | None:
-    """The mongod that runs on the folder's data, if there is one.
+    """Return the mongod that runs on the folder's data, if there is one.
 
     The supervisor's note and mongod's own lock file are both asked: a supervisor that was killed
-    at the wrong moment may have left only the second.
+    at the wrong time may have left only the second.
     """
     pids = [layout.read_record().get("pid")]
     with contextlib.suppress(OSError, ValueError):
@@ -65,23 +71,23 @@ def running_mongod(layout: Layout) -> Mongod | None:
 
 
 def pid_namespace() -> int:
-    """A number for the processes that can be seen from here: another container sees others."""
+    """Return a number for the processes that can be seen here: another container sees others."""
     return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def runs_elsewhere(layout: Layout) -> bool:
-    """Whether the folder's server was started where its processes cannot be seen from here."""
+    """Tell whether the folder's server was started where its processes cannot be seen from here."""
     return layout.read_record().get("pid_namespace", pid_namespace()) != pid_namespace()
 
 
 def supervisor_runs(layout: Layout) -> bool:
-    """Whether somebody holds the supervisor's lock."""
+    """Tell whether somebody holds the supervisor's lock."""
     with FileLock(layout.supervisor_lock) as lock:
         return not lock.try_exclusive()
 
 
 def stop_supervisor(layout: Layout) -> None:
-    """Has the supervisor stop its mongod and leave, and waits until it has; a no-op without one."""
+    """Have the supervisor, if there is one, stop its mongod and end; wait until it has."""
     try:
         pid = int(layout.supervisor_lock.read_bytes())
     except (OSError, ValueError):
@@ -112,7 +118,7 @@ def _option(words: list[bytes], name: bytes) -> bytes | None:
 
 
 def _command_line(pid: int) -> list[bytes]:
-    """The words of a process's command line; empty for one that is gone or a zombie."""
+    """Return the words of a process's command line; none for one that is gone or a zombie."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -1,48 +1,50 @@
-"""Makes a lone mongod the writable primary of a replica set of one, with one user."""
+"""Making a lone mongod the writable primary of a replica set of one, with one user."""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
 import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure
 
 from projections.embedded.errors import MongoUnavailable
 from projections.embedded.layout import REPLICA_SET, Layout
-from projections.embedded.locks import Deadline
-from projections.embedded.processes import Mongod
 from projections.mongo.errors import Code
 
-_POLL_SECONDS = 0.02
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
+    from projections.embedded.locks import Deadline
+    from projections.embedded.processes import Mongod
 
-_USER = "score-ledger"
+_POLL_SECONDS: Final = 0.02
+
+_USER: Final = "score-ledger"
 # What members of a set authenticate as with their key file. It needs no user to have been made, so
 # a server that is new, or whose data has another key's user or none, is set up all the same.
-_MEMBER = "__system"
+_MEMBER: Final = "__system"
 
 
 def uri(port: int, key: str | None) -> str:
-    """The address for clients; direct, since the set's only member may yet move to another port."""
+    """Return the address for clients; direct, since the server may yet move to another port."""
     return _address(port, user=_USER, key=key, source="admin")
 
 
 def _address(port: int, *, user: str, key: str | None, source: str) -> str:
     place = f"127.0.0.1:{port}/?directConnection=true"
-    return (
-        f"mongodb://{place}"
-        if key is None
-        else (f"mongodb://{user}:{key}@{place}&authSource={source}")
-    )
+    if key is None:
+        return f"mongodb://{place}"
+    return f"mongodb://{user}:{key}@{place}&authSource={source}"
 
 
 def await_primary(
     mongod: Mongod, layout: Layout, *, check: Callable[[], None], deadline: Deadline
 ) -> str:
-    """Returns the address of `mongod` once it takes writes from there.
+    """Return the address of ``mongod`` once it takes writes from there.
 
     Its replica set and its user are made where that is needed.
 
@@ -53,7 +55,7 @@ def await_primary(
         deadline: When to give up.
 
     Raises:
-        MongoUnavailable: It did not become writable in time.
+        MongoUnavailable: if it did not become writable in time.
     """
     trouble: Exception | None = None
     # Knocked at before a client is made: a client that finds nobody in rests for half a second.
@@ -86,8 +88,8 @@ def _pause(
         log = mongod.data.with_name("mongod.log")
         said = f" ({trouble})" if trouble else ""
         raise MongoUnavailable(
-            f"The MongoDB in {mongod.data.parent} did not become writable within"
-            f" {deadline.seconds:g} s{said}; see {log}."
+            f"the MongoDB in {mongod.data.parent} did not become writable within "
+            f"{deadline.seconds:g} s{said}: see {log}"
         ) from trouble
     time.sleep(_POLL_SECONDS)
 
@@ -101,7 +103,7 @@ def _listens(port: int) -> bool:
 def _is_writable(client: MongoClient[dict[str, Any]], mongod: Mongod) -> bool:
     options = client.admin.command("getCmdLineOpts")["parsed"]
     if options.get("storage", {}).get("dbPath") != str(mongod.data):
-        return False  # Somebody else has the port; ours is about to die of it.
+        return False  # somebody else has the port; ours is about to die of it
     hello = client.admin.command("hello")
     if hello.get("isWritablePrimary"):
         return True
@@ -111,7 +113,7 @@ def _is_writable(client: MongoClient[dict[str, Any]], mongod: Mongod) -> bool:
 
 
 def _configure(client: MongoClient[dict[str, Any]], *, host: str) -> None:
-    """Gives a new server its replica set, or one that was moved its new address."""
+    """Give a new server its replica set, or one that was moved its new address."""
     member = {"_id": 0, "host": host}
     try:
         config: Mapping[str, Any] = client.admin.command("replSetGetConfig")["config"]
@@ -134,7 +136,7 @@ def _configure(client: MongoClient[dict[str, Any]], *, host: str) -> None:
 
 
 def _make_user(client: MongoClient[dict[str, Any]], key: str) -> None:
-    """Makes the one user, or gives it this key: the folder may have been copied without its own."""
+    """Make the one user, or give it this key: the folder may have been copied without its own."""
     known = client.admin.command("usersInfo", _USER)["users"]
     if known and known[0].get("customData") == {"key": _fingerprint(key)}:
         return

@@ -1,4 +1,4 @@
-"""Runs the supervisor by file path: ``python -I -S run_supervisor.py FOLDER ORDER``.
+"""Run the supervisor by file path: ``python -I -S run_supervisor.py FOLDER ORDER``.
 
 Importing ``projections`` would load drivers and an event store into a process that needs neither
 and lives as long as the server. An empty stand-in for each parent package lets the supervisor

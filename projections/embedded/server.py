@@ -1,9 +1,10 @@
 """Opening and closing the embedded server."""
 
+from __future__ import annotations
+
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
 from projections.embedded.binary import find_mongod
 from projections.embedded.diagnosis import Postmortem
@@ -16,9 +17,12 @@ from projections.embedded.processes import running_mongod, runs_elsewhere, super
 from projections.embedded.replica_set import await_primary
 from projections.embedded.supervisor import Order
 
-_POLL_SECONDS = 0.05
-_ATTEMPTS = 5
-_NOTE_SECONDS = 1.0
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_POLL_SECONDS: Final = 0.05
+_ATTEMPTS: Final = 5
+_NOTE_SECONDS: Final = 1.0
 
 
 class EmbeddedServer:
@@ -27,35 +31,30 @@ class EmbeddedServer:
     Attributes:
         folder: The folder, absolute.
         uri: The server's address for a MongoDB client, password included. It stays valid until
-            `close`.
+            ``close()``.
     """
 
     def __init__(self, layout: Layout, lease: Lease, *, uri: str) -> None:
-        """Made by `open_server`."""
+        """Hold a lease that was taken; use ``open_server()`` instead."""
         self.folder = layout.folder
         self.uri = uri
         self._lease = lease
 
-    def __enter__(self) -> "EmbeddedServer":
-        """Returns itself."""
+    def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
+    def __exit__(self, *exc_info: object) -> None:
+        """Close."""
         self.close()
 
     def close(self) -> None:
-        """Stops using the server. The last user stops it and returns when it is gone.
+        """Stop using the server. The last user stops it and returns when it is gone.
 
         A second call does nothing, and neither does one in a forked child.
 
         Raises:
-            MongoUnavailable: The folder's files cannot be used any more.
+            MongoUnavailable: if the folder's files cannot be used any more.
         """
         with translated():
             self._lease.release()
@@ -68,20 +67,20 @@ def open_server(
     extra_args: Sequence[str] = (),
     timeout_seconds: float = 120.0,
 ) -> EmbeddedServer:
-    """Joins the server that runs on `folder`, or starts one there.
+    """Join the server that runs on ``folder``, or start one there.
 
     Args:
         folder: Where the data is or shall be; made if it does not exist. On a local disk.
-        mongod: Path of the program to run; see `find_mongod`.
+        mongod: Path of the program to run; see ``find_mongod``.
         extra_args: Further mongod options. They count for the one who starts the server.
         timeout_seconds: How long to wait for others who are starting or stopping it, and for the
             server itself, which after a crash with much data may need a while.
 
     Raises:
-        MongoUnavailable: There is no server to be had; the message says why and what helps.
+        MongoUnavailable: if there is no server to be had; the message says why and what helps.
     """
     if not Path("/proc/self/cmdline").exists():
-        raise MongoUnavailable("The embedded MongoDB needs Linux: set MONGO_URI to a replica set.")
+        raise MongoUnavailable("the embedded MongoDB needs Linux: set MONGO_URI to a replica set")
     program = find_mongod(mongod)
     deadline = Deadline(timeout_seconds)
     with translated():
@@ -104,8 +103,8 @@ def _join_or_start(
         if turn.wait_exclusive(deadline):
             return _try_to_join_or_start(layout, program, extra_args, deadline)
     raise MongoUnavailable(
-        f"Somebody else has been starting the MongoDB in {layout.folder} for more than"
-        f" {deadline.seconds:g} s; see {layout.log}."
+        f"somebody else has been starting the MongoDB in {layout.folder} for more than "
+        f"{deadline.seconds:g} s: see {layout.log}"
     )
 
 
@@ -132,13 +131,13 @@ def _try_to_join_or_start(
             return joined
         time.sleep(_POLL_SECONDS)
     raise MongoUnavailable(
-        f"The MongoDB in {layout.folder} was neither joined nor started in {attempts} attempts"
-        f" and {deadline.seconds:g} s; see {layout.log} and {layout.supervisor_log}."
+        f"the MongoDB in {layout.folder} was neither joined nor started in {attempts} attempts "
+        f"and {deadline.seconds:g} s: see {layout.log} and {layout.supervisor_log}"
     )
 
 
 def _join(layout: Layout, deadline: Deadline) -> str | None:
-    """Waits for the server of a supervisor that is there; None if it has none at present."""
+    """Wait for the server of a supervisor that is there; ``None`` if it has none at present."""
     running = running_mongod(layout)
     if running is None:
         _check_that_it_can_be_seen(layout)
@@ -151,7 +150,7 @@ def _join(layout: Layout, deadline: Deadline) -> str | None:
     try:
         return await_primary(running, layout, check=check, deadline=deadline)
     except ServerDied:
-        return None  # Its supervisor starts it again, or leaves; then it is our turn.
+        return None  # its supervisor starts it again, or ends; then it is our turn
 
 
 def _check_that_it_can_be_seen(layout: Layout) -> None:
@@ -161,14 +160,14 @@ def _check_that_it_can_be_seen(layout: Layout) -> None:
     time.sleep(_NOTE_SECONDS)
     if runs_elsewhere(layout) and supervisor_runs(layout):
         raise MongoUnavailable(
-            f"The MongoDB in {layout.folder} is run by a process that cannot be seen from here, as"
-            " one in another container: set MONGO_URI to a server that both can reach, or give each"
-            " a folder of its own."
+            f"the MongoDB in {layout.folder} is run by a process that cannot be seen from here, as "
+            "one in another container: set MONGO_URI to a server that both can reach, or give each "
+            "a folder of its own"
         )
 
 
 def _start(layout: Layout, order: Order, deadline: Deadline) -> str | None:
-    """Starts a supervisor; None if somebody else's was faster."""
+    """Start a supervisor; ``None`` if somebody else's was faster."""
     with Launch(layout, order) as launch:
         running = launch.mongod(deadline)
         if running is None:

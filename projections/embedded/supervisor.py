@@ -5,6 +5,8 @@ outside the standard library and this package's own light modules is imported: t
 long as the server and should cost next to nothing.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -17,22 +19,22 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
 from projections.embedded.layout import REPLICA_SET, Layout
 from projections.embedded.locks import Deadline, FileLock
 from projections.embedded.processes import Mongod, pid_namespace, running_mongod
 
-_POLL_SECONDS = 0.25
-_START_POLL_SECONDS = 0.02
-_RESTARTS_PER_MINUTE = 5
-_LOG_LIMIT_BYTES = 10_000_000
-_LOG_CHECK_SECONDS = 30.0
+_POLL_SECONDS: Final = 0.25
+_START_POLL_SECONDS: Final = 0.02
+_RESTARTS_PER_MINUTE: Final = 5
+_LOG_LIMIT_BYTES: Final = 10_000_000
+_LOG_CHECK_SECONDS: Final = 30.0
 
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+_STOP_SIGNALS: Final = {signal.SIGTERM, signal.SIGINT}
 # Blocked and waited for, so that they end a pause early instead of interrupting work. A hang-up is
 # among them to be ignored: the server outlives the terminal that it was started from.
-_HEARD_SIGNALS = {*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGHUP}
+_HEARD_SIGNALS: Final = {*_STOP_SIGNALS, signal.SIGCHLD, signal.SIGHUP}
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Order:
     extra_args: tuple[str, ...] = ()
 
     def encode(self) -> str:
-        """As one command line argument."""
+        """Return it as one command line argument."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, text: str) -> "Order":
-        """The reverse of `encode`."""
+    def decode(cls, text: str) -> Self:
+        """Return what ``encode()`` made into an argument."""
         fields: dict[str, Any] = json.loads(text)
         return cls(fields["mongod"], fields["port"], tuple(fields["extra_args"]))
 
@@ -61,7 +63,7 @@ class _Presence(Enum):
 
 
 def main(folder: str, order: str) -> None:
-    """Detaches from the starter and supervises the folder's server until nobody needs it.
+    """Detach from the starter and supervise the folder's server until nobody needs it.
 
     While the starter keeps our standard input open it is still bringing the server up: until then
     a mongod that dies is reported on standard output and not restarted.
@@ -73,7 +75,7 @@ def main(folder: str, order: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD_SIGNALS)
     layout = Layout(Path(folder))
     with FileLock(layout.supervisor_lock) as lock:
-        # A moment's patience: somebody may be trying the lock to see whether there is one of us.
+        # Not at once: somebody may be trying the lock to see whether there is one of us.
         if not lock.wait_exclusive(Deadline(2.0)):
             return
         lock.write(str(os.getpid()))
@@ -96,9 +98,9 @@ class _Supervisor:
         self._log_checked = time.monotonic()
 
     def run(self) -> dict[str, Any] | None:
-        """Returns, if the server did not come up, what to tell the starter."""
+        """Return what to tell the starter, if the server did not come up."""
         if self._presence() is _Presence.NOBODY:
-            return None  # The starter was killed before it had us do anything.
+            return None  # the starter was killed before it asked for anything
         try:
             mongod = running_mongod(self._layout) or self._spawn(self._order.port)
         except OSError as error:
@@ -111,12 +113,12 @@ class _Supervisor:
         return None
 
     def _starter_finishes(self, mongod: Mongod) -> bool:
-        """Waits until the starter is done, or dead; false if mongod died before that."""
+        """Wait until the starter is done, or dead; false if mongod died before that."""
         while mongod.alive:
             if select.select([sys.stdin], [], [], _START_POLL_SECONDS)[0]:
                 return True
             if signal.sigpending() & _STOP_SIGNALS:
-                return True  # The watch begins with obeying it.
+                return True  # the watch begins with obeying it
         return False
 
     def _watch(self, mongod: Mongod) -> None:
@@ -142,7 +144,7 @@ class _Supervisor:
             self._tend_log(mongod)
 
     def _presence(self) -> _Presence:
-        """Who uses the server; after the answer `NOBODY`, arrivals wait until we are gone."""
+        """Tell who uses the server; after ``NOBODY``, arrivals wait until this process is gone."""
         if not self._release.try_exclusive():
             return _Presence.SOMEBODY_LEAVING
         if self._users.try_exclusive():
@@ -181,7 +183,7 @@ class _Supervisor:
             return
         self._log_checked = time.monotonic()
         if self._set_log_aside() and mongod.alive:
-            os.kill(mongod.pid, signal.SIGUSR1)  # Has mongod open its log anew.
+            os.kill(mongod.pid, signal.SIGUSR1)  # has mongod open its log again
 
     def _set_log_aside(self) -> bool:
         log = self._layout.log
@@ -220,7 +222,7 @@ def _command(order: Order, layout: Layout, port: int) -> list[str]:
 
 
 def _report(**fields: Any) -> None:
-    with contextlib.suppress(OSError):  # The starter may be gone.
+    with contextlib.suppress(OSError):  # the starter may be gone
         os.write(1, json.dumps(fields).encode() + b"\n")
 
 
