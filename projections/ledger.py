@@ -14,7 +14,7 @@ from eventsourcing.persistence import WaitInterruptedError
 
 from projections.closed import Closed
 from projections.connections import open_read_model, open_scoring
-from projections.drift import Drift, UserDrift, measure_drift
+from projections.drift import Drift, Tolerance, UserDrift, measure_drift
 from projections.errors import (
     LedgerNotOpen,
     ProjectionError,
@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_AFTER_ERROR_SECONDS = 1.0
 _LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
+DEFAULT_WAIT_SECONDS = 10.0
+"""How long what compares both totals waits for what was recorded before it was asked for."""
+
 _CLOSED = "the ledger is closed: open a new one with ScoreLedger.open()"
 
 
@@ -279,15 +282,7 @@ class ScoreLedger:
                 "with the highest position"
             )
         try:
-            self._view.wait(
-                self._scoring.name,
-                receipt.position,
-                timeout=timeout,
-                interrupt=self._stop,
-                check=lambda tracked: reading(lambda: self._store().check(tracked)),
-            )
-        except WaitInterruptedError as error:
-            raise LedgerNotOpen(_CLOSED) from error
+            self._await_position(receipt.position, timeout)
         except TimeoutError as error:
             failure: str | None = None
             with suppress(ReadModelUnavailable):
@@ -428,24 +423,36 @@ class ScoreLedger:
     def drift(
         self,
         *,
+        wait: float = DEFAULT_WAIT_SECONDS,
+        tolerance: Tolerance | None = None,
         on_user: Callable[[UserDrift], None] | None = None,
         on_progress: Callable[[Drift], None] | None = None,
     ) -> Drift:
         """Compare the old total of every user with their balance; see ``measure_drift``.
 
+        What was recorded before the call is in the comparison, as it waits for a worker to have
+        projected it; traffic may go on.
+
+        Args:
+            wait: Seconds to wait for that. What is missing then is said by ``lag_events``, and
+                makes the verdict an unsafe one.
+            tolerance: What a user is taken not to notice; default, not a point.
+            on_user: Told of every user, in the order of user ids.
+            on_progress: Told after every user.
+
         Raises:
             EventStoreReplaced: if the event store is not the one that was projected so far, or went
                 back.
+            ProjectionError: if a rebuild took the place of the read model meanwhile.
             ReadModelUnavailable: if MongoDB failed.
         """
-        self._check_event_store()
+        started = time.monotonic()
+        position, lag_events = self._await_recorded(wait)
+        waited_seconds = time.monotonic() - started
         generations = self._view.read_model.generations
         before = generations.await_settled()
         drift = measure_drift(
-            self._view.read_model,
-            lag_events=self.status().lag_events or 0,
-            on_user=on_user,
-            on_progress=on_progress,
+            self._view.read_model, tolerance=tolerance, on_user=on_user, on_progress=on_progress
         )
         after = generations.await_settled()
         if after.generation != before.generation:
@@ -454,6 +461,9 @@ class ScoreLedger:
                 "a rebuild took the place of the read model while its drift was measured, so this "
                 "report would mix the two: measure it again"
             )
+        drift.position, drift.lag_events = position, lag_events
+        drift.waited_seconds = waited_seconds
+        drift.parked_streams = self._view.parking.count()
         return drift
 
     def status(self) -> LedgerStatus:
@@ -518,6 +528,27 @@ class ScoreLedger:
 
     def _store(self) -> AnchoredStore:
         return AnchoredStore(self._scoring, self._view.read_model)
+
+    def _await_position(self, position: int, timeout: float) -> None:
+        try:
+            self._view.wait(
+                self._scoring.name,
+                position,
+                timeout=timeout,
+                interrupt=self._stop,
+                check=lambda tracked: reading(lambda: self._store().check(tracked)),
+            )
+        except WaitInterruptedError as error:
+            raise LedgerNotOpen(_CLOSED) from error
+
+    def _await_recorded(self, timeout: float) -> tuple[int, int]:
+        """Wait for what is recorded by now, and return what is tracked and how many events lack."""
+        self._check_event_store()
+        newest = reading(self._scoring.recorder.max_notification_id) or 0
+        with suppress(TimeoutError):
+            self._await_position(newest, timeout)
+        tracked = self._view.max_tracking_id(self._scoring.name) or 0
+        return tracked, max(0, newest - tracked)
 
     def _check_event_store(self) -> None:
         tracked = self._view.tracked(self._scoring.name)

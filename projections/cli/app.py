@@ -108,6 +108,7 @@ _add(
     drift,
     "score-ledger drift",
     "score-ledger drift --html drift.html --csv drift.csv",
+    "score-ledger drift --check --tolerance 0.5%    in a pipeline",
 )
 _add(
     unpark,

@@ -13,6 +13,7 @@ from rich.table import Table
 from projections.cli.console import (
     FolderOption,
     JsonOption,
+    WaitOption,
     err,
     out,
     print_json,
@@ -22,9 +23,10 @@ from projections.cli.console import (
 )
 from projections.cli.files import written_text
 from projections.cli.ledgers import open_ledger, store_files
-from projections.drift import CsvTable, Drift, write_page
+from projections.drift import CsvTable, Drift, Tolerance, write_page
 from projections.drift.plots import range_label, signed
 from projections.drift.summary import SummaryTable, summary_tables
+from projections.ledger import DEFAULT_WAIT_SECONDS
 from projections.settings import Settings
 
 _ROWS_SHOWN: Final = 10
@@ -40,17 +42,33 @@ def drift(
         Path | None,
         typer.Option("--html", help="Write one page with plots to this file; it needs no network."),
     ] = None,
+    wait: WaitOption = DEFAULT_WAIT_SECONDS,
+    tolerance: Annotated[
+        str,
+        typer.Option(
+            metavar="POINTS or PERCENT%",
+            help="What a user is taken not to notice: points, as 5, or percent of the old score, "
+            "as 0.5%.",
+        ),
+    ] = "0",
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit with 1 unless a flip is safe, for pipelines."),
+    ] = False,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
     """Compare every user's old total with the ledger.
 
-    Says what explains the difference, and ends with the sentence that says whether reads could be
-    switched to the ledger without anybody noticing. Whether they are is somebody's decision:
-    nothing is switched here, and the exit code is 0 either way. Run score-ledger project first, and
-    run it while nothing is being projected. A file is written at the end and as a whole, or stays
-    as it was.
+    Says who would notice and by how much, who would change places, what explains the difference and
+    what can be done about it, and ends with the sentence that says whether reads could be switched
+    to the ledger without anybody noticing. Whether they are is somebody's decision: nothing is
+    switched here, and the exit code is 0 either way, unless --check asks for 1.
+
+    Traffic may go on: what was recorded before is waited for, and each user is compared as they are
+    at one instant. A file is written at the end and as a whole, or stays as it was.
     """
+    tolerated = Tolerance.parse(tolerance)
     settings = Settings.load(folder=folder)
     others = store_files(settings)
     with ExitStack() as stack:
@@ -64,6 +82,8 @@ def drift(
         bar = stack.enter_context(progress_bar("users"))
         task = bar.add_task("comparing", total=ledger.status().users)
         report = ledger.drift(
+            wait=wait,
+            tolerance=tolerated,
             on_user=None if table is None else table.add,
             on_progress=lambda seen: bar.update(task, completed=seen.users),
         )
@@ -75,6 +95,8 @@ def drift(
         print_drift(report)
     for file in filter(None, (csv, html)):
         err.print(f"written: {shown(str(file))}")
+    if check and not report.safe_to_flip:
+        raise typer.Exit(1)
 
 
 def print_drift(report: Drift) -> None:
@@ -88,9 +110,12 @@ def print_drift(report: Drift) -> None:
         f"difference [bold]{signed(report.difference)}[/]"
     )
     if report.different:
+        out.print(shown(report.impact))
         print_table(_histogram(report))
     for summary in summary_tables(report, limit=_ROWS_SHOWN):
         print_table(_as_table(summary))
+    if report.remedy:
+        out.print(shown(report.remedy))
     out.print(f"[bold {'green' if report.safe_to_flip else 'yellow'}]{shown(report.verdict)}[/]")
 
 

@@ -7,12 +7,14 @@ from projections.drift.measurement import measure_drift
 from projections.drift.page import write_page
 from projections.drift.report import Cause, Drift, Reason, UserDrift
 from projections.drift.table import CsvTable
+from projections.drift.tolerance import Tolerance
 
 __all__ = [
     "Cause",
     "CsvTable",
     "Drift",
     "Reason",
+    "Tolerance",
     "UserDrift",
     "measure_drift",
     "write_page",

@@ -1,13 +1,14 @@
-"""Measuring drift by streaming: three sorted streams are merged user by user."""
+"""Measuring drift by streaming: three sorted streams are merged user by user, page by page."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from heapq import heappush, heapreplace, nlargest
-from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
+from projections.drift.keys import BothWays, UserKeys, kind_of, read_users
+from projections.drift.places import BOARDS, Places, Totals
 from projections.drift.report import (
     MAX_CAUSES,
     OTHER_CATEGORIES,
@@ -20,12 +21,12 @@ from projections.drift.report import (
     UserDrift,
     described,
 )
+from projections.drift.tolerance import Tolerance
 from projections.mongo.errors import translated
-from projections.mongo.joins import outer_join
 from scoring.identity import is_grant_shaped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from projections.mongo.read_model import ReadModel
 
@@ -34,44 +35,41 @@ LARGEST: Final = 20
 
 _DAYS_SHOWN_SINGLY: Final = 400
 _MONTHS_SHOWN_SINGLY: Final = 400
-_KEPT_SEGMENTS: Final = 2
+_RANKED_BY: Final = ("recomputedTotal", "totalScore")
 
-# The driver holds one answer of the server at a time, which might be 16 MB.
-_BATCH_SIZE: Final = 2000
-
-# Key, old points, new points, category of the bucket, points by category of the grants.
 _Causes = dict[tuple[Reason, str, str], Cause]
-_Key = tuple[str, int, int, str | None, dict[str, int]]
 
 
 def measure_drift(
     read_model: ReadModel,
     *,
-    lag_events: int = 0,
+    tolerance: Tolerance | None = None,
     on_user: Callable[[UserDrift], None] | None = None,
     on_progress: Callable[[Drift], None] | None = None,
 ) -> Drift:
     """Compare every user's recomputed total with their balance, and explain the difference.
 
     Users, buckets and grants are read sorted by user and merged, so memory does not grow with
-    history. What is projected meanwhile may be seen in one of them only, and is then reported as
-    unexplained: measure while nothing is being projected.
+    history. Workers may go on: each user is compared as they are at one instant.
 
     Args:
         read_model: Where to read.
-        lag_events: How far it is behind, for the verdict.
+        tolerance: What a user is taken not to notice; default, not a point.
         on_user: Told of every user, in the order of user ids.
         on_progress: Told after every user.
 
     Raises:
         ReadModelUnavailable: if MongoDB failed.
     """
-    drift = Drift(measured_at=datetime.now(UTC), lag_events=lag_events)
+    drift = Drift(measured_at=datetime.now(UTC), tolerance=tolerance or Tolerance())
     causes: _Causes = {}
     largest: list[tuple[int, int, LargestDifference]] = []
     with translated():
-        for user in _users(read_model):
+        places = Places(*(_first_rows(read_model, field) for field in _RANKED_BY))
+        for found in read_users(read_model):
+            user = _of_user(found)
             _count(drift, user)
+            places.add(user.old, user.new)
             _explain(causes, user)
             _keep_largest(largest, user, drift.users)
             if on_user is not None:
@@ -84,21 +82,18 @@ def measure_drift(
         sorted(drift.categories.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), item[0]))
     )
     drift.largest = [row for *_, row in sorted(largest, key=itemgetter(0, 1), reverse=True)]
+    drift.boards, drift.climbs, drift.falls = places.boards(), places.climbs(), places.falls()
     return drift
 
 
-def kind_of(key: str) -> str:
-    """Return the kind of a key: what looks like an id is a ``*``.
-
-    An id is what follows the second segment, or has a digit in it.
-    """
-    if is_grant_shaped(key):
-        return f"{key.rpartition(':')[0]}:*"
-    kept = [
-        "*" if index >= _KEPT_SEGMENTS or any(c.isdigit() for c in segment) else segment
-        for index, segment in enumerate(key.split(":"))
+def _first_rows(read_model: ReadModel, field: str) -> list[Totals]:
+    found = read_model.users.find(
+        {"_id": {"$type": "string"}}, {"recomputedTotal": 1, "totalScore": 1}
+    )
+    return [
+        (document["_id"], int(document["recomputedTotal"]), int(document["totalScore"]))
+        for document in found.sort([(field, -1), ("_id", 1)]).limit(BOARDS[-1])
     ]
-    return ":".join(kept[: _KEPT_SEGMENTS + 1])
 
 
 def _count(drift: Drift, user: UserDrift) -> None:
@@ -108,6 +103,14 @@ def _count(drift: Drift, user: UserDrift) -> None:
     drift.higher += user.difference > 0
     drift.old += user.old
     drift.new += user.new
+    if user.difference:
+        drift.beyond += not drift.tolerance.covers(user.old, user.new)
+        drift.staying += any(cause.reason.stays for cause in user.causes.values())
+        drift.noticed_points.add(abs(user.difference))
+        if user.old:
+            drift.noticed_percent.add(10_000 * abs(user.difference) // user.old)
+        else:
+            drift.new_to_points += 1
     drift.spread.add(user.difference)
     drift.histogram.add(user.difference)
     drift.scatter.add(user.old, user.new)
@@ -136,44 +139,39 @@ def _keep_largest(
         heapreplace(largest, (size, -number, row))
 
 
-def _users(read_model: ReadModel) -> Iterator[UserDrift]:
-    """Yield everybody who has a document, buckets or grants, sorted by user id."""
-    documents = (
-        (document["_id"], (int(document["recomputedTotal"]), int(document["totalScore"])))
-        for document in read_model.users.find(
-            {}, {"recomputedTotal": 1, "totalScore": 1}, batch_size=_BATCH_SIZE
-        ).sort("_id", 1)
-    )
-    keys = groupby(_keys(read_model), key=itemgetter(0))
-    for user_id, totals, some in outer_join(documents, keys):
-        old, new = totals or (0, 0)
-        user = UserDrift(user_id, old, new)
-        seen_old = seen_new = 0
-        for _, key in some or ():
-            seen_old += key[1]
-            seen_new += key[2]
-            _compare(user, key)
-        if (seen_old, seen_new) != (old, new):
-            _add(user.causes, Reason.UNEXPLAINED, "", "", old - seen_old, new - seen_new)
-        yield user
+def _of_user(found: UserKeys) -> UserDrift:
+    user = UserDrift(found.user_id, found.old, found.new)
+    seen_old = seen_new = 0
+    for key in found.keys:
+        old, new = key.old, key.new
+        seen_old += old
+        seen_new += new
+        _compare(user, key, old, new)
+    if (seen_old, seen_new) != (found.old, found.new):
+        _add(
+            *(user.causes, Reason.UNEXPLAINED, "", ""),
+            *(found.old - seen_old, found.new - seen_new),
+        )
+    return user
 
 
-def _compare(user: UserDrift, key: _Key) -> None:
-    name, old, new, category, granted = key
-    if category is not None:
-        _add_category(user.categories, category, old, 0)
-    for label, amount in granted.items():
+def _compare(user: UserDrift, key: BothWays, old: int, new: int) -> None:
+    if key.bucket is not None:
+        _add_category(user.categories, key.bucket.category, old, 0)
+    for label, amount in key.granted.items():
         _add_category(user.categories, label, 0, amount)
     if old == new:
         return
-    if not granted:
+    if not key.granted:
         reason = Reason.NOT_GRANTED
-    elif category is None:
+    elif key.bucket is None:
         reason = Reason.LEDGER_ONLY
+    elif is_grant_shaped(key.key):
+        reason = Reason.AWARDED_AGAIN
     else:
         reason = Reason.SHRUNK if old < new else Reason.GROWN
-    label = category if category is not None else next(iter(granted))
-    _add(user.causes, reason, kind_of(name), label, old, new)
+    label = key.bucket.category if key.bucket is not None else next(iter(key.granted))
+    _add(user.causes, reason, kind_of(key.key), label, old, new)
 
 
 def _add(causes: _Causes, reason: Reason, keys: str, category: str, old: int, new: int) -> None:
@@ -195,33 +193,6 @@ def _add_category(categories: dict[str, list[int]], name: str, old: int, new: in
     sums = categories.setdefault(name, [0, 0])
     sums[0] += old
     sums[1] += new
-
-
-def _keys(read_model: ReadModel) -> Iterator[tuple[str, _Key]]:
-    """Yield every key of every user with its points both ways, sorted by user and key."""
-    buckets = (
-        ((document["_id"]["userId"], document["_id"]["key"]), document)
-        for document in read_model.buckets.find(batch_size=_BATCH_SIZE).sort("_id", 1)
-    )
-    cells = read_model.grants.aggregate(
-        [
-            {
-                "$group": {
-                    "_id": {"u": "$userId", "k": "$key", "c": "$category"},
-                    "amount": {"$sum": "$amount"},
-                }
-            },
-            {"$sort": {"_id": 1}},
-        ],
-        allowDiskUse=True,
-        batchSize=_BATCH_SIZE,
-    )
-    grants = groupby(cells, key=lambda cell: (cell["_id"]["u"], cell["_id"]["k"]))
-    for (user_id, key), bucket, some in outer_join(buckets, grants):
-        granted = {cell["_id"]["c"]: int(cell["amount"]) for cell in some or ()}
-        points = int(bucket["points"]) if bucket else 0
-        category = bucket["category"] if bucket else None
-        yield user_id, (key, points, sum(granted.values()), category, granted)
 
 
 def _timeline(read_model: ReadModel) -> tuple[str, list[TimelinePoint]]:

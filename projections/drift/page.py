@@ -28,10 +28,12 @@ def _head(drift: Drift) -> Iterable[str]:
     safe = " safe" if drift.safe_to_flip else ""
     yield "<h1>Drift: the old total against the ledger</h1>\n"
     yield (
-        f'<p class="soft">Measured at {drift.measured_at:%Y-%m-%d %H:%M} UTC, read model '
-        f"{drift.lag_events:,} events behind.</p>\n"
+        f'<p class="soft">Measured at {drift.measured_at:%Y-%m-%d %H:%M} UTC, at position '
+        f"{drift.position:,}, with the read model {drift.lag_events:,} events behind.</p>\n"
     )
     yield f'<p class="verdict{safe}"><strong>{escape(drift.verdict)}</strong></p>\n'
+    for sentences in filter(None, (drift.impact, drift.remedy)):
+        yield f"<p>{escape(sentences)}</p>\n"
     tiles = {
         "users": f"{drift.users:,}",
         "same score": f"{drift.same:,}",

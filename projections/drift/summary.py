@@ -71,6 +71,31 @@ def summary_tables(drift: Drift, *, limit: int) -> Iterator[SummaryTable]:
             ],
             drift.different,
         )
+    moves = [*drift.climbs, *drift.falls]
+    if moves:
+        yield SummaryTable(
+            "Who would change places",
+            "On the leaderboard by the ledger, against the one by the old total.",
+            ("rows", "#other rank within them", "#replaced by others"),
+            [
+                (f"first {board.rows:,}", f"{board.moved:,}", f"{board.replaced:,}")
+                for board in drift.boards
+            ],
+            len(drift.boards),
+        )
+        yield SummaryTable(
+            "The largest climbs and falls",
+            "Of those in the first 1,000 rows of either leaderboard.",
+            ("user", "#places", "#old rank", "#new rank", "#old", "#new"),
+            [
+                (
+                    *(move.user_id, signed(move.places), f"{move.old_rank:,}"),
+                    *(f"{move.new_rank:,}", f"{move.old:,}", f"{move.new:,}"),
+                )
+                for move in moves
+            ],
+            len(moves),
+        )
 
 
 def _points(old: int, new: int) -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ COLUMNS: Final = {
     Reason.NOT_GRANTED: "not_granted",
     Reason.SHRUNK: "shrunk",
     Reason.GROWN: "grown",
+    Reason.AWARDED_AGAIN: "awarded_again",
     Reason.LEDGER_ONLY: "ledger_only",
     Reason.UNEXPLAINED: "unexplained",
 }

@@ -59,10 +59,9 @@ def test_drift_in_the_terminal_as_json_as_csv_and_as_a_page(
     """One measurement, shown in four ways."""
     cli(*ACTIVITY, "--points", "40")
     cli(*POST, "--points", "5")
-    behind = cli("drift")
+    behind = cli("drift", "--wait", "0")
     assert behind.returncode == 0
-    assert "3 events behind" not in behind.stderr
-    assert "A flip is not safe: the read model is" in behind.stdout
+    assert "A flip is not safe: the read model was still 4 events behind" in behind.stdout
     cli("project")
     shown = cli("drift", "--csv", "drift.csv", "--html", "drift.html")
     assert shown.returncode == 0, shown.stderr
@@ -77,6 +76,28 @@ def test_drift_in_the_terminal_as_json_as_csv_and_as_a_page(
     page = (tmp_path / "drift.html").read_text(encoding="utf-8")
     assert value["verdict"] in page
     assert page.count("<svg") == 3
+
+
+def test_a_pipeline_is_told_by_the_exit_code(cli: CommandLine) -> None:
+    """Whether a flip is safe, or close enough to it."""
+    cli(*ACTIVITY, "--points", "4")
+    cli(*POST, "--points", "100")
+    cli("project")
+    assert cli("drift", "--check").returncode == 1
+    assert cli("drift", "--check", "--tolerance", "3.8%").returncode == 1
+    close = cli("drift", "--check", "--tolerance", "4%")
+    assert close.returncode == 0
+    assert "A flip is safe within 4 %: 1 of 1 user would see another score" in close.stdout
+    cli(*ACTIVITY, "--points", "0")
+    behind = cli("drift", "--check", "--wait", "0", "--json")
+    assert (behind.returncode, json.loads(behind.stdout)["lag_events"]) == (1, 1)
+    cli("project")
+    assert cli("drift", "--check").returncode == 0
+    wrong = cli("drift", "--check", "--tolerance", "some")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr == (
+        "error: a tolerance is points, as 5, or percent of the old score, as 0.5%; got 'some'\n"
+    )
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(cli: CommandLine) -> None:

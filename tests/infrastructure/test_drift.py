@@ -17,10 +17,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections import MongoScoreView, ProjectionWorker
-from projections.drift import CsvTable, Drift, Reason, UserDrift, measure_drift, write_page
+from projections import Leaderboard, MongoScoreView, ProjectionWorker
+from projections.drift import (
+    CsvTable,
+    Drift,
+    Reason,
+    Tolerance,
+    UserDrift,
+    keys,
+    measure_drift,
+    write_page,
+)
 from projections.drift.distributions import SignedBins, Spread
-from projections.drift.measurement import LARGEST, kind_of
+from projections.drift.keys import kind_of
+from projections.drift.measurement import LARGEST
 from projections.drift.report import MAX_CAUSES, OTHER_CATEGORIES, OTHER_KEYS
 from projections.drift.summary import summary_tables
 from projections.mongo.read_model import ReadModel
@@ -56,6 +66,10 @@ def every_reason(scoring: Scoring) -> None:
     scoring.feed_post("cyd", "1", 5, NOON)
     scoring.grant(**make_grant(1, user_id="dan", amount=7).model_dump())
     scoring.award_badge("eve", "helper", 20, NOON)
+    for number, (user_id, points) in enumerate((("fay", 4), ("gus", 7)), start=2):
+        visits = {"key": "telemetry:visits", "category": "telemetry", "amount": 6}
+        scoring.grant(**make_grant(number, user_id=user_id, **visits).model_dump())
+        scoring.contribute(user_id, "telemetry:visits", "telemetry", "app", points)
 
 
 def test_each_reason_is_told_apart(
@@ -68,22 +82,27 @@ def test_each_reason_is_told_apart(
     drift = measure_drift(read_model, on_user=lambda user: users.update({user.user_id: user}))
     assert {user_id: (u.old, u.new) for user_id, u in users.items()} == {
         "ada": (40, 0), "bob": (2, 9), "cyd": (5, 3), "dan": (0, 7), "eve": (20, 20),
+        "fay": (4, 6), "gus": (7, 6),
     }  # fmt: skip
     assert [(c.reason, c.keys, c.category, c.old, c.new) for c in drift.causes] == [
         (Reason.NOT_GRANTED, "telemetry:activity", "telemetry", 40, 0),
-        (Reason.SHRUNK, "content:feed-post:*", "content", 2, 9),
         (Reason.LEDGER_ONLY, "quiz:history:*", "learning", 0, 7),
-        (Reason.GROWN, "content:feed-post:*", "content", 5, 3),
+        (Reason.AWARDED_AGAIN, "content:feed-post:*", "content", 7, 12),
+        (Reason.SHRUNK, "telemetry:visits", "telemetry", 4, 6),
+        (Reason.GROWN, "telemetry:visits", "telemetry", 7, 6),
     ]
-    assert (drift.users, drift.same, drift.lower, drift.higher) == (5, 1, 2, 2)
-    assert (drift.old, drift.new, drift.difference) == (67, 39, -28)
+    assert {cause.reason for cause in drift.residue} == {
+        Reason.LEDGER_ONLY, Reason.AWARDED_AGAIN, Reason.SHRUNK,
+    }  # fmt: skip
+    assert (drift.users, drift.same, drift.lower, drift.higher) == (7, 1, 3, 3)
+    assert (drift.old, drift.new, drift.difference) == (78, 51, -27)
     assert list(drift.categories.items()) == [
-        ("telemetry", [40, 0]),
+        ("telemetry", [51, 12]),
         ("learning", [0, 7]),
         ("content", [7, 12]),
         ("award", [20, 20]),
     ]
-    assert [row.user_id for row in drift.largest] == ["ada", "bob", "dan", "cyd"]
+    assert [row.user_id for row in drift.largest] == ["ada", "bob", "dan", "cyd", "fay", "gus"]
     assert drift.largest[0].main_cause == "telemetry:activity, not granted yet"
 
 
@@ -152,15 +171,134 @@ def test_the_verdict_says_whether_a_flip_is_safe(
     project(scoring, view)
     drift = measure_drift(read_model)
     assert drift.verdict == "A flip is safe: of 1 user, nobody would see another score."
-    behind = measure_drift(read_model, lag_events=3)
-    assert not behind.safe_to_flip
-    assert "3 events behind" in behind.verdict
+    drift.lag_events = 3
+    assert not drift.safe_to_flip
+    assert "3 events behind" in drift.verdict
+    drift.lag_events, drift.parked_streams = 0, 1
+    assert not drift.safe_to_flip
+    assert "the events of 1 user are parked" in drift.verdict
     every_reason(scoring)
     project(scoring, view)
     assert measure_drift(read_model).verdict == (
-        "A flip is not safe: 4 of 5 users would see another score, 2 of them a lower one; most of "
+        "A flip is not safe: 6 of 7 users would see another score, 3 of them a lower one; most of "
         "it is telemetry:activity, not granted yet."
     )
+
+
+def test_it_says_how_much_would_be_noticed_and_what_can_be_done(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """In points and percent; what can be granted apart from what cannot heal."""
+    every_reason(scoring)
+    project(scoring, view)
+    drift = measure_drift(read_model)
+    assert drift.impact == (
+        "6 of 7 users (85.7 %) would notice. In points: half up to 2, 95 in 100 up to 40, nobody "
+        "more than 40. In percent of the old score: half up to 50 %, 95 in 100 up to 350 %, "
+        "nobody more than 350 %. 1 user had nothing before."
+    )
+    assert drift.remedy == (
+        "score-ledger open-balances grants 41 points of it. 14 points of 4 users cannot heal, "
+        "since grants are for ever: granted without a bucket, awarded again with other points, "
+        "bucket below its grants."
+    )
+    read_model.users.update_many({}, [{"$set": {"totalScore": "$recomputedTotal"}}])
+    assert measure_drift(read_model).impact == ""
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "beyond"),
+    [("0", 6), ("1", 5), ("6", 3), ("40", 0), ("14.3%", 5), ("50%", 3), ("100 %", 2), ("350%", 1)],
+)
+def test_what_is_tolerated_does_not_stand_in_the_way_of_a_flip(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tolerance: str, beyond: int
+) -> None:
+    """In points, or in percent of the old score, of which nothing has none."""
+    every_reason(scoring)
+    project(scoring, view)
+    drift = measure_drift(read_model, tolerance=Tolerance.parse(tolerance))
+    assert (drift.beyond, drift.different) == (beyond, 6)
+    assert drift.safe_to_flip is (beyond == 0)
+    if beyond == 0:
+        assert drift.verdict == (
+            "A flip is safe within 40 points: 6 of 7 users would see another score, none of them "
+            "by more."
+        )
+
+
+@pytest.mark.parametrize("text", ["", "-1", "5 points", "1,5%", "%", "NaN%", "1e3", "٣"])
+def test_a_tolerance_that_cannot_be_understood_shows_good_ones(text: str) -> None:
+    """Points or percent."""
+    with pytest.raises(ValueError, match=r"points, as 5, or percent of the old score, as 0\.5%"):
+        Tolerance.parse(text)
+
+
+def test_it_says_who_would_change_places(read_model: ReadModel) -> None:
+    """Within the first rows and out of them; ranks are those of both leaderboards, ties and all."""
+    randomness = random.Random(12)
+    read_model.users.insert_many(
+        {
+            "_id": f"user-{number:04d}",
+            "recomputedTotal": randomness.randrange(900),
+            "totalScore": randomness.randrange(900),
+        }
+        for number in range(1500)
+    )
+    drift = measure_drift(read_model)
+    board = Leaderboard(read_model)
+    ranks = [
+        {row.user_id: row.rank for row in board.top(1500, by=by)} for by in ("recomputed", "ledger")
+    ]
+    for found in drift.boards:
+        old, new = (
+            {row.user_id for row in board.top(found.rows, by=by)} for by in ("recomputed", "ledger")
+        )
+        assert found.replaced == len(old - new)
+        assert found.moved == sum(ranks[0][user] != ranks[1][user] for user in old & new)
+    assert [found.rows for found in drift.boards] == [10, 100, 1000]
+    first = {row.user_id for by in ("recomputed", "ledger") for row in board.top(1000, by=by)}
+    places = sorted(ranks[0][user] - ranks[1][user] for user in first)
+    assert [move.places for move in drift.climbs] == places[:-11:-1]
+    assert [move.places for move in drift.falls] == places[:10]
+    for move in (*drift.climbs, *drift.falls):
+        assert move.old_rank == ranks[0][move.user_id]
+        assert move.new_rank == ranks[1][move.user_id]
+
+
+def test_nobody_changes_places_where_scores_stay_the_same(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Ties do not look like moves."""
+    for number in range(30):
+        scoring.award_badge(f"user-{number}", "helper", 1 + number // 3, NOON)
+    project(scoring, view)
+    drift = measure_drift(read_model)
+    assert [(board.rows, board.moved, board.replaced) for board in drift.boards] == [
+        (10, 0, 0), (100, 0, 0),
+    ]  # fmt: skip
+    assert (drift.climbs, drift.falls) == ([], [])
+
+
+def test_users_on_all_pages_are_compared_strangers_between_them_too(
+    monkeypatch: pytest.MonkeyPatch,
+    scoring: Scoring,
+    view: MongoScoreView,
+    read_model: ReadModel,
+) -> None:
+    """A page ends with a user's document; what belongs to nobody is on the page it sorts into."""
+    monkeypatch.setattr(keys, "USERS_PER_PAGE", 2)
+    every_reason(scoring)
+    project(scoring, view)
+    whole = measure_drift(read_model)
+    seen: list[str] = []
+    read_model.buckets.insert_many(
+        {"_id": {"userId": user, "key": "lost:bucket"}, "category": "x", "source": "s", "points": 1}
+        for user in ("aaa", "bobby", "zoe")
+    )
+    drift = measure_drift(read_model, on_user=lambda user: seen.append(user.user_id))
+    assert seen == ["aaa", "ada", "bob", "bobby", "cyd", "dan", "eve", "fay", "gus", "zoe"]
+    assert drift.unexplained == 3
+    assert (drift.old, drift.new, drift.residue) == (whole.old, whole.new, whole.residue)
 
 
 def test_the_largest_differences_are_bounded_and_ordered(
@@ -293,7 +431,7 @@ def test_the_csv_has_a_line_for_everybody_and_its_columns_add_up(
     measure_drift(read_model, on_user=CsvTable(file).add)
     file.seek(0)
     rows = list(csv.DictReader(file))
-    assert len(rows) == 5 + len(HOSTILE)
+    assert len(rows) == 7 + len(HOSTILE)
     for row in rows:
         reasons = [int(value) for name, value in list(row.items())[4:]]
         assert sum(reasons) == int(row["difference"])
@@ -368,7 +506,7 @@ def test_the_page_can_be_read_without_seeing_it(
         assert [child.tag for child in root][:2] == ["title", "desc"]
         assert len(root[1].text or "") > 50
     tables = source.count("<table>")
-    assert tables == source.count("<caption>") == 3
+    assert tables == source.count("<caption>") == 5
     assert all(a.get("scope") == "col" for t, a in parsed.tags if t == "th")
     assert "A flip is not safe" in source
 
@@ -381,7 +519,8 @@ def test_a_table_says_how_much_of_it_is_left_out(
     project(scoring, view)
     drift = measure_drift(read_model)
     tables = summary_tables(drift, limit=3)
-    assert [(len(table.rows), table.total) for table in tables] == [(3, 4)] * 3
+    found = [(len(table.rows), table.total) for table in tables]
+    assert found[:3] == [(3, 5), (3, 4), (3, 6)]
 
 
 def test_an_empty_read_model_makes_a_page_too(read_model: ReadModel) -> None:
@@ -418,9 +557,10 @@ def test_the_json_says_what_the_tables_say(
     value: Any = json.loads(json.dumps(measure_drift(read_model).to_json()))
     assert value["safe_to_flip"] is False
     assert value["users"] == {
-        "compared": 5, "same": 1, "lower": 2, "higher": 2, "unexplained": 0,
+        "compared": 7, "same": 1, "lower": 3, "higher": 3, "beyond_tolerance": 6,
+        "new_to_points": 1, "with_residue": 4, "unexplained": 0,
     }  # fmt: skip
-    assert value["points"] == {"old": 67, "new": 39, "difference": -28}
+    assert value["points"] == {"old": 78, "new": 51, "difference": -27}
     assert value["causes"][0]["reason"] == "not granted yet"
     assert value["largest"][0]["user_id"] == "ada"
-    assert value["timeline"]["totals"][-1]["total"] == 39
+    assert value["timeline"]["totals"][-1]["total"] == 51
