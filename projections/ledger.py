@@ -33,7 +33,7 @@ from projections.verification.totals import verify_totals
 from projections.worker.rebuild import Rebuild, RebuildOutcome
 from projections.worker.unparker import Unparked, Unparker
 from projections.worker.worker import Progress, ProjectionWorker
-from scoring import ContributionReceipt, Grant, GrantReceipt, Score, Scoring
+from scoring import Contribution, ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 from scoring.forks import call_in_child, keep_for_ever
 from scoring.identity import user_stream_id
 from scoring.retrying import reading
@@ -216,6 +216,11 @@ class ScoreLedger:
         """Set the bucket of a key, the old way; see ``Scoring.contribute``."""
         self._check_writable()
         return self._repositories.user_scores.contribute(user_id, key, category, source, points, at)
+
+    def contribute_many(self, contributions: Iterable[Contribution]) -> list[ContributionReceipt]:
+        """Set many buckets; see ``Scoring.contribute_many``."""
+        self._check_writable()
+        return self._repositories.user_scores.contribute_many(contributions)
 
     def feed_post(
         self, user_id: str, post_id: str, points: int, at: datetime | None = None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from projections.queries.history import GrantRow, UserTotals
     from projections.queries.leaderboard import By, LeaderboardRow
-    from scoring import ContributionReceipt, Grant, GrantReceipt, Score
+    from scoring import Contribution, ContributionReceipt, Grant, GrantReceipt, Score
 
 
 class UserScoreRepository(Protocol):
@@ -46,6 +46,10 @@ class UserScoreRepository(Protocol):
         at: datetime | None = None,
     ) -> ContributionReceipt:
         """Set the bucket of a key, the old way."""
+        ...
+
+    def contribute_many(self, contributions: Iterable[Contribution]) -> list[ContributionReceipt]:
+        """Set many buckets and return their receipts in input order."""
         ...
 
     def feed_post(

@@ -5,6 +5,7 @@ Every award is a grant, recorded once for ever as a domain event of a ``UserScor
 """
 
 from scoring.application import Scoring
+from scoring.contributions import Contribution
 from scoring.errors import (
     BatchFailed,
     EventStoreNotOpened,
@@ -22,6 +23,7 @@ __all__ = [
     "CLAIMS_NAMESPACE",
     "USERS_NAMESPACE",
     "BatchFailed",
+    "Contribution",
     "ContributionReceipt",
     "EventStoreNotOpened",
     "Grant",

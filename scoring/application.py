@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
@@ -13,15 +12,17 @@ from eventsourcing.application import Application, ProcessingEvent, Repository
 from eventsourcing.sqlite import SQLiteFactory
 from eventsourcing.utils import strtobool
 
+from scoring.batches import record_in_chunks
 from scoring.checkout import CheckOutCache, StripedLocks
 from scoring.conflicts import ConflictLog
 from scoring.contribution_recorder import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
-from scoring.errors import BatchFailed, ScoringError, StreamHasGap
+from scoring.errors import ScoringError
 from scoring.event_store import ScoringEventStore, ScoringSnapshotStore, StoreWentBack
+from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
 from scoring.receipts import Score
-from scoring.recorder import ChunkRecorder, RefusedAt, WriteSide
+from scoring.recorder import RefusedAt, WriteSide
 from scoring.retrying import STORE_ERRORS, opening, reading
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientConnectionPool
@@ -30,7 +31,7 @@ from scoring.user_score import UserScore
 from scoring.user_scores import UserScores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from threading import Event
 
     from eventsourcing.domain import DomainEventProtocol, MutableOrImmutableAggregate
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from scoring.receipts import ContributionReceipt, GrantReceipt
 
 logger = logging.getLogger(__name__)
-
-GRANTS_PER_COMMIT: Final = 1000
-"""``grant_many`` commits this many grants in one transaction."""
 
 SNAPSHOT_INTERVAL: Final = 100
 """A snapshot is taken when a commit carries a stream over a multiple of this version."""
@@ -73,6 +71,7 @@ class Scoring(Application[UUID]):
         "POSTGRES_CONNECT_TIMEOUT": "5",
         "POSTGRES_LOCK_TIMEOUT": "8",
     }
+    events: ScoringEventStore
     snapshotting_intervals: ClassVar[dict[type[MutableOrImmutableAggregate[Any]], int]] = {
         UserScore: SNAPSHOT_INTERVAL
     }
@@ -115,7 +114,9 @@ class Scoring(Application[UUID]):
         self._clock = clock or _now
         self._locks = StripedLocks()
         self._listeners: set[Event] = set()
-        self._scores = UserScores(self, CheckOutCache(maxsize=cache_size))
+        self._scores = UserScores(
+            self.events, self.snapshots, self.repository, CheckOutCache(maxsize=cache_size)
+        )
         self._write_side = WriteSide(
             self.commit, self.recorder, self._scores, self._locks, self.conflicts
         )
@@ -214,7 +215,7 @@ class Scoring(Application[UUID]):
             granted_at=granted_at,
         )
         try:
-            return ChunkRecorder(self._write_side, [grant]).receipts()[0]
+            return self._grant_recorder([grant]).receipts()[0]
         except RefusedAt as refused:
             raise refused.error from None
 
@@ -229,42 +230,10 @@ class Scoring(Application[UUID]):
                 is a ``StreamHasGap``: then everything before that user's grant was. Granting the
                 same input again is safe.
         """
-        iterator = iter(grants)
-        receipts: list[GrantReceipt] = []
-        many_are_taken = False
-        while True:
-            chunk: list[Grant] = []
-            try:
-                for grant in islice(iterator, GRANTS_PER_COMMIT):
-                    if not isinstance(grant, Grant):
-                        raise TypeError(f"grant_many takes Grant objects, not {type(grant)!r}")
-                    chunk.append(grant)
-            except Exception as error:
-                raise BatchFailed(receipts, len(receipts) + len(chunk), str(error)) from error
-            if not chunk:
-                return receipts
-            try:
-                recorder = ChunkRecorder(self._write_side, chunk)
-                receipts += recorder.receipts(ask_first=many_are_taken)
-                many_are_taken = recorder.found_taken_ids
-            except RefusedAt as refused:
-                index = len(receipts) + refused.index
-                if isinstance(refused.error, StreamHasGap) and refused.index > 0:
-                    # So that whoever goes on behind it has the grants of all others recorded.
-                    receipts += self._granted_before(receipts, chunk[: refused.index])
-                raise BatchFailed(receipts, index, str(refused.error)) from refused.error
-            except Exception as error:  # whatever it is, the receipts so far must not be lost
-                raise BatchFailed(receipts, len(receipts), str(error)) from error
+        return record_in_chunks(grants, of=Grant, recorder=self._grant_recorder)
 
-    def _granted_before(
-        self, receipts: list[GrantReceipt], grants: list[Grant]
-    ) -> list[GrantReceipt]:
-        try:
-            return self.grant_many(grants)
-        except BatchFailed as failed:  # there was another one to fail
-            raise BatchFailed(
-                receipts + failed.receipts_so_far, len(receipts) + failed.index, failed.reason
-            ) from failed.__cause__
+    def _grant_recorder(self, grants: Sequence[Grant]) -> GrantRecorder:
+        return GrantRecorder(self._write_side, grants)
 
     def contribute(
         self,
@@ -317,11 +286,27 @@ class Scoring(Application[UUID]):
         contribution = Contribution(
             user_id=user_id, key=key, category=category, source=source, points=points, at=at
         )
-        recorder = ContributionRecorder(self._write_side, contribution, clock=self._clock)
         try:
-            return recorder.answer()
+            return self._contribution_recorder([contribution]).receipts()[0]
         except RefusedAt as refused:
             raise refused.error from None
+
+    def contribute_many(self, contributions: Iterable[Contribution]) -> list[ContributionReceipt]:
+        """Set many buckets, 1,000 to a transaction, and return their receipts in input order.
+
+        Each is answered as ``contribute`` would have answered it, after those before it and no
+        later one. A batch may name many users, and a key of a user more than once.
+
+        Raises:
+            BatchFailed: as from ``grant_many``; contributing the same input again is safe, as long
+                as nobody else set the keys meanwhile.
+        """
+        return record_in_chunks(
+            contributions, of=Contribution, recorder=self._contribution_recorder
+        )
+
+    def _contribution_recorder(self, contributions: Sequence[Contribution]) -> ContributionRecorder:
+        return ContributionRecorder(self._write_side, contributions, clock=self._clock)
 
     def feed_post(
         self, user_id: str, post_id: str, points: int, at: datetime | None = None

@@ -1,4 +1,4 @@
-"""Recording one contribution, with a grant if its key is grant-shaped, and a truthful receipt.
+"""Recording contributions, with a grant where a key is grant-shaped, and truthful receipts.
 
 As with grants, the event store decides. A grant is committed hopefully; if its claim is refused,
 the one who holds it is looked up, and only then is the bucket overwritten beside the grant.
@@ -6,144 +6,135 @@ the one who holds it is looked up, and only then is the bucket overwritten besid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from eventsourcing.persistence import IntegrityError
 
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant
-from scoring.identity import derived_grant_id, is_grant_shaped, user_stream_id
+from scoring.identity import derived_grant_id, is_grant_shaped
 from scoring.receipts import ContributionReceipt, GrantStatus
-from scoring.recorder import CommandRecorder, RefusedAt, collected
+from scoring.recorder import Attempt, ChunkRecorder, RefusedAt, place_of
 from scoring.user_score import UserScore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
+    from scoring.event_store import Place
     from scoring.recorder import WriteSide
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """The event that one attempt wants to commit, and how it is answered for."""
+class _Step(NamedTuple):
+    """What a contribution comes to in an attempt, as it is answered for."""
 
-    event: UserScore.GrantRecorded | UserScore.BucketSet
     status: GrantStatus
+    event: UserScore.GrantRecorded | UserScore.BucketSet | None
     before: int
     after: int
-
-    def receipt(self, position: int) -> ContributionReceipt:
-        return ContributionReceipt(
-            self.status, position, self.before, self.after, self.event.user_id
-        )
+    original: UserScore.GrantRecorded | None
+    """The grant of its key from before it."""
 
 
-class ContributionRecorder(CommandRecorder[ContributionReceipt]):
-    """Answers one contribution; used once."""
+@dataclass
+class _Attempt(Attempt):
+    steps: list[_Step] = field(default_factory=list)
+    granted: dict[str, UserScore.GrantRecorded] = field(default_factory=dict)
+    """By grant id: the grants that it wants to record."""
 
-    _subject: ClassVar[str] = "the contribution and its grant"
+
+class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Attempt]):
+    """Answers every contribution of one chunk as if it had been made alone; used once."""
+
+    _subject: ClassVar[str] = "the contributions and their grants"
     _cure: ClassVar[str] = "contribute the same again, which is safe"
 
     def __init__(
         self,
         write_side: WriteSide,
-        contribution: Contribution,
+        contributions: Sequence[Contribution],
         *,
         clock: Callable[[], datetime],
     ) -> None:
-        """Prepare to record this contribution."""
-        super().__init__(write_side, {contribution.user_id})
-        self._contribution = contribution
-        self._grant: Grant | None = None
-        self._grant_id: str | None = None
-        if is_grant_shaped(contribution.key):
-            self._grant_id = derived_grant_id(contribution.user_id, contribution.key)
-            if contribution.points:
-                self._grant = _as_grant(contribution, self._grant_id, clock)
-        # The grant that was found to hold the id already.
-        self._original: UserScore.GrantRecorded | None = None
-        self._sent: list[_Attempt] = []
+        """Prepare to record these contributions."""
+        super().__init__(write_side, contributions)
+        self._clock = clock
+        # By index, once needed: another attempt does not ask the clock again.
+        self._grants: dict[int, Grant] = {}
 
-    def _taken_count(self) -> int:
-        return 0 if self._original is None else 1
-
-    def _try_to_commit(self) -> ContributionReceipt:
-        # With everything recorded so far: whether there is anything to record depends on it, and
-        # a commit of nothing would not find out that it was decided on old state.
-        user_id = self._contribution.user_id
-        score = self._scores.current(user_id) or UserScore(user_id=user_id)
-        version, before = score.version, score.recomputed_total
-        try:
-            status = self._decide(score)
-        except InvalidGrant as error:
-            raise RefusedAt(0, _in_points(error)) from None
-        if score.version == version:
-            self._scores.give_back(score)
-            position = self._write_side.recorder.max_notification_id() or 0
-            self._log_conflict(status)
-            return ContributionReceipt(status, position, before, before, user_id)
-        event = score.pending_events[-1]
-        assert isinstance(event, UserScore.GrantRecorded | UserScore.BucketSet)  # noqa: S101
-        attempt = _Attempt(event, status, before, score.recomputed_total)
-        self._sent.append(attempt)
-        recordings = self._write_side.commit(collected([score]))
-        self._scores.give_back(score)
-        self._log_conflict(status)
-        return attempt.receipt(
-            next(r.notification.id for r in recordings if r.domain_event is event)
-        )
-
-    def _decide(self, score: UserScore) -> GrantStatus:
-        """Trigger what is to be recorded, if anything, and return the status of the receipt."""
-        version = score.version
-        if self._grant is not None and self._original is None:
-            score.record(self._grant)
-            return GrantStatus.RECORDED
-        if self._grant_id is not None and self._original is None:
-            self._learn_original()
-        score.set_bucket(self._contribution, granted=self._granted_bucket())
-        if self._original is not None:
-            return self._status_beside(self._original)
-        return GrantStatus.DUPLICATE if score.version == version else GrantStatus.RECORDED
-
-    def _granted_bucket(self) -> Bucket | None:
-        original = self._original
-        if original is None or original.replaced_points is None:
-            return None
-        return Bucket(original.amount, original.category, original.source)
-
-    def _status_beside(self, original: UserScore.GrantRecorded) -> GrantStatus:
-        wanted = self._contribution
-        same = (wanted.user_id, wanted.key, *wanted.bucket) == (
-            *(original.user_id, original.key, original.amount),
-            *(original.category, original.source),
-        )
-        return GrantStatus.DUPLICATE if same else GrantStatus.CONFLICT
-
-    def _learn_from_claims(self) -> ContributionReceipt | None:
-        for attempt in self._sent:
-            if self._scores.is_recorded(attempt.event):
-                self._log_conflict(attempt.status)
-                return attempt.receipt(self._search_position(attempt.event))
-        if self._grant_id is not None and self._original is None:
-            self._learn_original()
+    def _grant_id_of(self, command: Contribution) -> str | None:
+        if is_grant_shaped(command.key):
+            return derived_grant_id(command.user_id, command.key)
         return None
 
-    def _search_position(self, event: UserScore.GrantRecorded | UserScore.BucketSet) -> int:
-        place = user_stream_id(event.user_id), event.originator_version
-        return self._search_positions({place})[place]
+    def _decide(self) -> _Attempt:
+        # With everything recorded so far: whether there is anything to record depends on it, and
+        # a commit of nothing would not find out that it was decided on old state.
+        attempt = _Attempt(scores=self._all_current(self._users))
+        # No points make no grant, whose claim would be refused if there is one.
+        self._learn_originals([wanted for wanted in self._commands if not wanted.points])
+        for index, wanted in enumerate(self._commands):
+            score = attempt.scores.get(wanted.user_id)
+            if score is None:
+                score = attempt.scores[wanted.user_id] = UserScore(user_id=wanted.user_id)
+            try:
+                attempt.steps.append(self._step(attempt, score, index))
+            except InvalidGrant as error:
+                raise RefusedAt(index, _in_points(error)) from None
+        return attempt
 
-    def _learn_original(self) -> None:
-        assert self._grant_id is not None  # noqa: S101 - for the type checker
-        claim = self._scores.claim_on(self._grant_id)
-        if claim is not None:
-            self._original = self._scores.claimed_grant(claim)
+    def _step(self, attempt: _Attempt, score: UserScore, index: int) -> _Step:
+        """Trigger what is to be recorded for one contribution, if anything."""
+        wanted, before = self._commands[index], score.recomputed_total
+        grant_id = self._grant_id_of(wanted)
+        original = None
+        if grant_id is not None:
+            original = attempt.granted.get(grant_id) or self._originals.get(grant_id)
+            if original is None and wanted.points:
+                score.record(self._grant(index, grant_id))
+                recorded: Any = score.pending_events[-1]
+                attempt.granted[grant_id] = recorded
+                return _Step(GrantStatus.RECORDED, recorded, before, score.recomputed_total, None)
+        version = score.version
+        score.set_bucket(wanted, granted=_bucket_of(original, score))
+        changed: Any = None if score.version == version else score.pending_events[-1]
+        if original is not None:
+            status = _status_beside(original, wanted)
+        else:
+            status = GrantStatus.DUPLICATE if changed is None else GrantStatus.RECORDED
+        return _Step(status, changed, before, score.recomputed_total, original)
 
-    def _log_conflict(self, status: GrantStatus) -> None:
-        original, given = self._original, self._contribution
-        if status is not GrantStatus.CONFLICT or original is None:
-            return
+    def _grant(self, index: int, grant_id: str) -> Grant:
+        grant = self._grants.get(index)
+        if grant is None:
+            wanted = self._commands[index]
+            grant = self._grants[index] = Grant(
+                user_id=wanted.user_id,
+                grant_id=grant_id,
+                key=wanted.key,
+                category=wanted.category,
+                source=wanted.source,
+                amount=wanted.points,
+                granted_at=self._clock() if wanted.at is None else wanted.at,
+            )
+        return grant
+
+    def _answers(
+        self, attempt: _Attempt, positions: dict[Place, int], newest: int
+    ) -> list[ContributionReceipt]:
+        receipts = []
+        for wanted, step in zip(self._commands, attempt.steps, strict=True):
+            if step.status is GrantStatus.CONFLICT and step.original is not None:
+                self._log_conflict(step.original, wanted)
+            position = newest if step.event is None else positions[place_of(step.event)]
+            receipts.append(
+                ContributionReceipt(step.status, position, step.before, step.after, wanted.user_id)
+            )
+        return receipts
+
+    def _log_conflict(self, original: UserScore.GrantRecorded, given: Contribution) -> None:
         self._write_side.conflicts.add(
             f"key {given.key!r} of {given.user_id!r} has a grant, so only its bucket was set",
             kept={**_labels(original), "points": original.amount},
@@ -151,20 +142,26 @@ class ContributionRecorder(CommandRecorder[ContributionReceipt]):
         )
 
 
+def _bucket_of(original: UserScore.GrantRecorded | None, score: UserScore) -> Bucket | None:
+    """Return the bucket that the grant of a key made, if it has one that made one."""
+    if original is None or original.replaced_points is None:
+        return None
+    if original.originator_id == score.id and original.originator_version > score.version:
+        # Recorded since the aggregate was loaded; where nothing is committed, nothing else tells.
+        raise IntegrityError(f"the stream of user {score.user_id!r} has a later version")
+    return Bucket(original.amount, original.category, original.source)
+
+
+def _status_beside(original: UserScore.GrantRecorded, wanted: Contribution) -> GrantStatus:
+    same = (wanted.user_id, wanted.key, *wanted.bucket) == (
+        *(original.user_id, original.key, original.amount),
+        *(original.category, original.source),
+    )
+    return GrantStatus.DUPLICATE if same else GrantStatus.CONFLICT
+
+
 def _labels(of: Contribution | UserScore.GrantRecorded) -> dict[str, object]:
     return {name: getattr(of, name) for name in ("user_id", "key", "category", "source")}
-
-
-def _as_grant(contribution: Contribution, grant_id: str, clock: Callable[[], datetime]) -> Grant:
-    return Grant(
-        user_id=contribution.user_id,
-        grant_id=grant_id,
-        key=contribution.key,
-        category=contribution.category,
-        source=contribution.source,
-        amount=contribution.points,
-        granted_at=clock() if contribution.at is None else contribution.at,
-    )
 
 
 def _in_points(error: InvalidGrant) -> InvalidGrant:

@@ -11,12 +11,12 @@ LedgerError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
+
+from scoring.receipts import ReceiptT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from scoring.receipts import GrantReceipt
 
 
 class LedgerError(Exception):
@@ -94,30 +94,38 @@ class StreamHasGap(ScoringError):  # noqa: N818 - named as the other errors are
         return (StreamHasGap, (self.user_id, self.missing))
 
 
-class BatchFailed(ScoringError):  # noqa: N818 - a public name of the specification
-    """``grant_many`` stopped part-way; what was recorded before stays recorded.
+class BatchFailed(ScoringError, Generic[ReceiptT]):  # noqa: N818 - a public name of the specification
+    """``grant_many`` or ``contribute_many`` stopped part-way; what was recorded before stays.
 
     Attributes:
-        receipts_so_far: Receipts of all grants before the failing chunk, in input order; exactly
-            these were answered for, nothing of the failing chunk was recorded. If the failing grant
-            is of a user whose stream has a gap, they are those of all grants before it.
-        index: Zero-based index, in the input, of the grant that failed (of the first grant of
-            the failing chunk when the event store failed).
+        receipts_so_far: Receipts of everything before the failing chunk, in input order; exactly
+            these were answered for, nothing of the failing chunk was recorded. If what failed is
+            of a user whose stream has a gap, they are those of everything before it.
+        index: Zero-based index, in the input, of what failed (of the first of the failing chunk
+            when the event store failed).
         reason: Why, in words.
+        command: What was to be recorded: ``"grant"`` or ``"contribution"``.
     """
 
-    def __init__(self, receipts_so_far: Sequence[GrantReceipt], index: int, reason: str) -> None:
+    def __init__(
+        self,
+        receipts_so_far: Sequence[ReceiptT],
+        index: int,
+        reason: str,
+        command: str = "grant",
+    ) -> None:
         """Keep what was answered, where it stopped and why."""
-        self.receipts_so_far = list(receipts_so_far)
+        self.receipts_so_far: list[ReceiptT] = list(receipts_so_far)
         self.index = index
         self.reason = reason
+        self.command = command
         super().__init__(
-            f"grant {index} failed after {len(self.receipts_so_far)} receipts: {reason}"
+            f"{command} {index} failed after {len(self.receipts_so_far)} receipts: {reason}"
         )
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by position, so the error crosses process borders whole."""
-        return (BatchFailed, (self.receipts_so_far, self.index, self.reason))
+        return (BatchFailed, (self.receipts_so_far, self.index, self.reason, self.command))
 
 
 def _invalid_grant(field: str, value: object, rule: str) -> InvalidGrant:

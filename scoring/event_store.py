@@ -6,7 +6,7 @@ memory is then ahead of the store, and what it would write does not belong there
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from eventsourcing.domain import CanSnapshotAggregate
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _EVENTS_AT_ONCE = 5000
 
+Place = tuple[UUID, int]
+"""A stream and a version in it: where one event is found."""
+
 
 class StoreWentBack(IntegrityError):  # noqa: N818 - named as the package's errors are
     """What a commit builds on is not in the event store, so nothing was committed.
@@ -44,6 +47,15 @@ class StoreWentBack(IntegrityError):  # noqa: N818 - named as the package's erro
             "what the new events build on is not in the event store, which was put back to an "
             "earlier state or is another one: load the aggregates again"
         )
+
+
+@runtime_checkable
+class ManyPlacesRecorder(Protocol):
+    """A recorder that looks many events up in one query; others are asked for each."""
+
+    def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
+        """Return, for each place in turn, the event that is there, or ``None``."""
+        ...
 
 
 class GaplessRecorder(ApplicationRecorder):
@@ -151,11 +163,24 @@ class ScoringEventStore(EventStore[UUID]):
             for event, stored, position in zip(domain_events, stored_events, positions, strict=True)
         ]
 
+    def at(self, places: Sequence[Place]) -> list[Any]:
+        """Return, for each place in turn, the domain event that is there, or ``None``."""
+        found = (
+            self.recorder.select_events_at(places)
+            if isinstance(self.recorder, ManyPlacesRecorder)
+            else [self._only_at(stream, version) for stream, version in places]
+        )
+        return [stored and self.mapper.to_domain_event(stored) for stored in found]
+
+    def _only_at(self, stream: UUID | str, version: int) -> StoredEvent | None:
+        found = self.recorder.select_events(stream, gt=version - 1, lte=version)
+        return found[0] if found else None
+
     def _look_for(self, predecessors: Mapping[UUID | str, int]) -> None:
         # A recorder that somebody chose is asked before the insert: what is put back between the
         # two is not noticed.
         for stream, version in predecessors.items():
-            if not self.recorder.select_events(stream, gt=version - 1, lte=version):
+            if self._only_at(stream, version) is None:
                 raise StoreWentBack
 
 

@@ -13,8 +13,15 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from eventsourcing.persistence import IntegrityError, ProgrammingError
+from eventsourcing.persistence import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    StoredEvent,
+)
 from eventsourcing.postgres import ConnectionPool, PostgresApplicationRecorder
+from eventsourcing.utils import retry
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg.rows import DictRow
@@ -27,9 +34,10 @@ from scoring.retrying import ATTEMPT_SECONDS, remaining_seconds
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from eventsourcing.persistence import StoredEvent
     from eventsourcing.postgres import PostgresDatastore
     from psycopg import Cursor
+
+    from scoring.event_store import Place
 
 _LIMIT_THE_SERVER: Final = """
 SELECT set_config(name, value, false)
@@ -211,6 +219,15 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
             + returning
         )
 
+        # LIMIT keeps PostgreSQL from joining by anything but the index, whatever it knows about the
+        # table.
+        self._select_at = SQL(
+            "SELECT number, topic, state FROM unnest(%s::{id_type}[], %s::bigint[])"
+            " WITH ORDINALITY AS wanted(stream, version, number) CROSS JOIN LATERAL"
+            " (SELECT topic, state FROM {table} AS stored WHERE originator_id = stream"
+            " AND originator_version = version LIMIT 1) AS found"
+        ).format(table=table, id_type=Identifier(self.datastore.originator_id_type))
+
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
     ) -> Sequence[int] | None:
@@ -231,6 +248,19 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
                 raise ProgrammingError(self._sequence_is_behind()) from error
             raise
         return positions
+
+    @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
+    def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
+        """Return, for each place in turn, the event that is there, or ``None``."""
+        events: list[StoredEvent | None] = [None] * len(places)
+        streams, versions = [place[0] for place in places], [place[1] for place in places]
+        with self.datastore.get_connection() as connection, connection.cursor() as cursor:
+            cursor.execute(self._select_at, (streams, versions), prepare=True)
+            for row in cursor.fetchall():
+                number = row["number"] - 1
+                stream, version = places[number]
+                events[number] = StoredEvent(stream, version, row["topic"], bytes(row["state"]))
+        return events
 
     def _sequence_is_behind(self) -> str:
         table = f"{self.datastore.schema}.{self.events_table_name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 
 class GrantStatus(StrEnum):
@@ -63,6 +64,9 @@ class ContributionReceipt:
     recomputed_before: int
     recomputed_after: int
     user_id: str
+
+
+ReceiptT = TypeVar("ReceiptT", GrantReceipt, ContributionReceipt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ connections are therefore closed for the moment of the fork; the pool opens new 
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -22,7 +23,7 @@ from urllib.parse import quote, unquote
 from uuid import UUID
 from weakref import WeakSet
 
-from eventsourcing.persistence import ConnectionPoolClosedError, InterfaceError
+from eventsourcing.persistence import ConnectionPoolClosedError, InterfaceError, StoredEvent
 from eventsourcing.sqlite import (
     SQLITE3_DEFAULT_LOCK_TIMEOUT,
     SQLiteApplicationRecorder,
@@ -38,8 +39,9 @@ from scoring.sqlite_files import OpenFiles
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from eventsourcing.persistence import StoredEvent
     from eventsourcing.sqlite import SQLiteCursor, SQLiteDatastore
+
+    from scoring.event_store import Place
 
 PATIENCE_SECONDS: Final = 20.0
 """How long forking and closing wait for transactions of other threads: longer than these wait for
@@ -75,6 +77,13 @@ class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
         self._insert_after_newest = (
             f"INSERT INTO {events_table_name} {values} AND EXISTS "
             f"(SELECT 1 {here}?5 AND originator_version=?6 AND state=?7) {otherwise}"
+        )
+        # CROSS JOIN, as SQLite then looks each place up in the index, whatever it knows about the
+        # table. One text for all of them: there is no limit to their number, nor a new statement.
+        self._select_at = (
+            f"SELECT key, topic, state FROM json_each(?) CROSS JOIN {events_table_name}"  # noqa: S608 - a name of the library's
+            " ON originator_id=json_extract(value, '$[0]')"
+            " AND originator_version=json_extract(value, '$[1]')"
         )
 
     def _insert_events(
@@ -114,6 +123,17 @@ class GaplessSQLiteRecorder(GaplessRecorder, SQLiteApplicationRecorder):
         if isinstance(pool, PatientConnectionPool):
             pool.check_files()
         return positions
+
+    def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
+        """Return, for each place in turn, the event that is there, or ``None``."""
+        events: list[StoredEvent | None] = [None] * len(places)
+        wanted = json.dumps([(_as_text(stream), version) for stream, version in places])
+        with self.datastore.transaction(commit=False) as c:
+            c.execute(self._select_at, [wanted])
+            for number, topic, state in c.fetchall():
+                stream, version = places[number]
+                events[number] = StoredEvent(stream, version, topic, state)
+        return events
 
 
 def _as_text(stream: UUID | str) -> str:

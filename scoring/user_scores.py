@@ -16,12 +16,14 @@ from scoring.identity import claim_stream_id, user_stream_id
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from uuid import UUID
 
-    from eventsourcing.application import Application
+    from eventsourcing.application import Repository
+    from eventsourcing.persistence import EventStore
 
     from scoring.checkout import CheckOutCache
+    from scoring.event_store import ScoringEventStore
 
 
 class UserScores:
@@ -30,9 +32,17 @@ class UserScores:
     The caller holds the user's lock, so that threads do not all load the same user.
     """
 
-    def __init__(self, app: Application[UUID], cache: CheckOutCache) -> None:
-        """Read from this application's store."""
-        self._app = app
+    def __init__(
+        self,
+        events: ScoringEventStore,
+        snapshots: EventStore[UUID] | None,
+        repository: Repository[UUID],
+        cache: CheckOutCache,
+    ) -> None:
+        """Read from these parts of an application."""
+        self._events = events
+        self._snapshots = snapshots
+        self._repository = repository
         self._cache = cache
 
     def take(self, user_id: str) -> UserScore:
@@ -47,7 +57,7 @@ class UserScores:
         cached = self._cache.take(user_id)
         if cached is None:
             return self._load(user_id)
-        events: Iterator[Any] = self._app.events.get(cached.id, gt=cached.version - 1)
+        events: Iterator[Any] = self._events.get(cached.id, gt=cached.version - 1)
         newest = next(events, None)
         if newest is None or not (
             newest.originator_version == cached.version and newest.timestamp == cached.modified_on
@@ -58,6 +68,34 @@ class UserScores:
             score: UserScore = _evolved(cached, events)
         return score
 
+    def all_current(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
+        """Return the aggregates of users with everything recorded so far.
+
+        Those who have nothing yet are left out.
+        """
+        # What costs one query for each user by ``current``, costs one for all here, where they are
+        # in the cache and nobody else has written to them.
+        scores = self._unchanged(user_ids) if len(user_ids) > 1 else {}
+        for user_id in user_ids:
+            if user_id not in scores:
+                score = self.current(user_id)
+                if score is not None:
+                    scores[user_id] = score
+        return scores
+
+    def _unchanged(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
+        cached = [score for score in map(self._cache.take, user_ids) if score is not None]
+        found = self._events.at(
+            [(score.id, score.version + ahead) for score in cached for ahead in (0, 1)]
+        )
+        unchanged = {}
+        for score, newest, later in zip(cached, found[::2], found[1::2], strict=True):
+            if later is None and newest is not None and newest.timestamp == score.modified_on:
+                unchanged[score.user_id] = score
+            else:
+                self.give_back(score)  # for ``current`` to see what has happened
+        return unchanged
+
     def forget(self) -> None:
         """Load everybody anew, as the store is not the one that they were loaded from."""
         self._cache.clear()
@@ -66,53 +104,61 @@ class UserScores:
         """Keep an aggregate whose state is committed."""
         self._cache.give_back(score)
 
-    def claim_on(self, grant_id: str) -> GrantClaimed | None:
-        """Return the claim on a grant id, or ``None`` if it is free."""
-        for event in self._app.events.get(claim_stream_id(grant_id), limit=1):
-            if isinstance(event, GrantClaimed):
-                return event
-        return None
+    def claims_on(self, grant_ids: Sequence[str]) -> dict[str, GrantClaimed]:
+        """Return the claims on grant ids; those that are free are left out."""
+        found = self._events.at(
+            [(claim_stream_id(grant_id), UserScore.INITIAL_VERSION) for grant_id in grant_ids]
+        )
+        return {
+            grant_id: event
+            for grant_id, event in zip(grant_ids, found, strict=True)
+            if isinstance(event, GrantClaimed)
+        }
 
-    def claimed_grant(self, claim: GrantClaimed) -> UserScore.GrantRecorded:
-        """Return the grant that a claim points to: one read by key, whatever the stream's length.
+    def claimed_grants(
+        self, claims: Sequence[GrantClaimed]
+    ) -> list[UserScore.GrantRecorded | ScoringError]:
+        """Return the grants that claims point to, whatever the length of their streams.
 
-        Raises:
-            ScoringError: if it is not there, which only damage to the store can bring about.
+        In the place of one that is not there, which only damage to the store can bring about, is
+        the error that says so.
         """
-        found = self._app.events.get(
-            user_stream_id(claim.user_id), gt=claim.version - 1, lte=claim.version
+        found = self._events.at(
+            [(user_stream_id(claim.user_id), claim.version) for claim in claims]
         )
-        for event in found:
-            if isinstance(event, UserScore.GrantRecorded):
-                return event
-        raise ScoringError(
-            f"the event store is damaged: a grant id is claimed for version {claim.version} of the "
-            f"stream of user {claim.user_id!r}, where there is no grant; restore the right backup"
-        )
+        return [
+            event if isinstance(event, UserScore.GrantRecorded) else _damaged(claim)
+            for claim, event in zip(claims, found, strict=True)
+        ]
 
-    def is_recorded(self, event: UserScore.Event) -> bool:
-        """Tell whether just this event was committed; its timestamp tells it from others."""
-        version = event.originator_version
-        return event in self._app.events.get(event.originator_id, gt=version - 1, lte=version)
+    def are_recorded(self, events: Sequence[Any]) -> list[bool]:
+        """Tell of each event whether just this one was committed.
+
+        A claim is told from others by its token, any other event by its timestamp.
+        """
+        places = [(event.originator_id, event.originator_version) for event in events]
+        return [
+            event == stored for event, stored in zip(events, self._events.at(places), strict=True)
+        ]
 
     def close_gaps(self, user_id: str) -> list[range]:
         """Put events that change nothing in the place of those that are missing."""
         stream = user_stream_id(user_id)
-        gaps = missing_versions(self._app.events.recorder, stream)
+        gaps = missing_versions(self._events.recorder, stream)
         if not gaps:
             return []
-        stored: list[Any] = list(self._app.events.get(stream))
+        stored: list[Any] = list(self._events.get(stream))
         end = _filler(user_id, stored[-1].originator_version + 1)
         fillers = [[_filler(user_id, version) for version in gap] for gap in gaps]
         # The gaps are closed last: if this is cut short, they are found and closed another time.
-        self._app.events.put([end])
-        if self._app.snapshots is not None:
+        self._events.put([end])
+        if self._snapshots is not None:
             in_order = sorted(
                 [*stored, *chain(*fillers), end], key=attrgetter("originator_version")
             )
-            self._app.snapshots.put([UserScore.Snapshot.take(_evolved(None, in_order))])
+            self._snapshots.put([UserScore.Snapshot.take(_evolved(None, in_order))])
         for closing_one in fillers:
-            self._app.events.put(closing_one)
+            self._events.put(closing_one)
         self.forget()
         return gaps
 
@@ -120,10 +166,17 @@ class UserScores:
         stream_id = user_stream_id(user_id)
         try:
             with _gaps_named(user_id):
-                score: UserScore = self._app.repository.get(stream_id, projector_func=_evolved)
+                score: UserScore = self._repository.get(stream_id, projector_func=_evolved)
         except AggregateNotFoundError:
             return None
         return score
+
+
+def _damaged(claim: GrantClaimed) -> ScoringError:
+    return ScoringError(
+        f"the event store is damaged: a grant id is claimed for version {claim.version} of the "
+        f"stream of user {claim.user_id!r}, where there is no grant; restore the right backup"
+    )
 
 
 def _filler(user_id: str, version: int) -> Any:

@@ -89,7 +89,7 @@ def _event_store(scoring: Scoring) -> Store:
         collection=table,
         calls={
             **dict.fromkeys(("grant", "grant_many"), insert),
-            **dict.fromkeys(("contribute", "feed_post", "award_badge"), insert),
+            **dict.fromkeys(("contribute", "contribute_many", "feed_post", "award_badge"), insert),
             "score_of": select,
         },
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoring import BatchFailed, Grant, GrantReceipt, GrantStatus, InvalidGrant, Score, Scoring
-from scoring.application import GRANTS_PER_COMMIT
+from scoring.batches import COMMANDS_PER_COMMIT
 from scoring.identity import user_stream_id
 from support import make_grant, sqlite_env
 
@@ -142,7 +142,7 @@ def test_a_conflicting_stranger_in_a_batch_leaves_no_trace(scoring: Scoring) -> 
 
 def test_grant_many_over_several_chunks_equals_the_sum(scoring: Scoring) -> None:
     """Running balance equals the sum of amounts, over chunks and users."""
-    grants = [make_grant(number) for number in range(2 * GRANTS_PER_COMMIT + 10)]
+    grants = [make_grant(number) for number in range(2 * COMMANDS_PER_COMMIT + 10)]
     receipts = scoring.grant_many(iter(grants))
     assert statuses(receipts) == [RECORDED] * len(grants)
     for user in {g.user_id for g in grants}:
@@ -163,16 +163,16 @@ def test_a_batch_that_fails_says_what_was_recorded(scoring: Scoring) -> None:
     """Whole chunks before the failure are recorded, nothing of the failing one is."""
 
     def grants() -> object:
-        for number in range(GRANTS_PER_COMMIT + 5):
+        for number in range(COMMANDS_PER_COMMIT + 5):
             yield make_grant(number)
         yield make_grant(0, amount=-1)
 
     with pytest.raises(BatchFailed, match="amount must be") as failed:
         scoring.grant_many(grants())  # type: ignore[arg-type]
-    assert len(failed.value.receipts_so_far) == GRANTS_PER_COMMIT
-    assert failed.value.index == GRANTS_PER_COMMIT + 5
-    assert grant(scoring, make_grant(GRANTS_PER_COMMIT)).status is RECORDED
-    assert grant(scoring, make_grant(GRANTS_PER_COMMIT - 1)).status is DUPLICATE
+    assert len(failed.value.receipts_so_far) == COMMANDS_PER_COMMIT
+    assert failed.value.index == COMMANDS_PER_COMMIT + 5
+    assert grant(scoring, make_grant(COMMANDS_PER_COMMIT)).status is RECORDED
+    assert grant(scoring, make_grant(COMMANDS_PER_COMMIT - 1)).status is DUPLICATE
 
 
 def test_what_is_not_a_grant_fails_the_batch(scoring: Scoring) -> None:

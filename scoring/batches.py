@@ -1,0 +1,73 @@
+"""Recording any number of commands, chunk by chunk."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from scoring.errors import BatchFailed, StreamHasGap
+from scoring.recorder import RefusedAt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from scoring.receipts import ReceiptT
+    from scoring.recorder import ChunkRecorder, CommandT
+
+COMMANDS_PER_COMMIT: Final = 1000
+"""So many grants or contributions are committed in one transaction."""
+
+
+def record_in_chunks(
+    commands: Iterable[CommandT],
+    *,
+    of: type[CommandT],
+    recorder: Callable[[Sequence[CommandT]], ChunkRecorder[CommandT, ReceiptT, Any]],
+) -> list[ReceiptT]:
+    """Record commands in as few transactions as there are chunks, and return all receipts.
+
+    Args:
+        commands: Taken from as each chunk is recorded.
+        of: Their class.
+        recorder: Makes what records one chunk.
+
+    Raises:
+        BatchFailed: as ``Scoring.grant_many`` describes it.
+    """
+    iterator = iter(commands)
+    receipts: list[ReceiptT] = []
+    many_are_taken = False
+    name = of.__name__.lower()
+    while True:
+        chunk: list[CommandT] = []
+        try:
+            for command in islice(iterator, COMMANDS_PER_COMMIT):
+                if not isinstance(command, of):
+                    raise TypeError(f"a batch takes {of.__name__} objects, not {type(command)!r}")
+                chunk.append(command)
+        except Exception as error:
+            index = len(receipts) + len(chunk)
+            raise BatchFailed(receipts, index, str(error), command=name) from error
+        if not chunk:
+            return receipts
+        try:
+            chunk_recorder = recorder(chunk)
+            receipts += chunk_recorder.receipts(ask_first=many_are_taken)
+            many_are_taken = chunk_recorder.found_taken_ids
+        except RefusedAt as refused:
+            index = len(receipts) + refused.index
+            if isinstance(refused.error, StreamHasGap) and refused.index > 0:
+                # So that whoever goes on behind it has the commands of all others recorded.
+                before = chunk[: refused.index]
+                try:
+                    receipts += record_in_chunks(before, of=of, recorder=recorder)
+                except BatchFailed as failed:  # there was another one to fail
+                    raise BatchFailed(
+                        receipts + failed.receipts_so_far,
+                        len(receipts) + failed.index,
+                        failed.reason,
+                        command=name,
+                    ) from failed.__cause__
+            raise BatchFailed(receipts, index, str(refused.error), command=name) from refused.error
+        except Exception as error:  # whatever it is, the receipts so far must not be lost
+            raise BatchFailed(receipts, len(receipts), str(error), command=name) from error
