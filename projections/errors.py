@@ -29,7 +29,7 @@ class ReadModelGone(ReadModelUnavailable):
         """Name the database."""
         super().__init__(
             f"the read model is gone from database {database}, which was dropped or emptied: a "
-            "worker makes it anew from the events, run score-ledger project",
+            "worker makes it again from the events, run score-ledger project",
             transient=True,
         )
 
@@ -46,7 +46,7 @@ class ReadModelDamaged(ReadModelUnavailable):
         self.faults = faults
         super().__init__(
             f"the read model is damaged ({'; '.join(faults)}): run score-ledger rebuild, which "
-            "makes it anew from the events"
+            "makes it again from the events"
         )
 
 
@@ -169,7 +169,7 @@ class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
         self.generation = generation
         super().__init__(
             f"generation {generation} is not being built any more: another rebuild has finished it "
-            "or begun anew"
+            "or started over"
         )
 
 

@@ -364,13 +364,13 @@ class ScoreLedger:
         stop: Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> RebuildOutcome:
-        """Project everything anew beside the live read model, and switch to it.
+        """Project everything again beside the live read model, and switch to it.
 
         Readers and workers may go on. The generation that is replaced is kept until
         ``drop_kept_generations()``. Interrupted, the next call carries on.
 
         Args:
-            fresh: Give up what an interrupted rebuild left, and begin anew.
+            fresh: Give up what an interrupted rebuild left, and start over.
             adopt: Rebuild although the event store is not the one that was projected so far, or
                 went back: whatever it does not have is gone from the read model then.
             stop: When set, stop at the next boundary between batches.

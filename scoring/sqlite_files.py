@@ -100,7 +100,7 @@ class OpenFiles:
 def _replaced(path: str) -> ScoringError:
     return ScoringError(
         f"{path} was removed, renamed or replaced while it was in use, so what was recorded "
-        "since then may be lost: put it back, or open the event store anew on what is there"
+        "since then may be lost: put it back, or open the event store again on what is there"
     )
 
 

@@ -97,7 +97,7 @@ _add(status, "score-ledger status", "score-ledger status --json | jq .lag_events
 _add(
     verify,
     "score-ledger verify              every document against the events",
-    "score-ledger verify --repair     and make the read model anew if it differs",
+    "score-ledger verify --repair     and rebuild the read model if it differs",
 )
 _add(
     rebuild,

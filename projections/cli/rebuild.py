@@ -1,4 +1,4 @@
-"""``score-ledger rebuild``: make the read model anew beside the live one, and switch to it."""
+"""``score-ledger rebuild``: build the read model again beside the live one, and switch to it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def rebuild(
     ] = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Give up what an interrupted rebuild left; begin anew."),
+        typer.Option("--fresh", help="Give up what an interrupted rebuild left; start over."),
     ] = False,
     adopt: AdoptOption = False,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make the read model anew beside the live one, and switch.
+    """Build the read model again beside the live one, and switch to it.
 
     Readers and workers may go on: they see the old generation until the new one has caught up, and
     from then on the new one, never a mixture. Killed or interrupted, run it again: it carries on.

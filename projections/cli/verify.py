@@ -51,7 +51,7 @@ def verify(
     be what the events add up to. Workers may go on meanwhile.
 
     Prints the first differences in full, counts the rest, and exits with 1 if there is any. Nothing
-    is ever patched: --repair makes the whole read model anew, as score-ledger rebuild does.
+    is ever patched: --repair rebuilds the whole read model, as score-ledger rebuild does.
     """
     if adopt and not repair:
         raise typer.BadParameter("it says what --repair may do: give both", param_hint="--adopt")
@@ -120,7 +120,7 @@ def print_verification(outcome: Verification) -> None:
         out.print(f"… and {more:,} more")
     err.print(
         f"[bold red]error:[/] {outcome.difference_count:,} differences in {outcome.users:,} users "
-        f"and {outcome.grants:,} grants: score-ledger verify --repair makes the read model anew"
+        f"and {outcome.grants:,} grants: score-ledger verify --repair rebuilds the read model"
     )
 
 

@@ -211,7 +211,7 @@ class Generations:
         """Return the generation to build: the one that was begun, or the next.
 
         Args:
-            fresh: Give up what was begun and begin anew, as is also done if it has another shape.
+            fresh: Give up what was begun and start over, as is also done if it has another shape.
         """
         while True:
             state = self.await_settled()

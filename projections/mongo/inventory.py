@@ -122,7 +122,7 @@ class Inventory:
         return self._guards != before
 
     def check(self, *, seconds: float = ANSWER_SECONDS) -> None:
-        """Check that what is on record is there, and make what can be made anew.
+        """Check that what is on record is there, and make again what can be.
 
         That is a whole live read model whose database was dropped, and single indexes.
 
@@ -130,7 +130,7 @@ class Inventory:
             seconds: How long an answer is waited for; an index takes as long as it takes.
 
         Raises:
-            ReadModelDamaged: if something is missing that cannot be made anew.
+            ReadModelDamaged: if something is missing that cannot be made again.
             NameTaken: if the read model has to be made, and a name is somebody else's.
             RebuildSuperseded: if this generation is not being built any more.
             ReadModelUnavailable: if MongoDB failed.
@@ -400,9 +400,9 @@ class Inventory:
         except OperationFailure as error:
             if is_transient(error):
                 raise
-            logger.warning("%s, and cannot be made anew: %s", damage, error)
+            logger.warning("%s, and cannot be made again: %s", damage, error)
             return False
-        logger.warning("%s: it is made anew", damage)
+        logger.warning("%s: it is made again", damage)
         return True
 
 

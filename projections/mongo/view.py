@@ -84,7 +84,7 @@ class MongoScoreView(TrackingRecorder):
         What is dropped since then is noticed by the batch that would go there.
 
         Raises:
-            ReadModelDamaged: if something is missing that cannot be made anew.
+            ReadModelDamaged: if something is missing that cannot be made again.
             ReadModelUnavailable: if MongoDB failed, among other things.
         """
         inventory = self.read_model.inventory

@@ -1,4 +1,4 @@
-"""``Rebuild``: projects everything anew beside the live read model, and switches to it."""
+"""``Rebuild``: projects everything again beside the live read model, and switches to it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Rebuild:
         """Build the next generation, or carry on with the one that was begun, and switch to it.
 
         Args:
-            fresh: Give up one that was begun, and begin anew.
+            fresh: Give up one that was begun, and start over.
             adopt: Rebuild although the event store is not the one that the live read model was
                 projected from, or went back; the store is the truth then.
             stop: When set, stop at the next boundary between batches.

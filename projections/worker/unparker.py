@@ -49,7 +49,7 @@ class Unparker:
     A long stream is projected in chunks. Each moves the place where the stream is parked, in its
     own transaction; the last one takes the stream off the list. That one writes the document of the
     tracked position, too: a worker that passes an event of the stream at this moment conflicts with
-    it, and reads the list anew.
+    it, and reads the list again.
     """
 
     def __init__(
@@ -185,4 +185,4 @@ class Unparker:
 
 
 def _changed(parked: ParkedStream) -> PositionMoved:
-    return PositionMoved(f"stream {parked.stream} is not as it was found: reading it anew")
+    return PositionMoved(f"stream {parked.stream} is not as it was found: reading it again")
