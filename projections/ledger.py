@@ -11,6 +11,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import WaitInterruptedError
+from tenacity import Retrying, sleep_using_event, wait_exponential
 
 from projections.closed import Closed
 from projections.connections import open_read_model, open_scoring
@@ -36,7 +37,7 @@ from projections.worker.worker import Progress, ProjectionWorker
 from scoring import Contribution, ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 from scoring.forks import call_in_child, keep_for_ever
 from scoring.identity import user_stream_id
-from scoring.retrying import reading
+from scoring.retries import Retries, read_event_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FIRST_PAUSE_AFTER_ERROR_SECONDS = 1.0
 _LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
 DEFAULT_WAIT_SECONDS = 10.0
 """How long what compares both totals waits for what was recorded before it was asked for."""
@@ -541,7 +541,7 @@ class ScoreLedger:
                 position,
                 timeout=timeout,
                 interrupt=self._stop,
-                check=lambda tracked: reading(lambda: self._store().check(tracked)),
+                check=lambda tracked: read_event_store(lambda: self._store().check(tracked)),
             )
         except WaitInterruptedError as error:
             raise LedgerNotOpen(_CLOSED) from error
@@ -549,7 +549,7 @@ class ScoreLedger:
     def _await_recorded(self, timeout: float) -> tuple[int, int]:
         """Wait for what is recorded by now, and return what is tracked and how many events lack."""
         self._check_event_store()
-        newest = reading(self._scoring.recorder.max_notification_id) or 0
+        newest = read_event_store(self._scoring.recorder.max_notification_id) or 0
         with suppress(TimeoutError):
             self._await_position(newest, timeout)
         tracked = self._view.max_tracking_id(self._scoring.name) or 0
@@ -557,7 +557,7 @@ class ScoreLedger:
 
     def _check_event_store(self) -> None:
         tracked = self._view.tracked(self._scoring.name)
-        reading(lambda: self._store().check(tracked))
+        read_event_store(lambda: self._store().check(tracked))
 
     def _check_writable(self) -> None:
         if self._read_only:
@@ -587,14 +587,18 @@ class ScoreLedger:
         self._thread.start()
 
     def _work(self) -> None:
-        pause = _FIRST_PAUSE_AFTER_ERROR_SECONDS
+        restarts = Retries(
+            Retrying(
+                wait=wait_exponential(max=_LONGEST_PAUSE_AFTER_ERROR_SECONDS),
+                sleep=sleep_using_event(self._stop),
+            )
+        )
         while not self._stop.is_set():
             started = time.monotonic()
             try:
                 self._worker().follow(self._stop)
-            except Exception:
+            except Exception as error:
                 logger.exception("the projection stopped; trying again")
                 if time.monotonic() - started > _LONGEST_PAUSE_AFTER_ERROR_SECONDS:
-                    pause = _FIRST_PAUSE_AFTER_ERROR_SECONDS
-                self._stop.wait(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE_AFTER_ERROR_SECONDS)
+                    restarts.reset()
+                restarts.back_off(error)

@@ -11,7 +11,7 @@ from projections.errors import EventStoreReplaced
 from projections.events.anchored_store import AnchoredStore
 from projections.events.stores import kind_of
 from projections.mongo import MongoScoreView
-from scoring.retrying import reading
+from scoring.retries import read_event_store
 
 if TYPE_CHECKING:
     from projections.mongo.parking import ParkedStream
@@ -81,11 +81,11 @@ def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
     tracked = at.position or 0
     replaced: str | None = None
     try:
-        reading(lambda: AnchoredStore(scoring, view.read_model).check(at))
+        read_event_store(lambda: AnchoredStore(scoring, view.read_model).check(at))
     except EventStoreReplaced as error:
         replaced = str(error)
     # Asked afterwards: what is tracked was recorded before.
-    newest = reading(scoring.recorder.max_notification_id) or 0
+    newest = read_event_store(scoring.recorder.max_notification_id) or 0
     kind = kind_of(scoring.env)
     lag_seconds = None
     if replaced is None:
@@ -122,7 +122,7 @@ def _building_position(scoring: Scoring, view: MongoScoreView, building: int | N
 
 
 def _lag_seconds(scoring: Scoring, tracked: int) -> float | None:
-    oldest = reading(
+    oldest = read_event_store(
         lambda: scoring.recorder.select_notifications(
             start=tracked, limit=_EVENTS_ASKED_FOR_THEIR_TIME, inclusive_of_start=False
         )

@@ -23,7 +23,7 @@ from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
 from scoring.receipts import Score
 from scoring.recorder import RefusedAt, WriteSide
-from scoring.retrying import STORE_ERRORS, opening, reading
+from scoring.retries import STORE_ERRORS, open_event_store, read_event_store
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientConnectionPool
 from scoring.topics import ImportedTopicsMapper
@@ -166,7 +166,7 @@ class Scoring(Application[UUID]):
 
             theirs: Any = self.factory
             theirs.datastore.pool = bounded_pool(theirs.datastore)
-        return opening(super().construct_recorder)
+        return open_event_store(super().construct_recorder)
 
     def construct_event_store(self) -> EventStore[UUID]:
         """Construct the event store."""
@@ -174,7 +174,7 @@ class Scoring(Application[UUID]):
 
     def construct_snapshot_store(self) -> EventStore[UUID]:
         """Construct the store of snapshots."""
-        recorder = opening(lambda: self.factory.aggregate_recorder(purpose="snapshots"))
+        recorder = open_event_store(lambda: self.factory.aggregate_recorder(purpose="snapshots"))
         return ScoringSnapshotStore(self.mapper, recorder, self.events)
 
     def construct_repository(self) -> Repository[UUID]:
@@ -362,7 +362,7 @@ class Scoring(Application[UUID]):
             ScoringError: if the store failed and stayed so.
         """
         user_id = normalised_user_id(user_id)
-        return reading(lambda: self._state_of(user_id))
+        return read_event_store(lambda: self._state_of(user_id))
 
     def _state_of(self, user_id: str) -> Score:
         with self._locks.hold([user_id]):

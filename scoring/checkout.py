@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from eventsourcing.persistence import OperationalError
 
 from scoring.forks import call_in_child
-from scoring.retrying import remaining_seconds
+from scoring.retries import remaining_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -29,7 +29,7 @@ from psycopg.sql import SQL, Identifier
 from psycopg_pool import PoolTimeout
 
 from scoring.event_store import GaplessRecorder, StoreWentBack, predecessors_of
-from scoring.retrying import ATTEMPT_SECONDS, remaining_seconds
+from scoring.retries import ATTEMPT_SECONDS, remaining_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

@@ -21,7 +21,15 @@ from scoring.errors import ScoringError, StreamHasGap
 from scoring.event_store import StoreWentBack
 from scoring.grants import Grant
 from scoring.receipts import ReceiptT
-from scoring.retrying import STORE_ERRORS, Deadline, is_hopeless, reading
+from scoring.retries import (
+    LOST_RACES,
+    STORE_ERRORS,
+    STORE_FAILURES,
+    Retries,
+    TimeLimit,
+    is_hopeless,
+    read_event_store,
+)
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
@@ -141,12 +149,20 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
             RefusedAt: if an aggregate refused a command.
             ScoringError: if the store failed and stayed so.
         """
-        if ask_first:
-            reading(lambda: self._learn_originals(self._commands))
-        with Deadline() as deadline:
-            return self._receipts_by(deadline)
+        try:
+            with TimeLimit() as limit:
+                if ask_first:
+                    read_event_store(lambda: self._learn_originals(self._commands))
+                return self._receipts_within(limit)
+        except ConnectionPoolClosedError as error:
+            # Perhaps between the commit and giving back the connection.
+            raise ScoringError(
+                f"the event store was closed, so it is unknown whether {self._subject} are "
+                f"recorded: {self._cure}, on one that is open"
+            ) from error
 
-    def _receipts_by(self, deadline: Deadline) -> list[ReceiptT]:
+    def _receipts_within(self, limit: TimeLimit) -> list[ReceiptT]:
+        races, failures = Retries(LOST_RACES), Retries(STORE_FAILURES)
         while True:
             taken_before = len(self._originals)
             failure: Exception
@@ -156,12 +172,8 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
             except RefusedAt as refused:
                 # A taken id is answered even where a new one would be refused.
                 failure = refused
-            except ConnectionPoolClosedError as error:
-                # Perhaps between the commit and giving back the connection.
-                raise ScoringError(
-                    f"the event store was closed, so it is unknown whether {self._subject} are "
-                    f"recorded: {self._cure}, on one that is open"
-                ) from error
+            except ConnectionPoolClosedError:
+                raise
             except STORE_ERRORS as error:
                 if is_hopeless(error):
                     raise ScoringError(
@@ -174,17 +186,21 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
                 if receipts is not None:
                     return receipts
                 self._learn_originals(self._commands)
+            except ConnectionPoolClosedError:
+                raise
             except STORE_ERRORS as error:
                 failure = error
-                if is_hopeless(error) and not isinstance(error, ConnectionPoolClosedError):
+                if is_hopeless(error):
                     raise ScoringError(self._unknown("cannot be read", error)) from error
             if len(self._originals) > taken_before:
                 continue  # something was learnt, and there are only so many ids to learn about
             if isinstance(failure, RefusedAt):
                 raise failure
-            if deadline.is_over(failure):
-                raise ScoringError(self._exhausted(failure, deadline)) from failure
-            deadline.pause(failure)
+            retries = races if isinstance(failure, IntegrityError) else failures
+            try:
+                retries.back_off(failure)
+            except STORE_ERRORS:
+                raise ScoringError(self._exhausted(failure, retries, limit)) from failure
 
     def _try_to_commit(self) -> list[ReceiptT]:
         attempt = self._decide()
@@ -236,8 +252,8 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
             users = [command.user_id for command in self._commands]
             raise RefusedAt(users.index(error.user_id), error) from error.__cause__
 
-    def _exhausted(self, failure: Exception, deadline: Deadline) -> str:
-        tried = f"{deadline.attempts} times in {deadline.seconds:.0f} seconds"
+    def _exhausted(self, failure: Exception, retries: Retries, limit: TimeLimit) -> str:
+        tried = f"{retries.failures} times in {limit.elapsed_seconds:.0f} seconds"
         if isinstance(failure, IntegrityError):
             return (
                 f"{self._subject} lost the race for their users' streams {tried} and were "

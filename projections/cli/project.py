@@ -23,7 +23,7 @@ from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
 from projections.errors import ReadModelUnavailable
 from projections.ledger import ScoreLedger
-from projections.patience import Patience
+from projections.retries import retries_until
 from projections.settings import Settings
 from projections.status import LedgerStatus
 from projections.worker.worker import Progress
@@ -135,4 +135,4 @@ def _begin(
                 err.print(f"[yellow]note:[/] trying again: {shown(str(error))}")
             raise
 
-    return Patience(Event()).sit_out(begin_following) if follow else begin()
+    return retries_until(Event()).call(begin_following) if follow else begin()

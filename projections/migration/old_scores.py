@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import tomllib
 import unicodedata
@@ -38,7 +37,7 @@ from projections.migration.old_values import (
     value_at,
 )
 from projections.mongo.errors import translated
-from projections.patience import Patience
+from projections.retries import retries_until
 from scoring.contributions import Contribution
 from scoring.errors import InvalidGrant
 from scoring.identity import is_grant_shaped
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
     from pymongo import MongoClient
     from pymongo.collection import Collection as MongoCollection
-
-logger = logging.getLogger(__name__)
 
 Document = dict[str, Any]
 
@@ -251,23 +248,20 @@ class OldScores(BaseModel):
 
     def _read(self, collection: MongoCollection[Document], where: Document) -> Iterator[OldUser]:
         taking = _Taking(self, collection)
-        patience = Patience(Event())
+        retries = retries_until(Event())
         last: Any = MISSING
         while True:
             try:
                 with translated():
                     documents = self._find(collection, where, after=last)
                     for raw, user in taking.users(documents):
-                        patience.restored()
+                        retries.reset()
                         if user.user_id is not None:
                             last = raw
                         yield user
                     return
             except ReadModelUnavailable as error:
-                if not error.transient or patience.is_exhausted():
-                    raise
-                logger.info("reading the old collection goes on after the last user: %s", error)
-                patience.pause()
+                retries.back_off(error)  # and then go on after the last user
 
     def _find(
         self, collection: MongoCollection[Document], where: Document, *, after: Any

@@ -4,7 +4,7 @@
 ``MONGO_DATABASE`` makes the library construct a ``MongoScoreView``. Events are not stored here.
 
 Everything that knows MongoDB's documents, commands and errors is in this package. It may import
-``projections.events``, ``projections.patience`` and ``projections.errors``.
+``projections.events``, ``projections.retries`` and ``projections.errors``.
 """
 
 from projections.mongo.client import DEFAULT_DATABASE, close, connect, database_in_path

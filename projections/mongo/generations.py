@@ -30,7 +30,7 @@ from projections.mongo.switch import (
     names_by_uuid,
     roll_forward,
 )
-from projections.patience import Patience
+from projections.retries import retries_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -314,11 +314,11 @@ class Generations:
         Raises:
             ReadModelUnavailable: if MongoDB failed, and stayed so.
         """
-        patience = Patience(Event())
+        retries = retries_until(Event())
         # One look at one document, so that none can be replaced or begun meanwhile; a number below
         # the live one never becomes live again.
-        kept = _kept(patience.sit_out(self.await_settled))
-        patience.sit_out(lambda: self._discard(kept))
+        kept = _kept(retries.call(self.await_settled))
+        retries.call(lambda: self._discard(kept))
         return kept
 
     def _discard(self, generations: Collection[int]) -> None:

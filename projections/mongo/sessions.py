@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from bson.errors import InvalidDocument
 from pymongo.errors import PyMongoError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_incrementing
 
 from projections.errors import ReadModelUnavailable
-from projections.mongo.errors import is_without_sessions
+from projections.mongo.errors import is_snapshot_gone, is_without_sessions
+from scoring.retries import Retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_CONNECTIONS: Final = 100  # of a pool, unless its owner says otherwise
+
+_INSTANTS: Final = Retrying(
+    retry=retry_if_exception(lambda e: isinstance(e, PyMongoError) and is_snapshot_gone(e)),
+    stop=stop_after_attempt(5),
+    wait=wait_incrementing(start=0.05, increment=0.05),
+    reraise=True,
+)
 
 
 def in_session(client: MongoClient[Any], work: Callable[[ClientSession], T], **options: Any) -> T:
@@ -42,6 +51,22 @@ def in_session(client: MongoClient[Any], work: Callable[[ClientSession], T], **o
                 raise
     with client.start_session(**options) as session:
         return work(session)
+
+
+def in_snapshot(client: MongoClient[Any], read: Callable[[ClientSession], T]) -> T:
+    """Return what ``read`` returns, called with a session that reads one instant.
+
+    It is called again, for a later instant, if that one cannot be read any more.
+
+    Raises:
+        OperationFailure: if one after the other cannot; see ``is_snapshot_gone``.
+    """
+
+    def read_one_instant() -> T:
+        with client.start_session(snapshot=True) as session:
+            return read(session)
+
+    return Retries(_INSTANTS).call(read_one_instant)
 
 
 @contextmanager

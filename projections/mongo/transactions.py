@@ -9,7 +9,6 @@ harm: its transaction is aborted whole, and it tries again.
 
 from __future__ import annotations
 
-import logging
 import time
 from contextlib import suppress
 from threading import Event
@@ -30,14 +29,13 @@ from projections.mongo.errors import (
 )
 from projections.mongo.liveness import Liveness
 from projections.mongo.sessions import discarding
-from projections.patience import Patience
+from projections.retries import retries_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from projections.mongo.collections import Collections
-
-logger = logging.getLogger(__name__)
+    from scoring.retries import Retries
 
 _PROBE_SECONDS: Final = 0.5
 _FIRST_COMMIT_SECONDS: Final = 1.0
@@ -84,10 +82,11 @@ class TransactionRunner:
             BatchTooSlow: if it is divisible, and the server gave the transaction up for its age.
             PyMongoError: what the last attempt failed with; the transaction is aborted.
         """
-        patience = Patience(stop or Event())
+        retries = retries_until(stop or Event(), may_pass=_may_pass)
         while True:
             began = time.monotonic()
             try:
+                find_server(self._client)
                 with self._liveness, discarding(self._client):
                     # Named, whatever the client's own are: a transaction needs just these.
                     self.session.start_transaction(
@@ -97,7 +96,7 @@ class TransactionRunner:
                     )
                     with pymongo.timeout(_LONGEST_ATTEMPT_SECONDS):
                         work()
-                    self._commit(patience)
+                    self._commit(retries)
                 return
             except PyMongoError as error:
                 self._abort()
@@ -106,14 +105,9 @@ class TransactionRunner:
                         "a transaction took longer than MongoDB keeps one open "
                         "(transactionLifetimeLimitSeconds)"
                     ) from error
-                if not is_transient(error) or patience.is_exhausted():
-                    raise
-                logger.info("transaction aborted, trying again: %s", error)
+                retries.back_off(error)
                 if is_conflict(error):
                     self._liveness.abort_the_dead()
-                patience.pause()
-                if not await_server(self._client, patience):
-                    raise
             except BaseException:
                 self._abort()
                 raise
@@ -123,20 +117,22 @@ class TransactionRunner:
         self._liveness.close()
         self.session.end_session()
 
-    def _commit(self, patience: Patience) -> None:
+    def _commit(self, retries: Retries) -> None:
         # Committing again is safe: the server knows the transaction by its number. So the first
         # attempts are short, for a server that is gone must not keep a worker from stopping.
         seconds = _FIRST_COMMIT_SECONDS
         while True:
             try:
+                find_server(self._client)
                 with discarding(self._client), pymongo.timeout(seconds):
                     self.session.commit_transaction()
                 return
             except PyMongoError as error:
                 if not is_outcome_unknown(error):
                     raise
-                patience.pause()
-                if patience.is_exhausted() or not await_server(self._client, patience):
+                try:
+                    retries.back_off(error)
+                except PyMongoError:
                     self._abandon()
                     raise
             seconds = min(seconds * 2, _LONGEST_COMMIT_SECONDS)
@@ -158,18 +154,19 @@ def is_there(client: pymongo.MongoClient[Any]) -> bool:
     return client.topology_description.has_writable_server()
 
 
-def await_server(client: pymongo.MongoClient[dict[str, object]], patience: Patience) -> bool:
-    """Wait until there is a server to write to; false if patience is exhausted before.
+def find_server(client: pymongo.MongoClient[Any]) -> None:
+    """Raise the driver's error unless there is a server to write to within half a second.
 
     An operation that finds no server waits for one by itself, but for many seconds and whatever
     happens in the meantime.
     """
-    while not is_there(client):
-        if patience.is_exhausted():
-            return False
-        with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
+    if not is_there(client):
+        with pymongo.timeout(_PROBE_SECONDS):
             client.admin.command("ping")
-    return True
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, PyMongoError) and (is_transient(error) or is_outcome_unknown(error))
 
 
 def _is_too_slow(error: PyMongoError, seconds: float) -> bool:

@@ -17,7 +17,7 @@ from projections.mongo.errors import translated
 from projections.mongo.liveness import process_identity
 from projections.mongo.parking import OnError, Parking
 from projections.mongo.positions import Positions
-from projections.mongo.transactions import await_server
+from projections.mongo.transactions import find_server
 from projections.mongo.writer import EventWriter
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from projections.mongo.batches import Batch
     from projections.mongo.read_model import ReadModel
     from projections.mongo.writer import Transaction
-    from projections.patience import Patience
 
 _NOTED: Final = frozenset({"position", "reason", "pid", "host", "failedAt"})
 
@@ -68,17 +67,16 @@ class MongoScoreView(TrackingRecorder):
         """Return the tracked position of an application, and its anchor."""
         return self.positions.tracked(application_name)
 
-    def tracked_soon(self, application_name: str, patience: Patience) -> Tracked:
+    def tracked_soon(self, application_name: str) -> Tracked:
         """Return what is tracked, without making a worker wait that is to stop.
 
         Raises:
             ReadModelUnavailable: if MongoDB does not answer within a second, among other things.
         """
-        await_server(self.read_model.client, patience)
         with pymongo.timeout(_ASK_SECONDS):
             return self.tracked(application_name)
 
-    def check_collections(self, patience: Patience) -> None:
+    def check_collections(self) -> None:
         """Check that the read model is whole, unless it was found so a moment ago.
 
         What is dropped since then is noticed by the batch that would go there.
@@ -89,7 +87,8 @@ class MongoScoreView(TrackingRecorder):
         """
         inventory = self.read_model.inventory
         if not (inventory.is_fresh and inventory.is_guarded):
-            await_server(self.read_model.client, patience)
+            with translated():
+                find_server(self.read_model.client)
             inventory.check(seconds=_ASK_SECONDS)
 
     def record_failure(self, application_name: str, *, reason: str) -> None:

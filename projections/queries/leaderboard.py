@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,10 +13,9 @@ from projections.errors import ReadModelUnavailable
 from projections.mongo.errors import (
     answered,
     is_other_collection,
-    is_snapshot_gone,
     translated,
 )
-from projections.mongo.sessions import discarding, in_session
+from projections.mongo.sessions import discarding, in_session, in_snapshot
 from scoring.rules import MAX_TOTAL, normalised_user_id
 
 if TYPE_CHECKING:
@@ -35,9 +33,6 @@ T = TypeVar("T")
 By = Literal["recomputed", "ledger"]
 
 _FIELDS: Final[dict[str, str]] = {"recomputed": "recomputedTotal", "ledger": "totalScore"}
-
-_SNAPSHOT_ATTEMPTS: Final = 5
-_PAUSE_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,22 +225,17 @@ class Leaderboard:
 
     def _read_live(self, field: str, read: Callable[[_Snapshot], T]) -> T:
         def from_one_snapshot(watching: ClientSession) -> tuple[T, Binary | None]:
-            for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
-                try:
-                    uuid = self._uuid_of_users()
-                    with self._read_model.client.start_session(snapshot=True) as session:
-                        result = read(_Snapshot(self._users, field, session))
-                        # The generation is looked at after what was read, by the server's time.
-                        if session.cluster_time is not None:
-                            watching.advance_cluster_time(session.cluster_time)
-                        if session.operation_time is not None:
-                            watching.advance_operation_time(session.operation_time)
-                        return result, uuid
-                except OperationFailure as error:
-                    if not is_snapshot_gone(error) or attempt == _SNAPSHOT_ATTEMPTS:
-                        raise
-                time.sleep(_PAUSE_SECONDS * attempt)
-            raise AssertionError  # the last attempt returns or raises
+            def from_session(session: ClientSession) -> tuple[T, Binary | None]:
+                uuid = self._uuid_of_users()
+                result = read(_Snapshot(self._users, field, session))
+                # The generation is looked at after what was read, by the server's time.
+                if session.cluster_time is not None:
+                    watching.advance_cluster_time(session.cluster_time)
+                if session.operation_time is not None:
+                    watching.advance_operation_time(session.operation_time)
+                return result, uuid
+
+            return in_snapshot(self._read_model.client, from_session)
 
         result, self._uuid = self._generations.consistently(from_one_snapshot)
         return result

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pymongo.errors import OperationFailure
@@ -17,6 +17,7 @@ from projections.mongo.batches import grant_document
 from projections.mongo.errors import is_snapshot_gone
 from projections.mongo.joins import outer_join
 from projections.mongo.parking import parked_stream
+from projections.mongo.sessions import in_snapshot
 from projections.verification.collections import verify_collections
 from projections.verification.expectation import Expectation
 from projections.verification.report import (
@@ -31,7 +32,7 @@ from projections.verification.report import (
 from scoring import UserScore
 from scoring.errors import in_words
 from scoring.event_store import missing_versions
-from scoring.retrying import reading
+from scoring.retries import read_event_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 _EVENTS_PER_PAGE: Final = 5000
 _MAX_LAST_STRETCH_EVENTS: Final = 20_000
 _PROGRESS_EVERY: Final = 1000
-_ATTEMPTS_AT_ONE_INSTANT: Final = 5
 
 
 def verify_events(
@@ -117,24 +117,20 @@ class _EventVerification:
             if until - self._position <= _MAX_LAST_STRETCH_EVENTS:
                 break
             self._compare_grants(until, session)
-        for attempt in range(_ATTEMPTS_AT_ONE_INSTANT):
-            at_one_instant = Verification()
-            try:
-                with self._read_model.client.start_session(snapshot=True) as snapshot:
-                    self._compare_at_one_instant(snapshot, at_one_instant)
-            except OperationFailure as error:
-                if not is_snapshot_gone(error):
-                    raise
-                time.sleep(0.1 * attempt)
-            else:
-                self._outcome.add(at_one_instant)
-                return self._outcome
-        raise ReadModelUnavailable(
-            "MongoDB does not keep one instant readable for as long as it takes to compare all "
-            "users and buckets: raise its parameter minSnapshotHistoryWindowInSeconds"
-        )
+        try:
+            at_one_instant = in_snapshot(self._read_model.client, self._compare_at_one_instant)
+        except OperationFailure as error:
+            if not is_snapshot_gone(error):
+                raise
+            raise ReadModelUnavailable(
+                "MongoDB does not keep one instant readable for as long as it takes to compare all "
+                "users and buckets: raise its parameter minSnapshotHistoryWindowInSeconds"
+            ) from error
+        self._outcome.add(at_one_instant)
+        return self._outcome
 
-    def _compare_at_one_instant(self, session: ClientSession, outcome: Verification) -> None:
+    def _compare_at_one_instant(self, session: ClientSession) -> Verification:
+        outcome = Verification()
         self._look_for_parked_streams(session)
         tracked, newest, foreign = self._positions(session)
         until = tracked or 0
@@ -152,6 +148,7 @@ class _EventVerification:
         self._look_for_gaps(outcome)
         self._compare_users(session, outcome)
         self._compare_buckets(session, outcome)
+        return outcome
 
     def _look_for_parked_streams(self, session: ClientSession) -> None:
         found = self._read_model.parked.find(session=session)
@@ -170,8 +167,8 @@ class _EventVerification:
             self._read_model.positions.find_one({"_id": self._position_id}, session=session) or {}
         )
         tracked = Tracked.of(document)
-        reading(lambda: self._store.check(tracked))
-        newest = reading(self._scoring.recorder.max_notification_id) or 0
+        read_event_store(lambda: self._store.check(tracked))
+        newest = read_event_store(self._scoring.recorder.max_notification_id) or 0
         return tracked.position, newest, document.get("foreignGrants", 0)
 
     def _last_projected(self, after: int, newest: int, session: ClientSession) -> int:
@@ -203,7 +200,7 @@ class _EventVerification:
         self, after: int, until: int
     ) -> tuple[list[GrantEvent | BucketEvent | PoisonEvent], int]:
         """Return a page of events and the position up to which it has them all."""
-        notifications = reading(
+        notifications = read_event_store(
             lambda: self._scoring.recorder.select_notifications(
                 start=after,
                 limit=_EVENTS_PER_PAGE,
@@ -286,7 +283,7 @@ class _EventVerification:
         """Report versions that are missing in the event store, though later ones are there."""
         for user_id in self._expectation.users_short_of_events():
             stream = UserScore.create_id(user_id)
-            gaps = reading(lambda stream=stream: missing_versions(self._scoring.recorder, stream))  # type: ignore[misc]
+            gaps = read_event_store(partial(missing_versions, self._scoring.recorder, stream))
             for gap in gaps:
                 outcome.report(Difference(user_id, "stream", in_words(gap), "missing"))
 

@@ -14,7 +14,7 @@ from projections.events.decoder import EventDecoder
 from projections.events.model import TOPICS, Fault, GrantEvent, stream_name
 from projections.events.pages import read_page
 from projections.mongo.batches import Batch, encoded, writes_of
-from scoring.retrying import reading
+from scoring.retries import read_event_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,7 +238,7 @@ def events_of_stream(
     while searched < until:
         stretch_end = min(until, searched + _POSITIONS_SEARCHED_AT_ONCE)
         start = searched
-        page = reading(
+        page = read_event_store(
             lambda after=start, stop=stretch_end: read_page(  # type: ignore[misc]
                 scoring.recorder,
                 after=after,

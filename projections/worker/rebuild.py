@@ -14,8 +14,8 @@ from projections.errors import EventStoreReplaced, ReadModelUnavailable, Rebuild
 from projections.events.anchored_store import AnchoredStore
 from projections.mongo import MongoScoreView
 from projections.mongo.switch import SILENT_HOLD_SECONDS, Switch, roll_forward
-from projections.patience import Patience
-from scoring.retrying import reading
+from projections.retries import retries_until
+from scoring.retries import read_event_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,29 +97,29 @@ class Rebuild:
             ReadModelUnavailable: if MongoDB failed.
         """
         self._adopt = adopt
-        patience = Patience(stop or Event())
-        patience.sit_out(self._target)  # before there is work to lose
+        retries = retries_until(stop or Event())
+        retries.call(self._target)  # before there is work to lose
         building: ReadModel | None = None
         position = 0
 
         def watched(progress: Progress) -> None:
             nonlocal position
             position = progress.position
-            patience.restored()
+            retries.reset()
             (on_progress or _unwatched)(progress)
 
         try:
-            building = patience.sit_out(lambda: self._begin(fresh=fresh))
+            building = retries.call(lambda: self._begin(fresh=fresh))
             with closing(MongoScoreView(building)) as view:
-                if outcome := patience.sit_out(lambda: self._build(view, stop, watched)):
+                if outcome := retries.call(lambda: self._build(view, stop, watched)):
                     return outcome
         except RebuildSuperseded as superseded:
-            state = patience.sit_out(self._live.generations.await_settled)
+            state = retries.call(self._live.generations.await_settled)
             if state.generation != superseded.generation:
                 raise
             # Another rebuild shared the work and was the first to switch, or this one was and had
             # to ask again.
-            live_position = patience.sit_out(self._live_position)
+            live_position = retries.call(self._live_position)
             return RebuildOutcome(state.generation, live_position, live=True)
         except ReadModelUnavailable:
             if building is None or stop is None or not stop.is_set():
@@ -134,7 +134,7 @@ class Rebuild:
         building.prepare_building(self._scoring.name)
         begun = MongoScoreView(building).tracked(self._scoring.name)
         try:
-            reading(lambda: self._store.check(begun))
+            read_event_store(lambda: self._store.check(begun))
         except EventStoreReplaced as replaced:
             if fresh:  # it was begun a moment ago
                 raise
@@ -175,7 +175,7 @@ class Rebuild:
                 worker.catch_up()
             # Last, so that nothing goes live that the event store does not have.
             built = view.tracked(self._scoring.name)
-            reading(lambda: self._store.check(built))
+            read_event_store(lambda: self._store.check(built))
             if not switch.commit(at_least=target):
                 return False
         finally:
@@ -193,7 +193,7 @@ class Rebuild:
         """
         live = self._live_view.tracked(self._scoring.name)
         try:
-            reading(lambda: self._store.check(live))
+            read_event_store(lambda: self._store.check(live))
         except EventStoreReplaced:
             if not self._adopt:
                 raise

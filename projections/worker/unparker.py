@@ -11,7 +11,7 @@ from projections.errors import BatchRefused, BatchTooSlow, PositionMoved
 from projections.events.anchored_store import AnchoredStore
 from projections.events.model import Fault, ScoreEvent
 from projections.worker.batch_reader import events_of_stream
-from scoring.retrying import reading
+from scoring.retries import read_event_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -176,7 +176,7 @@ class Unparker:
 
     def _check(self, tracked: Tracked) -> None:
         # After the events were read, so that they are of the history that was projected.
-        reading(lambda: self._store.check(tracked))
+        read_event_store(lambda: self._store.check(tracked))
 
     def _count(self, grants: int) -> None:
         self._outcome.grants += grants

@@ -20,10 +20,10 @@ from projections.errors import (
 from projections.events.anchor import Tracked
 from projections.events.anchored_store import AnchoredStore
 from projections.events.wakeups import WakeUps
-from projections.patience import Patience
+from projections.retries import retries_until
 from projections.worker.batch_reader import PAGE_SIZE, BatchLimits, BatchReader, read_ahead
 from scoring.errors import ScoringError
-from scoring.retrying import STORE_ERRORS, in_words, is_hopeless
+from scoring.retries import STORE_ERRORS, reads_translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from projections.mongo.batches import Batch
     from projections.mongo.parking import OnError
     from scoring import Scoring
+    from scoring.retries import Retries
 
 logger = logging.getLogger(__name__)
 
@@ -134,23 +135,23 @@ class ProjectionWorker:
         tracked = Tracked()
         position_is_known = has_lost = False
         pause = _SHORTEST_PAUSE_SECONDS
-        patience = Patience(stop)
+        retries = retries_until(stop)
         with self._failure_on_record():
             while not stop.is_set():
                 try:
                     if until is None or wake_ups is not None:
                         until = self._scoring.recorder.max_notification_id() or 0
                     if has_lost:
-                        self._stand_by(until, stop, patience)
+                        self._stand_by(until, stop, retries)
                         has_lost = False
                     if not position_is_known:
-                        self._view.check_collections(patience)
-                        tracked = self._view.tracked_soon(self._scoring.name, patience)
+                        self._view.check_collections()
+                        tracked = self._view.tracked_soon(self._scoring.name)
                         self._store.check(tracked)
                         position_is_known = True
                     position = tracked.position or 0
                     if position < until:
-                        tracked = self._advance(tracked, until, stop, patience)
+                        tracked = self._advance(tracked, until, stop, retries)
                         if (tracked.position or 0) < until:
                             until = None  # it is gone: the store went back meanwhile
                         pause = _SHORTEST_PAUSE_SECONDS
@@ -158,7 +159,7 @@ class ProjectionWorker:
                     if position > until:
                         # Recorded since it was asked for the newest, or the store went back.
                         self._store.check(tracked)
-                    patience.restored()
+                    retries.reset()
                     self._report(position, max(until, position))
                     if wake_ups is None:
                         break
@@ -167,16 +168,16 @@ class ProjectionWorker:
                     position_is_known = self._view.read_model.inventory.is_fresh
                 except PositionMoved as moved:
                     logger.info("%s", moved)
-                    patience.restored()  # for MongoDB has answered
+                    retries.reset()  # for MongoDB has answered
                     has_lost = True
                     position_is_known = False
                 except (ReadModelUnavailable, *STORE_ERRORS) as error:
                     position_is_known = False
                     if not stop.is_set():
-                        _pause_before_retry(error, patience)
+                        retries.back_off(error)
         return tracked.position or 0
 
-    def _advance(self, tracked: Tracked, until: int, stop: Event, patience: Patience) -> Tracked:
+    def _advance(self, tracked: Tracked, until: int, stop: Event, retries: Retries) -> Tracked:
         """Apply batches from just after ``tracked`` up to ``until``, which is recorded."""
         with self._batches(tracked, until) as batches:
             for batch in batches:
@@ -185,7 +186,7 @@ class ProjectionWorker:
                 self._apply(batch, stop)
                 tracked = batch.reaches
                 self._grants += len(batch.events)
-                patience.restored()
+                retries.reset()
                 self._report(batch.position, until)
         return tracked
 
@@ -226,7 +227,7 @@ class ProjectionWorker:
         self._store.check(batch.reaches)
         return batch.cut(position, anchor)
 
-    def _stand_by(self, until: int, stop: Event, patience: Patience) -> None:
+    def _stand_by(self, until: int, stop: Event, retries: Retries) -> None:
         """Wait while another worker moves the position; return when it has stopped doing so.
 
         Competing with it would cost both: the loser has read a batch for nothing, and its
@@ -234,8 +235,8 @@ class ProjectionWorker:
         """
         last = -1
         while not stop.wait(_PAUSE_AFTER_LOSING_SECONDS * random.uniform(0.5, 1)):  # noqa: S311
-            position = self._view.tracked_soon(self._scoring.name, patience).position or 0
-            patience.restored()
+            position = self._view.tracked_soon(self._scoring.name).position or 0
+            retries.reset()
             if position in {last, until} or position > until:
                 return
             last = position
@@ -243,7 +244,8 @@ class ProjectionWorker:
     @contextmanager
     def _failure_on_record(self) -> Iterator[None]:
         try:
-            yield
+            with reads_translated():
+                yield
         except (ProjectionError, ScoringError) as error:
             self._view.record_failure(self._scoring.name, reason=str(error))
             raise
@@ -263,14 +265,3 @@ def _idle(wake_ups: WakeUps, pause: float) -> float:
         else _LONGEST_PAUSE_LOOKING_SECONDS
     )
     return min(pause * 1.5, longest)
-
-
-def _pause_before_retry(error: Exception, patience: Patience) -> None:
-    """Wait before trying again, or raise what cannot pass or has not passed for too long."""
-    if isinstance(error, ReadModelUnavailable):
-        if not error.transient or patience.is_exhausted():
-            raise error
-    elif is_hopeless(error) or patience.is_exhausted():
-        raise ScoringError(f"the event store cannot be read: {in_words(error)}") from error
-    logger.info("trying again: %s", error)
-    patience.pause()

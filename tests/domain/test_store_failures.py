@@ -12,8 +12,9 @@ from threading import Timer
 
 import pytest
 from psycopg import sql
+from tenacity import wait_none
 
-import scoring.retrying
+import scoring.retries
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
 from receipts_check import check_receipts, read_ledger
@@ -195,7 +196,7 @@ def test_a_store_that_stays_locked_ends_in_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within the bound, without a raw database error; reads go on, and trying again is safe."""
-    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 1.5)
+    monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 1.5)
     file = tmp_path / "events.sqlite"
     with Scoring({**sqlite_env(file), "SQLITE_LOCK_TIMEOUT": "1"}) as app:
         app.grant(**make_grant(1, user_id="jane", amount=5).model_dump())
@@ -229,7 +230,7 @@ def test_races_that_are_lost_for_ever_end_in_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if somebody else always were first: the store refuses every insert as not unique."""
-    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 1.0)
     file = tmp_path / "events.sqlite"
     with Scoring(sqlite_env(file)) as app:
         fail_inserts(file, "stored_events")
@@ -241,7 +242,7 @@ def test_a_race_is_run_again_for_as_long_as_a_command_has_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often it was lost: with many processes on one user that says nothing of the next."""
-    monkeypatch.setattr(scoring.retrying, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(scoring.retries, "PACE", wait_none())
     file = tmp_path / "events.sqlite"
     with Scoring(sqlite_env(file)) as app:
         fail_inserts(file, "stored_events")
@@ -277,7 +278,7 @@ def test_a_batch_that_fails_half_way_keeps_its_receipts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store fails in the second chunk: the first thousand receipts are in the error."""
-    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 0.5)
     file = tmp_path / "events.sqlite"
 
     def grants() -> Iterator[object]:
@@ -299,7 +300,7 @@ def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same application carries on when PostgreSQL is started again."""
-    monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 0.5)
     with new_server() as server:
         env = PostgresServer(server.get_uri()).new_env(POSTGRES_CONNECT_TIMEOUT="1")
         with Scoring(env) as app:
@@ -310,7 +311,7 @@ def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
                 app.grant(**make_grant(2, user_id="jane").model_dump())
             assert time.monotonic() - began < 5
             server.ensure_postgres_running()
-            monkeypatch.setattr(scoring.retrying, "MAX_SECONDS", 30.0)
+            monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 30.0)
             receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
             assert (receipt.status, receipt.total_before) == (GrantStatus.RECORDED, 5)
 

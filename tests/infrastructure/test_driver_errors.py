@@ -241,7 +241,7 @@ def test_a_failure_that_stays_is_our_error_in_every_call(
     mongo_uri: str, read_model: ReadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a worker's patience cut short."""
-    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.05)
     monkeypatch.setattr("projections.mongo.errors.ANSWER_SECONDS", 0.5)
     recorder = Recorder()
     case = Case(mongo_uri, tmp_path, read_model.database.name, recorder)

@@ -172,7 +172,7 @@ def test_a_failure_that_stays_is_raised_and_told_by_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Until some worker has come further."""
-    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.3)
     grant_some(scoring, 0, 10)
     worker = ProjectionWorker(scoring, view)
     settings = Settings(

@@ -68,7 +68,7 @@ def test_a_store_that_fails_for_good_is_an_error_and_on_record(
 ) -> None:
     """Until a worker has come further."""
     scoring.grant_many([make_grant(number) for number in range(20)])
-    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.2)
     with (
         without_its_table(tmp_path / "events.sqlite"),
         pytest.raises(ScoringError, match="stored_events"),
@@ -196,7 +196,7 @@ def test_a_rebuild_that_nobody_stopped_raises_what_does_not_pass(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not taken for one that was stopped."""
-    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.3)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.3)
     scoring.grant_many([make_grant(number) for number in range(10)])
     ProjectionWorker(scoring, view).catch_up()
     with ExitStack() as failures:
@@ -216,7 +216,7 @@ def test_a_rebuild_that_gets_on_has_its_whole_patience_for_the_next_failure(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Building takes hours, and whatever was sat out in them is over."""
-    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 1.0)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 1.0)
     scoring.grant_many([make_grant(number) for number in range(40)])
     ProjectionWorker(scoring, view).catch_up()
     newest, failed = scoring.recorder.max_notification_id(), Event()
@@ -267,7 +267,7 @@ def test_a_worker_that_keeps_losing_has_its_whole_patience_for_each_failure(
     scoring: Scoring, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long another one has been at work, and whatever was sat out before."""
-    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.5)
     monkeypatch.setattr("projections.worker.worker._PAUSE_AFTER_LOSING_SECONDS", 0.02)
     scoring.grant(**make_grant(1).model_dump())
     apply, began, met = view.apply, time.monotonic(), list[str]()

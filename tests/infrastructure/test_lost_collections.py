@@ -141,8 +141,8 @@ def test_a_batch_is_refused_in_the_moment_that_a_collection_is_dropped(
     dropped = live.database[name]
     check: Any = view.check_collections
 
-    def drop_after_the_check(patience: Any) -> None:
-        check(patience)
+    def drop_after_the_check() -> None:
+        check()
         dropped.drop()
         if replaced:
             dropped.insert_one({"_id": "ada", "totalScore": 900})

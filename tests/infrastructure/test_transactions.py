@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
+from pymongo.errors import ServerSelectionTimeoutError
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from event_store import assert_equal_to_the_events, damaged, grants_of
@@ -21,9 +22,9 @@ from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
 from projections.mongo.batches import Writes
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import in_transaction
-from projections.mongo.transactions import await_server
+from projections.mongo.transactions import find_server
 from projections.mongo.writer import Transaction
-from projections.patience import Patience
+from projections.retries import retries_until
 from projections.worker.rebuild import Rebuild
 from projections.worker.unparker import Unparker
 from scoring import Scoring
@@ -208,7 +209,10 @@ def test_waiting_for_a_server_that_does_not_come_ends_and_takes_no_processor_tim
     with MongoClient[Any]("mongodb://127.0.0.1:1/?replicaSet=nobody") as client:
         Timer(1, stop.set).start()
         used = time.process_time()
-        assert await_server(client, Patience(stop)) is False
+        retries = retries_until(stop, may_pass=lambda _: True)
+        with pytest.raises(ServerSelectionTimeoutError):
+            retries.call(lambda: find_server(client))
+        assert stop.is_set()
         assert time.process_time() - used < 0.1
 
 
@@ -252,7 +256,7 @@ def test_a_commit_that_stays_unknown_is_raised_and_leaves_no_transaction_open(
 ) -> None:
     """The session is killed, or its locks would hold everybody up for a minute."""
     scoring.grant_many([make_grant(number) for number in range(10)])
-    monkeypatch.setattr("projections.patience.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.2)
     before = open_transactions(view.read_model)
     lost = {"errorCode": 64, "errorLabels": ["UnknownTransactionCommitResult"]}
     with failing(mongo_uri, "commitTransaction", **lost):
