@@ -74,7 +74,7 @@ class UserPage(BaseModel):
     by_category: dict[str, int]
     grants: list[GrantRow]
     next_page: int | None
-    """Give this as ``after`` for the page that follows."""
+    """Give this as ``before`` for the page that follows."""
 
 
 def create_app(open_ledger: Callable[[], ScoreLedger] = ScoreLedger.open) -> FastAPI:
@@ -135,14 +135,14 @@ def award(
 def user_page(
     user_id: str,
     ledger: Ledger,
-    after: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+    before: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> UserPage:
     """Show a user's totals and grants, newest first."""
     totals = ledger.totals(user_id)
-    if totals is None:
+    if not totals.version:
         raise HTTPException(404, "this user has no points yet")
-    grants = ledger.history(user_id, after=after, limit=limit)
+    grants = ledger.history(user_id, before=before, limit=limit)
     return UserPage(
         user_id=totals.user_id,
         total=totals.total_score,

@@ -180,7 +180,7 @@ def migration(folder: Path, page: Path | None = None) -> Drift:
     old = years_of_traffic()
     users = sorted(old.buckets)
     # In this folder, whatever the environment says: a story has no business in a real database.
-    settings = Settings.model_construct(folder=folder)
+    settings = Settings(folder=folder)
     event_store = {
         "SCORING_PERSISTENCE_MODULE": "eventsourcing.sqlite",
         "SCORING_SQLITE_DBNAME": str(settings.events_file),

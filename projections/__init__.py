@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from projections.worker.rebuild import RebuildOutcome
     from projections.worker.unparker import Unparked
     from projections.worker.worker import Progress, ProjectionWorker
-    from scoring import LedgerError
+    from scoring import InvalidSetting, LedgerError
 
 __all__ = [
     "Batch",
@@ -54,6 +54,7 @@ __all__ = [
     "EventStoreReplaced",
     "ForeignDocument",
     "GrantRow",
+    "InvalidSetting",
     "Leaderboard",
     "LeaderboardRepository",
     "LeaderboardRow",

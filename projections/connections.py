@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from eventsourcing.utils import Environment
+from eventsourcing.persistence import InfrastructureFactoryError
+from eventsourcing.utils import Environment, TopicError
 from pymongo import MongoClient
 from pymongo.database import Database
 
@@ -14,9 +15,8 @@ from projections.embedded import open_server
 from projections.errors import ProjectionError
 from projections.events.stores import SQLITE, kind_of
 from projections.mongo import close, connect, database_in_path
-from projections.mongo.errors import translated
 from projections.mongo.read_model import ReadModel
-from scoring import EventStoreNotOpened, Scoring
+from scoring import EventStoreNotOpened, InvalidSetting, Scoring
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -45,6 +45,8 @@ def open_scoring(
         read_only: Make neither a file nor tables: a reader need not have the rights.
 
     Raises:
+        TypeError: if ``event_store`` does not map texts to texts.
+        InvalidSetting: if the variables cannot be understood.
         ProjectionError: if it cannot be opened, in one sentence.
     """
     given = {} if event_store is None else _own_variables(event_store)
@@ -54,9 +56,10 @@ def open_scoring(
     if read_only and kind != SQLITE:
         env["CREATE_TABLE"] = "no"
     if kind == SQLITE and env.get("SQLITE_DBNAME") == ":memory:":
-        raise ProjectionError(
-            "SQLITE_DBNAME is ':memory:', which is a database of its own for every connection and "
-            "so for every thread: name a file"
+        raise InvalidSetting(
+            "SQLITE_DBNAME",
+            "':memory:' is a database of its own for every connection and so for every thread; "
+            "name a file",
         )
     file = settings.sqlite_file(env)
     if (read_only or not create) and file is not None and not file.exists():
@@ -69,17 +72,22 @@ def open_scoring(
         _make(settings.folder)
     try:
         return Scoring(env)
+    except InvalidSetting:
+        raise
     except Exception as error:
         extra = _missing_extra(error)
         if extra is not None:
             raise ProjectionError(
                 f"{kind.module} needs the extra {extra!r}: pip install 'score-ledger[{extra}]'"
             ) from error
+        located = kind.located(Environment(Scoring.name, {**os.environ, **env}))
+        place = " ".join([kind.module, *(f"{name}={value}" for name, value in located.items())])
+        if isinstance(error, TopicError | InfrastructureFactoryError | OSError):
+            # What the library makes of a variable that it cannot use; its sentence names it.
+            raise InvalidSetting(f"the event store {place}", str(error)) from error
         reason = str(error)
         if isinstance(error, EventStoreNotOpened):
             reason = f"{error.reason}; {kind.cure}"
-        located = kind.located(Environment(Scoring.name, {**os.environ, **env}))
-        place = " ".join([kind.module, *(f"{name}={value}" for name, value in located.items())])
         raise ProjectionError(f"the event store cannot be opened with {place}: {reason}") from error
 
 
@@ -107,7 +115,7 @@ def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(given, Mapping) or not all(
         isinstance(text, str) for item in given.items() for text in item
     ):
-        raise ProjectionError(
+        raise TypeError(
             "event_store must map names of variables to texts, as in "
             f'{{"PERSISTENCE_MODULE": "{SQLITE.module}", "SQLITE_DBNAME": "events.sqlite"}}'
         )
@@ -138,11 +146,14 @@ def open_read_model(
         read_only: Create nothing.
 
     Raises:
+        TypeError: if ``mongo`` is nothing of the kind.
+        ValueError: if it is an empty text, or two databases are given.
+        InvalidSetting: if the URI or the name of the database cannot be understood.
         ProjectionError: if it cannot be opened, in one sentence.
     """
     if isinstance(mongo, Database):
         if mongo_database not in {None, mongo.name}:
-            raise ProjectionError(
+            raise ValueError(
                 f"two databases were given, {mongo.name!r} and {mongo_database!r}: give one"
             )
         mongo_database = mongo.name
@@ -152,7 +163,7 @@ def open_read_model(
     elif mongo is None or isinstance(mongo, str):
         if mongo == "":
             # Perhaps a variable of the application's that is not set: not to be guessed at.
-            raise ProjectionError(
+            raise ValueError(
                 "mongo is an empty text: give a URI, or leave it out for MONGO_URI or a mongod of "
                 "the folder's own"
             )
@@ -165,15 +176,14 @@ def open_read_model(
         if mongo_database is None and "mongo_database" not in settings.model_fields_set:
             mongo_database = database_in_path(client)
     else:
-        raise ProjectionError(
+        raise TypeError(
             f"mongo must be a MongoClient, a Database of one, or a URI, not a "
             f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
             "asyncio.to_thread"
         )
-    with translated():
-        read_model = ReadModel(
-            client, settings.mongo_database if mongo_database is None else mongo_database
-        )
+    read_model = ReadModel(
+        client, settings.mongo_database if mongo_database is None else mongo_database
+    )
     if read_only:
         read_model.check()
     else:

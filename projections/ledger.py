@@ -24,6 +24,7 @@ from projections.errors import (
 )
 from projections.events.anchored_store import AnchoredStore
 from projections.mongo import MongoScoreView
+from projections.queries.leaderboard import ranking_field
 from projections.settings import Settings
 from projections.status import LedgerStatus, status_of
 from projections.telemetry.batches import observed
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from pymongo.database import Database
 
     from projections.queries.history import GrantRow, UserTotals
+    from projections.queries.leaderboard import By
     from projections.verification.report import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ class ScoreLedger:
         self._pid = os.getpid()
         self._stop = Event()
         self._thread: Thread | None = None
-        self._repositories = registered(scoring, view.read_model)
+        self._repositories = registered(scoring, view.read_model, rank_by=settings.rank_by)
         self.leaderboard = self._repositories.leaderboard
         call_in_child(self, ScoreLedger._leave_to_parent)
         observe(self, namespace=view.read_model.database.name)
@@ -108,6 +110,7 @@ class ScoreLedger:
         scoring: Scoring | None = None,
         mongo: MongoClient[Any] | Database[Any] | str | None = None,
         mongo_database: str | None = None,
+        rank_by: By | None = None,
     ) -> Self:
         """Open the ledger that the arguments and the environment describe.
 
@@ -123,41 +126,50 @@ class ScoreLedger:
                 and what would write raises ``ProjectionError``. Takes ``worker=False``.
             any_shape: Open a read model too whose documents another release made in another shape;
                 only ``rebuild()`` and ``status()`` are of use then.
-            settings: An object of yours instead of ``folder``; what was not given to it comes from
-                the environment.
+            settings: An object of yours instead of ``folder`` and of what the environment says.
             event_store: The library's variables for the event store, perhaps the ``env`` of an
                 application of yours, whose prefixed variables count too. What is missing comes
                 from the environment; without a ``PERSISTENCE_MODULE`` it is SQLite.
             scoring: A ``Scoring`` application of yours, perhaps of a subclass; it stays open.
             mongo: A ``MongoClient`` or ``Database`` of yours, which stays open, or a URI.
             mongo_database: Name of the database, unless ``mongo`` is a ``Database``.
+            rank_by: The total that leaderboards rank by, unless a call says ``by``: ``"ledger"`` is
+                for those who never had an old way; default ``SCORE_LEDGER_RANK_BY`` or
+                ``"recomputed"``.
 
         Raises:
-            ProjectionError: if a part cannot be opened; what was opened is closed again.
+            TypeError: if an argument is of another type.
+            ValueError: if an argument is not usable, or two of them say the same thing.
+            InvalidSetting: a ``ValueError``, too: if a variable or a text such as a URI is not
+                usable.
+            LedgerError: if a part cannot be opened; what was opened is closed again.
             ShapeChanged: if the read model has to be rebuilt for this release first.
         """
         if scoring is not None and event_store is not None:
-            raise ProjectionError(
+            raise ValueError(
                 "scoring and event_store were given, which both say where events are: give one"
             )
         if scoring is not None and not isinstance(scoring, Scoring):
-            raise ProjectionError(
+            raise TypeError(
                 f"scoring must be a Scoring object, opened, not {scoring!r}: leave it out to have "
                 "one opened"
             )
         if settings is not None and folder is not None:
-            raise ProjectionError(
+            raise ValueError(
                 "settings and folder were given, which both say where the folder is: give one"
             )
         if settings is None:
-            settings = Settings.load(folder=folder)
+            settings = Settings.from_environment(folder=folder)
         elif not isinstance(settings, Settings):
-            raise ProjectionError(
+            raise TypeError(
                 f"settings must be a Settings object, not a {type(settings).__name__}: make one "
                 "with projections.Settings(...)"
             )
+        if rank_by is not None:
+            ranking_field(rank_by, argument="rank_by")  # which checks it
+            settings = settings.model_copy(update={"rank_by": rank_by})
         if read_only and worker:
-            raise ProjectionError(
+            raise ValueError(
                 "a worker writes, so it cannot be had with read_only=True: give worker=False too"
             )
         with ExitStack() as stack:
@@ -240,8 +252,8 @@ class ScoreLedger:
         """Return a user's state straight from the event store; see ``Scoring.score_of``."""
         return self._repositories.user_scores.score_of(user_id)
 
-    def totals(self, user_id: str) -> UserTotals | None:
-        """Return a user's projected totals, or ``None`` for a user who has nothing yet.
+    def totals(self, user_id: str) -> UserTotals:
+        """Return a user's projected totals; zeros, at version 0, for a user who has nothing yet.
 
         Raises:
             InvalidGrant: if the id breaks the rule of ``user_id``.
@@ -250,21 +262,22 @@ class ScoreLedger:
         return self._repositories.score_grants.totals(user_id)
 
     def history(
-        self, user_id: str, *, after: int | None = None, limit: int = 100
+        self, user_id: str, *, before: int | None = None, limit: int = 100
     ) -> list[GrantRow]:
         """Return a page of a user's projected grants, newest position first.
 
         Args:
             user_id: Whose.
-            after: The last position of the page before; ``None`` for the first page.
+            before: Only grants at lower positions: the last position of a page, for the one that
+                follows; ``None`` for the first page.
             limit: Grants on a page, at least 1.
 
         Raises:
-            ValueError: if ``limit`` is less than 1, or ``after`` is not a position.
+            ValueError: if ``limit`` is less than 1, or ``before`` is not a position.
             InvalidGrant: if the id breaks the rule of ``user_id``.
             ReadModelUnavailable: if MongoDB failed.
         """
-        return self._repositories.score_grants.history(user_id, after=after, limit=limit)
+        return self._repositories.score_grants.history(user_id, before=before, limit=limit)
 
     def wait(self, receipt: GrantReceipt | ContributionReceipt, *, timeout: float = 5.0) -> None:
         """Block until the answer of a receipt is visible to readers.
@@ -325,7 +338,7 @@ class ScoreLedger:
         Raises:
             EventStoreReplaced: if the event store is not the one that was projected so far, or went
                 back.
-            ProjectionError: if one of these streams is not parked.
+            ValueError: if one of these streams is not parked.
             ReadModelUnavailable: if MongoDB failed; what was projected until then stays.
             ScoringError: if the event store failed.
         """
@@ -335,7 +348,7 @@ class ScoreLedger:
         if streams is not None:
             unknown = set(streams) - {stream.stream for stream in parked}
             if unknown:
-                raise ProjectionError(
+                raise ValueError(
                     f"stream {min(unknown)} is not parked: score-ledger status lists those that are"
                 )
             parked = [stream for stream in parked if stream.stream in streams]
@@ -509,7 +522,9 @@ class ScoreLedger:
         closed: Any = Closed(sentence)
         # The leaderboard may be in somebody's hands already, so they are emptied, not replaced.
         for repository in self._repositories:
-            vars(repository).update(dict.fromkeys(vars(repository), closed))
+            # A text is no part: what a leaderboard ranks by stays true.
+            parts = [name for name, part in vars(repository).items() if not isinstance(part, str)]
+            vars(repository).update(dict.fromkeys(parts, closed))
         self._scoring = self._view = closed
 
     def __enter__(self) -> Self:

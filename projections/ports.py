@@ -73,35 +73,35 @@ class ScoreGrantRepository(Protocol):
     """Projected grants of single users, and the totals they add up to; ``ScoreLedger`` is one."""
 
     def history(
-        self, user_id: str, *, after: int | None = None, limit: int = 100
+        self, user_id: str, *, before: int | None = None, limit: int = 100
     ) -> list[GrantRow]:
         """Return a page of a user's grants, newest position first."""
         ...
 
-    def totals(self, user_id: str) -> UserTotals | None:
-        """Return a user's totals, or ``None`` for a user who has nothing yet."""
+    def totals(self, user_id: str) -> UserTotals:
+        """Return a user's totals; zeros for a user who has nothing yet."""
         ...
 
 
 class LeaderboardRepository(Protocol):
-    """Projected users by their totals."""
+    """Projected users by their totals; without ``by``, by the one that it was made for."""
 
-    def top(self, n: int = 10, by: By = "recomputed") -> list[LeaderboardRow]:
+    def top(self, n: int = 10, by: By | None = None) -> list[LeaderboardRow]:
         """Return the first ``n`` rows."""
         ...
 
-    def rank_of(self, user_id: str, by: By = "recomputed") -> LeaderboardRow | None:
+    def rank_of(self, user_id: str, by: By | None = None) -> LeaderboardRow | None:
         """Return a user's row, or ``None`` for a user who has nothing yet."""
         ...
 
     def around(
-        self, user: str | LeaderboardRow, k: int = 5, by: By = "recomputed"
+        self, user: str | LeaderboardRow, k: int = 5, by: By | None = None
     ) -> list[LeaderboardRow]:
         """Return a user's row with those before and after it."""
         ...
 
     def page(
-        self, *, after: LeaderboardRow | None = None, limit: int = 100, by: By = "recomputed"
+        self, *, after: LeaderboardRow | None = None, limit: int = 100, by: By | None = None
     ) -> list[LeaderboardRow]:
         """Return the rows after a row."""
         ...

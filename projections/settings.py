@@ -9,73 +9,67 @@ from urllib.parse import unquote, urlsplit
 
 from eventsourcing.sqlite import SQLiteConnectionPool
 from eventsourcing.utils import Environment
-from pydantic import Field, PositiveInt, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from projections.errors import ProjectionError
 from projections.events.stores import POSTGRES, SQLITE, kind_of
 from projections.mongo import DEFAULT_DATABASE
 from projections.mongo.parking import OnError
+from projections.queries.leaderboard import By
 from projections.worker.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
-from scoring import Scoring
+from scoring import InvalidSetting, Scoring
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of Score ledger; those of the event store are the library's own.
 
-    ``MONGO_URI`` and ``MONGO_DATABASE`` are read as they are, all others under ``SCORE_LEDGER_``.
+    What is not given has its default, whatever the environment says; ``from_environment()`` reads
+    that.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="SCORE_LEDGER_", env_ignore_empty=True, populate_by_name=True
-    )
+    model_config = ConfigDict(extra="forbid")
 
     folder: Path = Path(".score-ledger")
     """The embedded folder (``SCORE_LEDGER_FOLDER``): events and MongoDB's data, unless others
     are named."""
-    mongo_uri: str | None = Field(default=None, validation_alias="MONGO_URI")
-    """URI of a replica set or sharded cluster; without it a ``mongod`` is run in the folder."""
-    mongo_database: str = Field(default=DEFAULT_DATABASE, validation_alias="MONGO_DATABASE")
-    """Database of the read model."""
+    mongo_uri: str | None = None
+    """URI of a replica set or sharded cluster (``MONGO_URI``); without it a ``mongod`` is run in
+    the folder."""
+    mongo_database: str = DEFAULT_DATABASE
+    """Database of the read model (``MONGO_DATABASE``)."""
     mongod: str | None = None
     """Path of the ``mongod`` to run in the folder (``SCORE_LEDGER_MONGOD``)."""
     batch_size: PositiveInt = DEFAULT_BATCH_SIZE
     """Grants in one transaction of the projection (``SCORE_LEDGER_BATCH_SIZE``)."""
-
     batch_bytes: PositiveInt = DEFAULT_BATCH_BYTES
     """Bytes of documents that are enough for a transaction, too (``SCORE_LEDGER_BATCH_BYTES``)."""
     on_error: OnError = "stop"
     """Whether an event that cannot be projected stops the worker, or parks its stream
     (``SCORE_LEDGER_ON_ERROR``)."""
+    rank_by: By = "recomputed"
+    """The total that leaderboards rank by, unless a call says which (``SCORE_LEDGER_RANK_BY``)."""
 
     @classmethod
-    def load(cls, *, folder: str | PathLike[str] | None = None) -> Settings:
-        """Read the settings; an argument beats the environment.
+    def from_environment(cls, *, folder: str | PathLike[str] | None = None) -> Settings:
+        """Read the settings; an argument beats the environment, and an empty variable is none.
 
         Raises:
-            ProjectionError: naming the variable or argument that is wrong, and why.
+            InvalidSetting: naming the variable that is wrong, and why.
+            TypeError: if ``folder`` is no path.
+            ValueError: if ``folder`` is empty.
         """
+        variables = {name: os.environ.get(_variable(name)) for name in cls.model_fields}
+        given: dict[str, object] = {name: text for name, text in variables.items() if text}
+        if folder is not None:
+            given["folder"] = _checked(folder)
         try:
-            settings = cls()
+            return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name = str(first["loc"][0])
-            variable = name if name.isupper() else f"SCORE_LEDGER_{name.upper()}"
-            raise ProjectionError(f"{variable} is not usable: {first['msg']}") from error
-        if folder is None:
-            return settings
-        given: object = folder
-        if not isinstance(given, str | os.PathLike) or not os.fspath(given):
-            # An empty path would be the current folder.
-            raise ProjectionError(
-                f"folder must be a path, not {folder!r}: leave it out for SCORE_LEDGER_FOLDER or "
-                ".score-ledger"
-            )
-        return settings.model_copy(update={"folder": Path(folder)})
+            raise InvalidSetting(_variable(str(first["loc"][0])), first["msg"]) from error
 
     @property
     def events_file(self) -> Path:
@@ -122,3 +116,19 @@ class Settings(BaseSettings):
             return None
         # Sockets in the file system, several hosts and services are the driver's affair.
         return None if not port.isdecimal() or set(host) & set("/,@") else (host, int(port))
+
+
+def _variable(name: str) -> str:
+    """Return the variable of a setting; MongoDB's are named as everybody names them."""
+    return (
+        name.upper() if name in {"mongo_uri", "mongo_database"} else f"SCORE_LEDGER_{name.upper()}"
+    )
+
+
+def _checked(folder: object) -> Path:
+    cure = "leave it out for SCORE_LEDGER_FOLDER or .score-ledger"
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder must be a path, not {folder!r}: {cure}")
+    if not os.fspath(folder):
+        raise ValueError(f"folder must be a path, not an empty text, which would be here: {cure}")
+    return Path(folder)

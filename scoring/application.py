@@ -17,7 +17,7 @@ from scoring.checkout import CheckOutCache, StripedLocks
 from scoring.conflicts import ConflictLog
 from scoring.contribution_recorder import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
-from scoring.errors import ScoringError
+from scoring.errors import InvalidSetting, ScoringError
 from scoring.event_store import ScoringEventStore, ScoringSnapshotStore, StoreWentBack
 from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
@@ -98,16 +98,16 @@ class Scoring(Application[UUID]):
 
         Raises:
             EventStoreNotOpened: if the store cannot be opened.
-            ScoringError: if a setting of the store would break the order of positions, or cannot
+            InvalidSetting: if a setting of the store would break the order of positions, or cannot
                 be understood.
         """
         super().__init__(env)
         if strtobool(self.env.get("POSTGRES_ENABLE_DB_FUNCTIONS") or "no"):
             self.close()
-            raise ScoringError(
-                "POSTGRES_ENABLE_DB_FUNCTIONS inserts events without the table lock, so a later "
-                "position can become visible before an earlier one and a projection would miss "
-                "grants: unset it"
+            raise InvalidSetting(
+                "POSTGRES_ENABLE_DB_FUNCTIONS",
+                "it inserts events without the table lock, so a later position can become visible "
+                "before an earlier one and a projection would miss grants; unset it",
             )
         cache_size = self._cache_size()
         self.conflicts = ConflictLog()
@@ -127,9 +127,9 @@ class Scoring(Application[UUID]):
             return int(given)
         except ValueError as error:
             self.close()
-            raise ScoringError(
-                f"{self.AGGREGATE_CACHE_MAXSIZE} must be an integer, the number of users to keep "
-                f"in memory; got {given!r}"
+            raise InvalidSetting(
+                self.AGGREGATE_CACHE_MAXSIZE,
+                f"it must be an integer, the number of users to keep in memory; got {given!r}",
             ) from error
 
     def construct_env(self, name: str, env: EnvType | None = None) -> Environment:

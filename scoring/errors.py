@@ -1,6 +1,7 @@
 """The errors this package raises; each carries its data.
 
 LedgerError
+├── InvalidSetting (a ValueError, too)
 ├── ScoringError
 │   ├── InvalidGrant (a ValueError, too)
 │   ├── BatchFailed
@@ -24,6 +25,26 @@ class LedgerError(Exception):
 
     A bad argument is a ``TypeError`` or a ``ValueError`` instead, or both kinds in one.
     """
+
+
+class InvalidSetting(LedgerError, ValueError):  # noqa: N818 - named as the other errors are
+    """A setting, from an argument or the environment, cannot be used.
+
+    Attributes:
+        name: The variable, e.g. ``"SCORE_LEDGER_BATCH_SIZE"``; where a whole event store cannot be
+            understood, the variables that name it.
+        reason: Why, in words.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        """Name the setting and the reason."""
+        self.name = name
+        self.reason = reason
+        super().__init__(f"{name} is not usable: {reason}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by position, so the error crosses process borders whole."""
+        return (InvalidSetting, (self.name, self.reason))
 
 
 class ScoringError(LedgerError):

@@ -41,7 +41,7 @@ def demo() -> None:
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="score-ledger-demo-") as folder:
-        settings = Settings.model_construct(folder=Path(folder))
+        settings = Settings(folder=Path(folder))
         # With the application's prefix, so that nothing in the environment can beat it.
         event_store = {
             "SCORING_PERSISTENCE_MODULE": SQLITE.module,
@@ -78,13 +78,8 @@ def demo() -> None:
             print_leaderboard(ledger.leaderboard.top(5), "recomputed")
             leaders = ledger.leaderboard.top(5, by="ledger")
             print_leaderboard(leaders, "ledger")
-            totals = ledger.totals(leaders[0].user_id)
-            if totals is not None:
-                print_user(
-                    totals,
-                    ledger.leaderboard.rank_of(totals.user_id),
-                    ledger.history(totals.user_id, limit=5),
-                )
+            leader = leaders[0].user_id
+            print_user(ledger.totals(leader), leaders[0], ledger.history(leader, limit=5), "ledger")
             _step("Importing everything again: nothing may change")
             with open_scoring(settings, event_store=event_store) as scoring:
                 for title, lines in inputs:

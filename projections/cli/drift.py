@@ -69,7 +69,7 @@ def drift(
     at one instant. A file is written at the end and as a whole, or stays as it was.
     """
     tolerated = Tolerance.parse(tolerance)
-    settings = Settings.load(folder=folder)
+    settings = Settings.from_environment(folder=folder)
     others = store_files(settings)
     with ExitStack() as stack:
         table = page = None

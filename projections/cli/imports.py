@@ -183,7 +183,7 @@ def import_(
         stream, size = _opened(file, stack)
         rejects = None
         if reject is not None:
-            others = store_files(Settings.load(folder=folder))
+            others = store_files(Settings.from_environment(folder=folder))
             if file != _STANDARD_INPUT:
                 others.append(Path(file))
             rejects = stack.enter_context(written(reject, "--reject", others=others))

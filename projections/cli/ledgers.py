@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 0.1
 
 def open_events(folder: Path | None) -> Scoring:
     """Open the event store to record in it; a file that is made for it is named."""
-    settings = Settings.load(folder=folder)
+    settings = Settings.from_environment(folder=folder)
     _await_postgres(settings)
     with _named_if_new(settings):
         return open_scoring(settings)
@@ -55,7 +55,7 @@ def open_ledger(
     Raises:
         ProjectionError: if it cannot be opened, in one sentence.
     """
-    settings = settings or Settings.load(folder=folder)
+    settings = settings or Settings.from_environment(folder=folder)
     _await_postgres(settings)
     if settings.mongo_uri is not None:
         _await_mongo(settings.mongo_uri)

@@ -59,7 +59,7 @@ def project(
     """
     started = time.monotonic()
     last = Progress(0, 0, 0)
-    settings = Settings.load(folder=folder)
+    settings = Settings.from_environment(folder=folder)
     if on_error is not None:
         settings = settings.model_copy(update={"on_error": on_error.value})
     with ExitStack() as stack:

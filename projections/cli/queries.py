@@ -23,7 +23,7 @@ from projections.cli.ledgers import open_ledger
 
 if TYPE_CHECKING:
     from projections.queries.history import GrantRow, UserTotals
-    from projections.queries.leaderboard import LeaderboardRow
+    from projections.queries.leaderboard import By, LeaderboardRow
 
 
 class ByOption(StrEnum):
@@ -38,24 +38,29 @@ def leaderboard(
         int, typer.Option("--top", "-n", min=1, metavar="N", help="How many rows.")
     ] = 10,
     by: Annotated[
-        ByOption,
-        typer.Option(help="The old recomputed total, which users see, or the ledger's balance."),
-    ] = ByOption.RECOMPUTED,
+        ByOption | None,
+        typer.Option(
+            help="The old recomputed total or the ledger's balance. Default: $SCORE_LEDGER_RANK_BY "
+            "or recomputed.",
+            show_default=False,
+        ),
+    ] = None,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show who leads.
 
-    By the old recomputed total, which users see, unless --by ledger asks for the balance of the
-    ledger. Users with the same score share a rank.
+    By the old recomputed total, which users see, unless SCORE_LEDGER_RANK_BY or --by asks for the
+    balance of the ledger. Users with the same score share a rank.
     """
     with open_ledger(folder, read_only=True) as ledger:
-        rows = ledger.leaderboard.top(top, by=by.value)
+        ranked_by = ledger.leaderboard.rank_by if by is None else by.value
+        rows = ledger.leaderboard.top(top, by=ranked_by)
         note_lag(ledger)
     if json:
         print_json(rows)
     else:
-        print_leaderboard(rows, by.value)
+        print_leaderboard(rows, ranked_by)
 
 
 def user(
@@ -74,13 +79,14 @@ def user(
     with open_ledger(folder, read_only=True) as ledger:
         totals = ledger.totals(user_id)
         grants = ledger.history(user_id, limit=limit)
+        ranked_by = ledger.leaderboard.rank_by
         row = ledger.leaderboard.rank_of(user_id)
         note_lag(ledger)
     if json:
         print_json({"totals": totals, "rank": row.rank if row else None, "grants": grants})
-    elif totals is not None:
-        print_user(totals, row, grants)
-    if totals is None:
+    elif row is not None:
+        print_user(totals, row, grants, ranked_by)
+    if row is None:
         err.print(
             f"[bold red]error:[/] no user {shown(repr(user_id))} has got anything: score-ledger "
             "leaderboard lists those who have"
@@ -112,7 +118,7 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
         )
 
 
-def print_leaderboard(rows: list[LeaderboardRow], by: str) -> None:
+def print_leaderboard(rows: list[LeaderboardRow], by: By) -> None:
     """Print a leaderboard as a table."""
     title = "recomputed total" if by == "recomputed" else "ledger balance"
     table = Table(title=f"Leaderboard by {title}", title_justify="left")
@@ -124,13 +130,15 @@ def print_leaderboard(rows: list[LeaderboardRow], by: str) -> None:
     print_table(table)
 
 
-def print_user(totals: UserTotals, row: LeaderboardRow | None, grants: list[GrantRow]) -> None:
-    """Print one user's page."""
-    rank = f"rank {row.rank}" if row else "not ranked"
+def print_user(
+    totals: UserTotals, row: LeaderboardRow, grants: list[GrantRow], ranked_by: By
+) -> None:
+    """Print one user's page, the rank beside the total that it is by."""
+    rank = {ranked_by: f" (rank {row.rank})"}
     out.print(
-        f"[bold]{shown(totals.user_id)}[/]  recomputed total [bold]{totals.recomputed_total:,}[/] "
-        f"({rank}), ledger balance [bold]{totals.total_score:,}[/] "
-        f"from {totals.grant_count:,} grants"
+        f"[bold]{shown(totals.user_id)}[/]  recomputed total [bold]{totals.recomputed_total:,}[/]"
+        f"{rank.get('recomputed', '')}, ledger balance [bold]{totals.total_score:,}[/]"
+        f"{rank.get('ledger', '')} from {totals.grant_count:,} grants"
     )
     sums = Table(box=None, pad_edge=False)
     for title in ("category", "points", "source", "points"):

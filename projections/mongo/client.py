@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
 from pymongo import MongoClient
-from pymongo.errors import InvalidURI
+from pymongo.errors import ConfigurationError
 
-from projections.errors import ReadModelUnavailable
-from projections.mongo.errors import translated
 from projections.mongo.liveness import GOODBYE_SECONDS
+from scoring import InvalidSetting
 
 if TYPE_CHECKING:
     from projections.mongo.collections import Document
@@ -34,23 +33,22 @@ def connect(uri: str) -> MongoClient[Document]:
     is given up within three seconds, together with what is being asked of it.
 
     Raises:
-        ReadModelUnavailable: if the URI cannot be understood.
+        InvalidSetting: if the URI cannot be understood.
     """
-    with translated():
-        try:
-            chosen = uri.lower()
-            limits = {k: ms for k, ms in _TIME_LIMITS.items() if f"{k}=".lower() not in chosen}
-            return MongoClient(uri, appname="score-ledger", **limits)
-        except (ValueError, TypeError, InvalidURI) as error:
-            if _is_unescaped(uri):
-                # Without what the driver says of it, which may quote a part of the password.
-                raise ReadModelUnavailable(
-                    "MONGO_URI is not usable: its user or password contains '@', ':', '/' or "
-                    "another character that means something in a URI: percent-encode both with "
-                    "urllib.parse.quote_plus ('@' is %40)"
-                ) from None
-            # A port or an option out of range, say.
-            raise ReadModelUnavailable(f"MONGO_URI is not usable: {error}") from error
+    chosen = uri.lower()
+    limits = {k: ms for k, ms in _TIME_LIMITS.items() if f"{k}=".lower() not in chosen}
+    try:
+        return MongoClient(uri, appname="score-ledger", **limits)
+    except (ValueError, TypeError, ConfigurationError) as error:
+        if _is_unescaped(uri):
+            # Without what the driver says of it, which may quote a part of the password.
+            raise InvalidSetting(
+                "MONGO_URI",
+                "its user or password contains '@', ':', '/' or another character that means "
+                "something in a URI; percent-encode both with urllib.parse.quote_plus ('@' is %40)",
+            ) from None
+        # A port or an option out of range, say.
+        raise InvalidSetting("MONGO_URI", str(error)) from error
 
 
 def _is_unescaped(uri: str) -> bool:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson.codec_options import CodecOptions
 from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import InvalidName
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from projections.mongo.errors import translated
+from scoring import InvalidSetting
 
 if TYPE_CHECKING:
     from typing import Self
@@ -88,19 +90,28 @@ class Collections:
     def __init__(
         self, client: MongoClient[Document], database: str, *, generation: int | None = None
     ) -> None:
-        """Name the database, and the generation unless it is the live one; nothing is sent yet."""
+        """Name the database, and the generation unless it is the live one; nothing is sent yet.
+
+        Raises:
+            InvalidSetting: if no database can have this name.
+        """
         self.client = client
         self.generation = generation
         self.shape = SHAPE
         self.generational = GENERATIONAL
         self.indexes = INDEXES
-        self.database: Database[Document] = client.get_database(
-            database,
-            codec_options=CodecOptions(tz_aware=True),
-            read_preference=ReadPreference.PRIMARY,
-            read_concern=ReadConcern("majority"),
-            write_concern=WriteConcern("majority"),
-        )
+        try:
+            self.database: Database[Document] = client.get_database(
+                database,
+                codec_options=CodecOptions(tz_aware=True),
+                read_preference=ReadPreference.PRIMARY,
+                read_concern=ReadConcern("majority"),
+                write_concern=WriteConcern("majority"),
+            )
+        except InvalidName as error:
+            raise InvalidSetting(
+                "MONGO_DATABASE, or the argument mongo_database,", str(error)
+            ) from error
         self.grants: Collection[Document] = self.database[self.name_of(GRANTS)]
         self.users: Collection[Document] = self.database[self.name_of(USERS)]
         self.buckets: Collection[Document] = self.database[self.name_of(BUCKETS)]

@@ -14,9 +14,7 @@ import pymongo
 from pymongo.errors import (
     ConfigurationError,
     ConnectionFailure,
-    InvalidName,
     InvalidOperation,
-    InvalidURI,
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
@@ -293,10 +291,8 @@ def _in_words(error: PyMongoError) -> str:
             "rolling back or in maintenance: ask again, and if that does not help make a new "
             "MongoClient"
         )
-    elif isinstance(error, InvalidURI | ConfigurationError):
+    elif isinstance(error, ConfigurationError):
         sentence = f"MONGO_URI is not usable: {error}"
-    elif isinstance(error, InvalidName):
-        sentence = f"MONGO_DATABASE, or the argument mongo_database, is not usable: {error}"
     elif isinstance(error, InvalidOperation):
         sentence = (
             f"MongoDB was not asked ({error}): leave a MongoClient open for as long as a ledger "

@@ -11,10 +11,10 @@ from eventsourcing.persistence import (
     ProcessRecorder,
 )
 
-from projections.errors import ReadModelUnavailable
 from projections.mongo.client import close, connect, database_in_path
 from projections.mongo.read_model import ReadModel
 from projections.mongo.view import MongoScoreView
+from scoring import InvalidSetting
 
 if TYPE_CHECKING:
     from eventsourcing.utils import Environment, EnvType
@@ -30,14 +30,15 @@ class MongoFactory(InfrastructureFactory[MongoScoreView]):
         """Connect to the server that the environment names.
 
         Raises:
-            ReadModelUnavailable: if ``MONGO_URI`` is not set or not usable.
+            InvalidSetting: if ``MONGO_URI`` is not set or not usable.
         """
         super().__init__(env)
         uri = self.env.get(self.MONGO_URI)
         if not uri:
-            raise ReadModelUnavailable(
-                "MONGO_URI is not set: the persistence module projections.mongo needs the URI of a "
-                "MongoDB replica set"
+            raise InvalidSetting(
+                self.MONGO_URI,
+                "it is not set, and the persistence module projections.mongo needs the URI of a "
+                "MongoDB replica set",
             )
         self._client = connect(uri)
         self._database = self.env.get(self.MONGO_DATABASE) or database_in_path(self._client)

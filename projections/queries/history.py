@@ -52,7 +52,7 @@ class UserTotals:
         source_totals: Running balance by source.
         grant_count: How many grants.
         last_grant_at: The latest ``granted_at``, UTC; ``None`` without grants.
-        version: Last applied version of the user's stream.
+        version: Last applied version of the user's stream; 0 for a user who has nothing yet.
     """
 
     user_id: str
@@ -74,8 +74,8 @@ class UserHistory:
         self._users = read_model.users
         self._generations = read_model.generations
 
-    def totals(self, user_id: str) -> UserTotals | None:
-        """Return a user's totals, or ``None`` for a user who has nothing yet.
+    def totals(self, user_id: str) -> UserTotals:
+        """Return a user's totals; zeros, at version 0, for a user who has nothing yet.
 
         Raises:
             InvalidGrant: if the id breaks the rule of ``user_id``.
@@ -86,7 +86,7 @@ class UserHistory:
             lambda session: self._users.find_one({"_id": user_id}, session=session)
         )
         if document is None:
-            return None
+            return UserTotals(user_id, 0, 0, {}, {}, 0, None, 0)
         return UserTotals(
             user_id=user_id,
             recomputed_total=int(document["recomputedTotal"]),
@@ -99,30 +99,31 @@ class UserHistory:
         )
 
     def history(
-        self, user_id: str, *, after: int | None = None, limit: int = 100
+        self, user_id: str, *, before: int | None = None, limit: int = 100
     ) -> list[GrantRow]:
         """Return a page of a user's grants, newest position first.
 
         Args:
             user_id: Whose.
-            after: The last position of the page before; ``None`` for the first page.
+            before: Only grants at lower positions: the last position of a page, for the one that
+                follows; ``None`` for the first page.
             limit: Grants on a page, at least 1.
 
         Raises:
-            ValueError: if ``limit`` is less than 1, or ``after`` is not a position.
+            ValueError: if ``limit`` is less than 1, or ``before`` is not a position.
             InvalidGrant: if the id breaks the rule of ``user_id``.
             ReadModelUnavailable: if MongoDB failed.
         """
         if not _is_whole(limit) or limit < 1:
             raise ValueError(f"limit must be an integer of 1 or more; got {limit!r}")
         query: Document = {"userId": normalised_user_id(user_id)}
-        if after is not None:
+        if before is not None:
             # MongoDB compares within a type: anything else would be an empty page, not an error.
-            if not _is_whole(after):
+            if not _is_whole(before):
                 raise ValueError(
-                    f"after must be the position of the last row before, an integer; got {after!r}"
+                    f"before must be the position of a page's last row, an integer; got {before!r}"
                 )
-            query["_id"] = {"$lt": after}
+            query["_id"] = {"$lt": before}
 
         def read(session: ClientSession) -> list[GrantRow]:
             found = self._grants.find(query, session=session).sort("_id", -1).limit(limit)

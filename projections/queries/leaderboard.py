@@ -1,4 +1,4 @@
-"""``Leaderboard``: who leads, by the old total unless the ledger is asked for by name."""
+"""``Leaderboard``: who leads, by the old total unless the ledger's is asked for."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 By = Literal["recomputed", "ledger"]
+"""The total that ranks: the old recomputed one, or the running balance of the ledger."""
 
 _FIELDS: Final[dict[str, str]] = {"recomputed": "recomputedTotal", "ledger": "totalScore"}
 
@@ -53,37 +54,46 @@ class LeaderboardRow:
 class Leaderboard:
     """Ranks users; ties are listed by user id.
 
-    ``by="recomputed"``, the default, ranks by the old recomputed total, which is what users see.
-    ``by="ledger"`` ranks by the running balance of the ledger. Users who have nothing yet are on
-    no leaderboard; those whose total is 0 are.
+    ``by="recomputed"`` ranks by the old recomputed total, which is what users see;
+    ``by="ledger"`` ranks by the running balance of the ledger. A call that says neither ranks by
+    ``rank_by``. Users who have nothing yet are on no leaderboard; those whose total is 0 are.
 
     Every call reads one snapshot of the database, so that ranks and rows agree with
     each other while scores move. Rows come from the index alone. A rank costs counting the index
     entries above it, so it grows with the rank; where a row with its rank is at hand, ``around``
     and ``page`` take it and count no further than ties.
+
+    Attributes:
+        rank_by: The total that ranks, unless a call says ``by``.
     """
 
-    def __init__(self, read_model: ReadModel) -> None:
-        """Read from this read model."""
+    def __init__(self, read_model: ReadModel, *, rank_by: By = "recomputed") -> None:
+        """Read from this read model.
+
+        Raises:
+            ValueError: if ``rank_by`` is not known.
+        """
+        ranking_field(rank_by, argument="rank_by")  # which checks it
+        self.rank_by = rank_by
         self._read_model = read_model
         self._users = read_model.users
         self._generations = read_model.generations
         self._uuid: Binary | None = None
 
-    def top(self, n: int = 10, by: By = "recomputed") -> list[LeaderboardRow]:
+    def top(self, n: int = 10, by: By | None = None) -> list[LeaderboardRow]:
         """Return the first ``n`` rows.
 
         Raises:
             ValueError: if ``n`` is negative or ``by`` is not known.
             ReadModelUnavailable: if MongoDB failed.
         """
-        field = _field(by)
+        field = self._field(by)
         _check_number("n", n, at_least=0)
         if n == 0:
             return []
         return self._read(field, lambda snapshot: _ranked(snapshot.rows(limit=n)))
 
-    def rank_of(self, user_id: str, by: By = "recomputed") -> LeaderboardRow | None:
+    def rank_of(self, user_id: str, by: By | None = None) -> LeaderboardRow | None:
         """Return a user's row, or ``None`` for a user who has nothing yet.
 
         It counts the users who have more in the index, without reading their documents.
@@ -93,12 +103,12 @@ class Leaderboard:
             InvalidGrant: if the id breaks the rule of ``user_id``.
             ReadModelUnavailable: if MongoDB failed.
         """
-        field = _field(by)
+        field = self._field(by)
         user_id = normalised_user_id(user_id)
         return self._read(field, lambda snapshot: snapshot.row_of(user_id))
 
     def around(
-        self, user: str | LeaderboardRow, k: int = 5, by: By = "recomputed"
+        self, user: str | LeaderboardRow, k: int = 5, by: By | None = None
     ) -> list[LeaderboardRow]:
         """Return a user's row with the ``k`` rows before and the ``k`` after it, if so many.
 
@@ -106,7 +116,7 @@ class Leaderboard:
             user: A user id, or the user's row from an earlier call with the same ``by``: as long
                 as the user still has that score, its rank is taken for true, which saves counting.
             k: Rows on either side, 0 or more.
-            by: The total that ranks.
+            by: The total that ranks; default ``rank_by``.
 
         Returns:
             The rows in order; none for a user who has nothing yet.
@@ -116,7 +126,7 @@ class Leaderboard:
             InvalidGrant: if the id breaks the rule of ``user_id``.
             ReadModelUnavailable: if MongoDB failed.
         """
-        field = _field(by)
+        field = self._field(by)
         _check_number("k", k, at_least=0)
         user_id = normalised_user_id(user.user_id if isinstance(user, LeaderboardRow) else user)
 
@@ -132,7 +142,7 @@ class Leaderboard:
         return self._read(field, read)
 
     def page(
-        self, *, after: LeaderboardRow | None = None, limit: int = 100, by: By = "recomputed"
+        self, *, after: LeaderboardRow | None = None, limit: int = 100, by: By | None = None
     ) -> list[LeaderboardRow]:
         """Return the ``limit`` rows after a row, which may have been read at any time.
 
@@ -144,14 +154,14 @@ class Leaderboard:
         Args:
             after: The last row of the page before, with the same ``by``; ``None`` to begin.
             limit: Rows on a page, at least 1.
-            by: The total that ranks.
+            by: The total that ranks; default ``rank_by``.
 
         Raises:
             ValueError: if ``limit`` is less than 1 or ``by`` is not known.
             TypeError: if ``after`` is not a row.
             ReadModelUnavailable: if MongoDB failed.
         """
-        field = _field(by)
+        field = self._field(by)
         _check_number("limit", limit, at_least=1)
         if after is None:
             return self.top(limit, by)
@@ -167,7 +177,7 @@ class Leaderboard:
 
         return self._read(field, read)
 
-    def pages(self, *, size: int = 1000, by: By = "recomputed") -> Iterator[list[LeaderboardRow]]:
+    def pages(self, *, size: int = 1000, by: By | None = None) -> Iterator[list[LeaderboardRow]]:
         """Yield the whole leaderboard as it is at the first page, whatever moves meanwhile.
 
         Everybody is on it once, with the rank and score in that snapshot. The server keeps one
@@ -176,15 +186,18 @@ class Leaderboard:
 
         Args:
             size: Rows on a page, at least 1.
-            by: The total that ranks.
+            by: The total that ranks; default ``rank_by``.
 
         Raises:
             ValueError: if ``size`` is less than 1 or ``by`` is not known.
             ReadModelUnavailable: if MongoDB failed.
         """
-        field = _field(by)
+        field = self._field(by)
         _check_number("size", size, at_least=1)
         return self._pages(size, field)
+
+    def _field(self, by: By | None) -> str:
+        return ranking_field(self.rank_by if by is None else by)
 
     def _pages(self, size: int, field: str) -> Iterator[list[LeaderboardRow]]:
         self.top(1)  # which finds out the UUID of the collection that is live
@@ -384,8 +397,13 @@ def _check_number(name: str, number: object, *, at_least: int) -> None:
         raise ValueError(f"{name} must be an integer of {at_least} or more; got {number!r}")
 
 
-def _field(by: str) -> str:
+def ranking_field(by: By, *, argument: str = "by") -> str:
+    """Return the field of a user's document that ranks.
+
+    Raises:
+        ValueError: if it is none of the two totals.
+    """
     try:
         return _FIELDS[by]
     except (KeyError, TypeError):
-        raise ValueError(f"by must be 'recomputed' or 'ledger'; got {by!r}") from None
+        raise ValueError(f"{argument} must be 'recomputed' or 'ledger'; got {by!r}") from None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from projections.mongo.read_model import ReadModel
     from projections.ports import ScoreGrantRepository, UserScoreRepository
+    from projections.queries.leaderboard import By
     from scoring import Scoring
 
 
@@ -35,7 +36,7 @@ class Repositories(NamedTuple):
     leaderboard: Leaderboard
 
 
-def registered(scoring: Scoring, read_model: ReadModel) -> Repositories:
+def registered(scoring: Scoring, read_model: ReadModel, *, rank_by: By) -> Repositories:
     """Return the repositories on these two, each call of which is a span."""
     return Repositories(
         user_scores=_commands(scoring),
@@ -49,7 +50,7 @@ def registered(scoring: Scoring, read_model: ReadModel) -> Repositories:
                 read_model,
                 **dict.fromkeys(("top", "rank_of", "around", "page"), Call("find", USERS)),
             ),
-        )(read_model),
+        )(read_model, rank_by=rank_by),
     )
 
 

@@ -54,6 +54,20 @@ def test_the_leaderboard_shows_the_old_total_unless_asked(cli: CommandLine) -> N
     cli("project")
     rows = json.loads(cli("leaderboard", "--json").stdout)
     assert rows == [{"rank": 1, "user_id": "Zoë", "score": 0}]
+    assert cli("user", "Zoë").stdout.startswith("Zoë  recomputed total 0 (rank 1), ledger balance")
+
+
+def test_the_leaderboard_shows_the_total_that_was_set(cli: CommandLine) -> None:
+    """For those who never had an old way; ``--by`` asks for the other one."""
+    cli(*GRANT)
+    cli("project")
+    flipped = CommandLine(cli.cwd, {**cli.env, "SCORE_LEDGER_RANK_BY": "ledger"})
+    assert "Leaderboard by ledger balance" in flipped("leaderboard").stdout
+    assert json.loads(flipped("leaderboard", "--json").stdout)[0]["score"] == 25
+    assert (
+        json.loads(flipped("leaderboard", "--by", "recomputed", "--json").stdout)[0]["score"] == 0
+    )
+    assert "ledger balance 25 (rank 1) from 1 grants" in flipped("user", "Zoë").stdout
 
 
 def test_a_conflict_exits_with_1(cli: CommandLine) -> None:
@@ -180,7 +194,7 @@ def test_a_server_that_lacks_a_library_says_so_with_the_cure(
     [
         ({"MONGO_URI": "mongodb://localhost:99999"}, "MONGO_URI is not usable"),
         ({"SCORE_LEDGER_BATCH_SIZE": "many"}, "SCORE_LEDGER_BATCH_SIZE is not usable"),
-        ({"PERSISTENCE_MODULE": "no.such.module"}, "the event store cannot be opened"),
+        ({"PERSISTENCE_MODULE": "no.such.module"}, "the event store no.such.module is not usable"),
         ({"PERSISTENCE_MODULE": "eventsourcing.postgres"}, "Postgres database name not found"),
     ],
 )

@@ -249,7 +249,9 @@ def test_a_user_who_has_nothing_is_an_error(cli: CommandLine) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: no user 'nobody' has got anything")
     machine = cli("user", "nobody", "--json")
-    assert (machine.returncode, json.loads(machine.stdout)["totals"]) == (1, None)
+    printed = json.loads(machine.stdout)
+    assert (machine.returncode, printed["rank"], printed["grants"]) == (1, None, [])
+    assert printed["totals"]["total_score"] == 0
 
 
 def test_a_terminal_that_has_few_characters_gets_those(cli: CommandLine) -> None:

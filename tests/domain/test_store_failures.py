@@ -18,7 +18,15 @@ import scoring.retries
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
 from receipts_check import check_receipts, read_ledger
-from scoring import BatchFailed, EventStoreNotOpened, GrantStatus, Scoring, ScoringError, UserScore
+from scoring import (
+    BatchFailed,
+    EventStoreNotOpened,
+    GrantStatus,
+    InvalidSetting,
+    Scoring,
+    ScoringError,
+    UserScore,
+)
 from support import make_grant, sqlite_env
 
 
@@ -323,7 +331,7 @@ def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
 def test_database_functions_are_refused_at_start(postgres: PostgresServer, prefix: str) -> None:
     """They insert without the table lock, so positions could become visible out of order."""
     env = postgres.new_env(**{f"{prefix}POSTGRES_ENABLE_DB_FUNCTIONS": "yes"})
-    with pytest.raises(ScoringError, match=r"POSTGRES_ENABLE_DB_FUNCTIONS .* unset it"):
+    with pytest.raises(InvalidSetting, match=r"POSTGRES_ENABLE_DB_FUNCTIONS .* unset it"):
         Scoring(env)
 
 

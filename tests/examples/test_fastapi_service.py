@@ -97,7 +97,7 @@ def test_a_user_page_is_read_page_by_page(http: httpx.Client) -> None:
         award(http, f"g{number}", user_id="a/b ü", key=f"quiz:{number}")
     first = http.get("/users/a/b ü", params={"limit": 3}).json()
     assert [grant["grant_id"] for grant in first["grants"]] == ["g4", "g3", "g2"]
-    rest = http.get("/users/a/b ü", params={"limit": 3, "after": first["next_page"]}).json()
+    rest = http.get("/users/a/b ü", params={"limit": 3, "before": first["next_page"]}).json()
     assert [grant["grant_id"] for grant in rest["grants"]] == ["g1", "g0"]
     assert rest["next_page"] is None
     assert rest["by_category"] == {"learning": 125}

@@ -51,7 +51,7 @@ def use_every_call(ledger: ScoreLedger, file: Path) -> None:
     assert len(ledger.leaderboard.top(7)) == 7
     assert len(ledger.leaderboard.top(7)) == 7
     assert sum(map(len, ledger.leaderboard.pages(size=2))) == 7
-    assert ledger.totals("user-1")
+    assert ledger.totals("user-1").total_score
     assert ledger.history("user-1")
     assert ledger.drift().users == 7
     assert ledger.verify().ok

@@ -117,7 +117,7 @@ class Case:
         assert sum(len(page) for page in self.ledger.leaderboard.pages(size=2)) > 2
 
     def read_a_user(self) -> None:
-        assert self.ledger.totals("user-1")
+        assert self.ledger.totals("user-1").total_score
         assert self.ledger.history("user-1")
 
     def wait(self) -> None:

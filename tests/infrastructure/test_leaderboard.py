@@ -7,13 +7,13 @@ import json
 import random
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 import projections
-from projections import Leaderboard, LeaderboardRow
-from projections.cli.queries import ByOption
+from projections import Leaderboard, LeaderboardRow, ScoreLedger, Settings
 from projections.cli.queries import leaderboard as leaderboard_command
 from projections.mongo.read_model import ReadModel
 from projections.queries.leaderboard import By
@@ -241,8 +241,36 @@ def test_every_leaderboard_reads_the_old_total_unless_asked_by_name(read_model: 
     assert board.rank_of("ada", by="ledger") in new
 
 
+def test_a_leaderboard_that_ranks_by_the_ledger_does_so_unless_asked_by_name(
+    read_model: ReadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For those who never had an old way; the call beats the argument, which beats the variable."""
+    fill(read_model, FEW)
+    old = ranked(FEW)
+    new = ranked({user_id: 1000 - total for user_id, total in FEW.items()})
+    board = Leaderboard(read_model, rank_by="ledger")
+    assert board.top(10) == board.page(limit=10) == next(board.pages()) == new
+    assert board.around("cyd", 10) == new
+    assert board.rank_of("ada") in new
+    assert board.top(10, by="recomputed") == board.page(limit=10, by="recomputed") == old
+    assert board.page(after=new[0]) == new[1:]
+    opened: dict[str, Any] = {"folder": tmp_path, "mongo": read_model.database, "worker": False}
+    monkeypatch.setenv("SCORE_LEDGER_RANK_BY", "ledger")
+    with ScoreLedger.open(**opened) as ledger:
+        assert (ledger.leaderboard.rank_by, ledger.leaderboard.top(10)) == ("ledger", new)
+        assert ledger.leaderboard.top(10, by="recomputed") == old
+    with ScoreLedger.open(**opened, rank_by="recomputed") as ledger:
+        assert ledger.leaderboard.top(10) == old
+    monkeypatch.delenv("SCORE_LEDGER_RANK_BY")
+    with ScoreLedger.open(**opened, rank_by="ledger") as ledger:
+        assert ledger.leaderboard.top(10) == new
+
+
 def test_no_public_reader_defaults_to_the_ledger() -> None:
-    """Whatever takes ``by``, now or later, takes the old total for it when nothing is said."""
+    """Whatever takes ``by``, now or later, takes what was set for it when nothing is said.
+
+    And that is the old total, when nothing was set either.
+    """
     seen = []
     for name in projections.__all__:
         public = getattr(projections, name)
@@ -250,7 +278,9 @@ def test_no_public_reader_defaults_to_the_ledger() -> None:
             parameter = inspect.signature(method).parameters.get("by")
             if parameter is not None and not method_name.startswith("_"):
                 seen.append(f"{name}.{method_name}")
-                assert parameter.default == "recomputed", seen[-1]
+                assert parameter.default is None, seen[-1]
     assert set(seen) >= {f"Leaderboard.{m}" for m in ("top", "rank_of", "around", "page", "pages")}
-    by = inspect.signature(leaderboard_command).parameters["by"]
-    assert by.default is ByOption.RECOMPUTED
+    assert inspect.signature(leaderboard_command).parameters["by"].default is None
+    assert inspect.signature(Leaderboard).parameters["rank_by"].default == "recomputed"
+    assert inspect.signature(ScoreLedger.open).parameters["rank_by"].default is None
+    assert Settings().rank_by == "recomputed"

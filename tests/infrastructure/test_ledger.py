@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import inspect
 import os
@@ -25,10 +26,10 @@ from eventsourcing.utils import Environment
 from psycopg.conninfo import conninfo_to_dict
 from pymongo import AsyncMongoClient
 
-from projections import LedgerNotOpen, ProjectionError, ScoreLedger, Settings
+from projections import LedgerNotOpen, ScoreLedger, Settings
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from scoring import GrantReceipt, GrantStatus, Scoring, ScoringError
+from scoring import GrantReceipt, GrantStatus, InvalidSetting, Scoring, ScoringError
 from support import NOON, make_grant, sqlite_env
 
 
@@ -117,7 +118,7 @@ def test_a_database_of_the_application_is_used(database: Any, event_store: dict[
         ledger.wait(grant(ledger, 1))
         assert ledger.status().read_model.endswith(database.name)
     assert database["user_scores"].count_documents({}) == 1
-    with pytest.raises(ProjectionError, match="two databases"):
+    with pytest.raises(ValueError, match="two databases"):
         ScoreLedger.open(mongo=database, mongo_database="other", event_store=event_store)
 
 
@@ -137,7 +138,7 @@ def test_a_uri_and_settings_objects_are_taken(
 def test_an_asynchronous_client_is_refused_with_the_cure(event_store: dict[str, str]) -> None:
     """The ledger blocks; from asyncio it is called in a thread."""
     client: Any = AsyncMongoClient("mongodb://localhost:1", connect=False)
-    with pytest.raises(ProjectionError, match=r"asyncio\.to_thread"):
+    with pytest.raises(TypeError, match=r"asyncio\.to_thread"):
         ScoreLedger.open(mongo=client, event_store=event_store)
 
 
@@ -161,7 +162,7 @@ def test_an_application_of_one_s_own_is_used_and_left_open(scoring: Scoring, dat
     with ScoreLedger.open(scoring=scoring, mongo=database) as ledger:
         ledger.wait(grant(ledger, 1))
     assert scoring.grant(**make_grant(2).model_dump()).status == "RECORDED"
-    with pytest.raises(ProjectionError, match="give one"):
+    with pytest.raises(ValueError, match="give one"):
         ScoreLedger.open(scoring=scoring, event_store={}, mongo=database)
 
 
@@ -169,7 +170,7 @@ def test_what_was_opened_is_closed_when_a_later_part_cannot_be_opened(
     event_store: dict[str, str],
 ) -> None:
     """No write-ahead log of an open SQLite connection stays behind."""
-    with pytest.raises(ProjectionError, match="not usable"):
+    with pytest.raises(InvalidSetting, match="not usable"):
         ScoreLedger.open(mongo="http://127.0.0.1", event_store=event_store)
     file = Path(event_store["SQLITE_DBNAME"])
     assert file.exists()
@@ -265,9 +266,18 @@ def test_threads_share_a_ledger(database: Any, event_store: dict[str, str]) -> N
         for thread in threads:
             thread.join()
         assert errors == []
-        totals = ledger.totals("ada")
-        assert totals is not None
-        assert totals.total_score == ledger.score_of("ada").total_score == 8 * 15
+        assert ledger.totals("ada").total_score == ledger.score_of("ada").total_score == 8 * 15
+
+
+def test_a_user_who_has_nothing_has_zeros_wherever_it_is_asked(
+    database: Any, event_store: dict[str, str]
+) -> None:
+    """The projected totals say what the event store says, name for name."""
+    with ScoreLedger.open(mongo=database, event_store=event_store, worker=False) as ledger:
+        recorded, projected = ledger.score_of("nobody"), ledger.totals("nobody")
+        for field in dataclasses.fields(recorded):
+            assert getattr(projected, field.name) == getattr(recorded, field.name), field.name
+        assert (projected.total_score, projected.last_grant_at) == (0, None)
 
 
 def test_asyncio_goes_on_while_a_thread_waits_for_the_ledger(

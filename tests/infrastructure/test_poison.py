@@ -16,7 +16,6 @@ from event_store import assert_equal_to_the_events, damaged, grants_of
 from projections import (
     MongoScoreView,
     PoisonEvent,
-    ProjectionError,
     ProjectionWorker,
     ScoreLedger,
     StreamParked,
@@ -505,7 +504,7 @@ def test_parking_ends_where_single_events_cannot_be_the_cause(
 
 def test_only_parked_streams_can_be_unparked(ledger: ScoreLedger) -> None:
     """A mistyped id is an error, not a success with nothing done."""
-    with pytest.raises(ProjectionError, match="is not parked"):
+    with pytest.raises(ValueError, match="is not parked"):
         ledger.unpark(["nobody"])
 
 

@@ -13,12 +13,11 @@ from postgres_server import PostgresServer
 from projections import (
     MongoScoreView,
     ProjectionWorker,
-    ReadModelUnavailable,
     ScoreGrantsProjection,
 )
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
-from scoring import Scoring
+from scoring import InvalidSetting, Scoring
 from support import make_grant
 
 
@@ -127,7 +126,7 @@ def test_the_librarys_runner_uses_the_database_that_ledgers_use_unless_told(
 
 def test_the_persistence_module_says_what_it_needs() -> None:
     """Without ``MONGO_URI`` there is nothing to construct a view from."""
-    with pytest.raises(ReadModelUnavailable, match="MONGO_URI is not set"):
+    with pytest.raises(InvalidSetting, match=r"MONGO_URI .* is not set"):
         ProjectionRunner(
             application_class=Scoring,
             projection_class=ScoreGrantsProjection,

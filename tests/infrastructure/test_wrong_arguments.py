@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,12 @@ from uuid import uuid4
 import pytest
 from pymongo import MongoClient
 
-from projections import ProjectionError, ReadModelUnavailable, ScoreLedger, Settings
+from projections import LedgerError, ProjectionError, ReadModelUnavailable, ScoreLedger, Settings
 from projections.connections import open_scoring
 from projections.embedded import find_mongod
 from projections.embedded.launch import free_port
 from projections.mongo import connect
-from scoring import Scoring, ScoringError
+from scoring import InvalidSetting, Scoring, ScoringError
 from support import make_grant, sqlite_env
 
 
@@ -35,40 +36,86 @@ def database(mongo_uri: str) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("kind", "arguments", "sentence"),
     [
-        ({"folder": ""}, "folder must be a path"),
-        ({"folder": 3}, "folder must be a path"),
-        ({"folder": "here", "settings": Settings()}, "give one"),
-        ({"settings": {"folder": "here"}}, "must be a Settings object"),
-        ({"scoring": "here"}, "must be a Scoring object"),
-        ({"scoring": Scoring}, "must be a Scoring object"),
-        ({"event_store": ["SQLITE_DBNAME"]}, "must map names"),
-        ({"event_store": {"SQLITE_LOCK_TIMEOUT": 5}}, "must map names"),
-        ({"event_store": {"SQLITE_DBNAME": ":memory:"}}, "name a file"),
-        ({"event_store": {"PERSISTENCE_MODULE": "no.such"}}, r"no\.such"),
-        ({"event_store": {"AGGREGATE_CACHE_MAXSIZE": "many"}}, "AGGREGATE_CACHE_MAXSIZE"),
+        (ValueError, {"folder": ""}, "folder must be a path"),
+        (TypeError, {"folder": 3}, "folder must be a path"),
+        (ValueError, {"folder": "here", "settings": Settings()}, "give one"),
+        (TypeError, {"settings": {"folder": "here"}}, "must be a Settings object"),
+        (TypeError, {"scoring": "here"}, "must be a Scoring object"),
+        (TypeError, {"scoring": Scoring}, "must be a Scoring object"),
+        (ValueError, {"scoring": Scoring(), "event_store": {}}, "give one"),
+        (ValueError, {"read_only": True, "worker": True}, "give worker=False"),
+        (ValueError, {"rank_by": "points"}, "rank_by must be 'recomputed' or 'ledger'"),
+        (ValueError, {"rank_by": ["ledger"]}, "rank_by must be 'recomputed' or 'ledger'"),
+        (TypeError, {"mongo": 3}, "mongo must be a MongoClient"),
+        (ValueError, {"mongo": ""}, "mongo is an empty text"),
+        (ValueError, {"mongo_database": "another"}, "two databases were given"),
+        (InvalidSetting, {"mongo": "http://127.0.0.1"}, "MONGO_URI is not usable"),
+        (InvalidSetting, {"mongo": "mongodb://127.0.0.1:99999"}, "MONGO_URI is not usable"),
+        (InvalidSetting, {"mongo": "mongodb://ada:p@ss@127.0.0.1"}, "percent-encode"),
+        (TypeError, {"event_store": ["SQLITE_DBNAME"]}, "must map names"),
+        (TypeError, {"event_store": {"SQLITE_LOCK_TIMEOUT": 5}}, "must map names"),
+        (InvalidSetting, {"event_store": {"SQLITE_DBNAME": ":memory:"}}, "name a file"),
+        (InvalidSetting, {"event_store": {"PERSISTENCE_MODULE": "no.such"}}, r"no\.such"),
+        (InvalidSetting, {"event_store": {"MAPPER_TOPIC": "no.such:Mapper"}}, r"no\.such"),
+        (InvalidSetting, {"event_store": {"SQLITE_LOCK_TIMEOUT": "x"}}, "SQLITE_LOCK_TIMEOUT"),
+        (InvalidSetting, {"event_store": {"AGGREGATE_CACHE_MAXSIZE": "x"}}, "an integer"),
     ],
     ids=str,
 )
 def test_what_cannot_be_meant_is_refused(
+    kind: type[Exception],
     arguments: dict[str, Any],
     sentence: str,
     database: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Before anything is granted, in one line."""
+    """Before anything is granted, in one line, as Python says it: a wrong type or a wrong value."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ProjectionError, match=sentence) as refused:
-        ScoreLedger.open(mongo=database, worker=False, **arguments)
+    with pytest.raises(kind, match=sentence) as refused:
+        ScoreLedger.open(**{"mongo": database, "worker": False, **arguments})
     assert "\n" not in str(refused.value)
+    assert not isinstance(refused.value, ProjectionError | ScoringError)
 
 
-def test_an_empty_uri_is_not_taken_for_none(event_store: dict[str, str]) -> None:
-    """A variable that is not set must not start a server in the folder."""
-    with pytest.raises(ProjectionError, match="mongo is an empty text"):
-        ScoreLedger.open(mongo="", event_store=event_store)
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SCORE_LEDGER_BATCH_SIZE", "many"),
+        ("SCORE_LEDGER_ON_ERROR", "ignore"),
+        ("SCORE_LEDGER_RANK_BY", "points"),
+        ("MONGO_URI", "http://127.0.0.1"),
+        ("POSTGRES_ENABLE_DB_FUNCTIONS", "yes"),
+    ],
+)
+def test_a_variable_that_cannot_be_meant_is_named(
+    variable: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the ledger, since no argument is to blame, and a ``ValueError`` all the same."""
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(InvalidSetting, match=f"{variable} is not usable") as refused:
+        ScoreLedger.open(folder=tmp_path, worker=False)
+    assert refused.value.name == variable
+    assert isinstance(refused.value, LedgerError)
+    assert isinstance(refused.value, ValueError)
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
+
+
+def test_settings_made_by_hand_do_not_read_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An application that has its own configuration gives what that says, and the defaults."""
+    monkeypatch.setenv("MONGO_URI", "mongodb://elsewhere")
+    monkeypatch.setenv("SCORE_LEDGER_BATCH_SIZE", "7")
+    monkeypatch.setenv("SCORE_LEDGER_RANK_BY", "")
+    made, read = Settings(folder=tmp_path), Settings.from_environment(folder=tmp_path)
+    assert (made.folder, made.mongo_uri, made.batch_size) == (tmp_path, None, 20_000)
+    assert (read.folder, read.mongo_uri, read.batch_size) == (tmp_path, "mongodb://elsewhere", 7)
+    assert read.rank_by == "recomputed"
+    with pytest.raises(ValueError, match="batch_sise"):
+        Settings(batch_sise=7)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a.b"])
@@ -76,7 +123,7 @@ def test_a_name_that_no_database_has_is_refused(
     name: str, database: Any, event_store: dict[str, str]
 ) -> None:
     """An empty one too: it is not the default's."""
-    with pytest.raises(ReadModelUnavailable, match="mongo_database"):
+    with pytest.raises(InvalidSetting, match="mongo_database"):
         ScoreLedger.open(mongo=database.client, mongo_database=name, event_store=event_store)
 
 
@@ -145,7 +192,7 @@ def test_many_receipts_are_not_one(database: Any, event_store: dict[str, str]) -
 
 
 @pytest.mark.parametrize(
-    "page", [{"limit": 0}, {"limit": "3"}, {"limit": 2**70}, {"after": "2"}, {"after": 2**70}]
+    "page", [{"limit": 0}, {"limit": "3"}, {"limit": 2**70}, {"before": "2"}, {"before": 2**70}]
 )
 def test_a_page_that_cannot_be_is_refused(
     page: dict[str, Any], database: Any, event_store: dict[str, str]

@@ -46,7 +46,7 @@ def main() -> None:
                     receipts=[{**asdict(receipt), "user_id": None}],
                 )
                 ledger.wait(receipt, timeout=PATIENCE_SECONDS)
-                page = ledger.history(grant.user_id, after=receipt.position + 1, limit=1)
+                page = ledger.history(grant.user_id, before=receipt.position + 1, limit=1)
                 totals = ledger.totals(grant.user_id)
             except (LedgerError, TimeoutError) as error:
                 protocol.write(read=grant.grant_id, ended=time.monotonic_ns(), error=str(error))
@@ -56,7 +56,7 @@ def main() -> None:
                 read=grant.grant_id,
                 ended=time.monotonic_ns(),
                 found=bool(page) and page[0].grant_id == grant.grant_id,
-                total=totals.total_score if totals else None,
+                total=totals.total_score,
                 at_least=receipt.total_after,
             )
 

@@ -80,8 +80,8 @@ def use(ledger: ScoreLedger) -> None:
     assert_type(ledger.leaderboard, Leaderboard)
     assert_type(ledger.leaderboard.top(3), list[LeaderboardRow])
     assert_type(ledger.leaderboard.rank_of("ada", by="ledger"), LeaderboardRow | None)
-    assert_type(ledger.history("ada", after=None, limit=3), list[GrantRow])
-    assert_type(ledger.totals("ada"), UserTotals | None)
+    assert_type(ledger.history("ada", before=None, limit=3), list[GrantRow])
+    assert_type(ledger.totals("ada"), UserTotals)
     assert_type(ledger.status(), LedgerStatus)
     assert_type(ledger.verify(), Verification)
     Shop(ledger, ledger.leaderboard).paid(order=4711, customer="ada", at=now)
@@ -93,17 +93,17 @@ class Pages:
     """A stand-in that fits a port."""
 
     def history(
-        self, user_id: str, *, after: int | None = None, limit: int = 100
+        self, user_id: str, *, before: int | None = None, limit: int = 100
     ) -> list[GrantRow]:
         return []
 
-    def totals(self, user_id: str) -> UserTotals | None:
-        return None
+    def totals(self, user_id: str) -> UserTotals:
+        return UserTotals(user_id, 0, 0, {}, {}, 0, None, 0)
 
 
 def main() -> None:
     pages: ScoreGrantRepository = Pages()
-    assert pages.totals("ada") is None
+    assert pages.totals("ada").total_score == 0
     scores: UserScoreRepository = Scoring()
     assert scores.score_of("ada").total_score == 0
     try:
