@@ -387,7 +387,7 @@ class Scoring(Application[UUID]):
         An event that changes nothing, ``UserScore.GapClosed``, is recorded in the place of each
         event that is missing, and one at the end, where a snapshot is taken: older ones may have
         been taken by a process that had the lost events in memory. A stream that lacks nothing is
-        left alone. Other processes that use the store should be started anew before this.
+        left alone. Other processes that use the store should be restarted before this.
 
         Returns:
             The versions that were missing.

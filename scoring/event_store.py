@@ -187,7 +187,7 @@ class ScoringEventStore(EventStore[UUID]):
 class ScoringSnapshotStore(EventStore[UUID]):
     """Stores snapshots as the library does, and returns those only whose events are stored.
 
-    One may be ahead of the events, or of events that were lost and written anew since.
+    One may be ahead of the events, or of events that were lost and written again since.
     """
 
     def __init__(

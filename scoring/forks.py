@@ -27,7 +27,7 @@ def keep_for_ever(value: object) -> None:
 def call_in_child(owner: T, method: Callable[[T], None]) -> None:
     """Have an object's method called in every child that is forked, for as long as it is there.
 
-    To make its locks anew, above all: a thread of the parent may have held one, and in the child it
+    To make new locks, above all: a thread of the parent may have held one, and in the child it
     never lets go.
     """
     _to_be_called[owner] = method

@@ -51,7 +51,7 @@ class GrantClaimed:
     version: int
     """Version of the user's stream at which that grant is found, so nothing needs scanning."""
     token: str
-    """Made anew for every commit, so that a caller can recognise its own after a lost answer."""
+    """A new one for every commit, so that a caller can recognise its own after a lost answer."""
 
 
 class UserScoreSnapshot(Snapshot):

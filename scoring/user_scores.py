@@ -97,7 +97,7 @@ class UserScores:
         return unchanged
 
     def forget(self) -> None:
-        """Load everybody anew, as the store is not the one that they were loaded from."""
+        """Load everybody again, as the store is not the one that they were loaded from."""
         self._cache.clear()
 
     def give_back(self, score: UserScore) -> None:

@@ -46,7 +46,7 @@ CONTROL: Final = "score_control"
 PARKED: Final = "score_parked"
 
 GENERATIONAL: Final = (GRANTS, USERS, BUCKETS, PARKED)
-"""What a rebuild makes anew, and a switch renames."""
+"""What a rebuild makes again, and a switch renames."""
 
 SHAPE: Final = 1
 """Version of what the projection writes into these. A release that writes other fields, or

@@ -81,7 +81,7 @@ def verify_events(
 
 
 class _ParkingChanged(Exception):  # noqa: N818 - nobody's error
-    """A stream was parked or unparked whose events are compared already: begin anew."""
+    """A stream was parked or unparked whose events are compared already: start over."""
 
 
 class _EventVerification:

@@ -16,7 +16,7 @@ from scoring.errors import InvalidGrant
 from scoring.grants import Grant
 from scoring.receipts import GrantReceipt, GrantStatus
 from scoring.rules import normalised_user_id
-from scoring.testing.expecting import expect
+from scoring.testing.expectation import expect
 from scoring.testing.invalid import invalid_grants
 from scoring.testing.model import LedgerModel
 from scoring.testing.sequences import changed_payloads

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LedgerModel:
-    """A dictionary of grants by id; every sum is taken anew.
+    """A dictionary of grants by id; every sum is taken again each time.
 
     Attributes:
         grants: What counts, by grant id, in the order it was recorded.

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from scoring.identity import claim_stream_id, is_grant_shaped
-from scoring.testing.expecting import expect
+from scoring.testing.expectation import expect
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
