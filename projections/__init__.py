@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from projections.drift import Drift, UserDrift
+    from projections.drift import Drift, OpenedBalances, Tolerance, UserDrift
     from projections.errors import (
         BatchRefused,
         BatchTooSlow,
@@ -66,6 +66,7 @@ __all__ = [
     "OldReject",
     "OldScores",
     "OldUser",
+    "OpenedBalances",
     "ParkedStream",
     "PoisonEvent",
     "PositionMoved",
@@ -85,6 +86,7 @@ __all__ = [
     "Settings",
     "ShapeChanged",
     "StreamParked",
+    "Tolerance",
     "TooManyParked",
     "Unparked",
     "UserDrift",

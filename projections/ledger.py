@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from contextlib import ExitStack, closing, suppress
+from datetime import UTC, datetime
 from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,14 @@ from tenacity import Retrying, sleep_using_event, wait_exponential
 
 from projections.closed import Closed
 from projections.connections import open_read_model, open_scoring
-from projections.drift import Drift, Tolerance, UserDrift, measure_drift
+from projections.drift import (
+    Drift,
+    OpenedBalances,
+    Tolerance,
+    UserDrift,
+    measure_drift,
+    open_balances,
+)
 from projections.errors import (
     LedgerNotOpen,
     ProjectionError,
@@ -42,7 +50,6 @@ from scoring.retries import Retries, read_event_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
-    from datetime import datetime
     from os import PathLike
     from types import TracebackType
     from typing import Self
@@ -483,6 +490,62 @@ class ScoreLedger:
         drift.waited_seconds = waited_seconds
         drift.parked_streams = self._view.parking.count()
         return drift
+
+    def open_balances(
+        self,
+        *,
+        keys: Collection[str] | None = None,
+        granted_at: datetime | None = None,
+        wait: float = DEFAULT_WAIT_SECONDS,
+        dry_run: bool = False,
+        stop: Event | None = None,
+        on_progress: Callable[[OpenedBalances], None] | None = None,
+    ) -> OpenedBalances:
+        """Grant what each bucket has beyond the grants of its key, but for posts and badges.
+
+        It brings the two totals together, and leaves the recomputed one as it is. It may be
+        repeated, interrupted and run beside others and traffic: the id of such a grant is made from
+        the user, the key and what the key had been granted before, so nothing is granted twice.
+
+        Args:
+            keys: Only keys of these kinds, as the drift report names them; default, all.
+            granted_at: The time of these grants, timezone-aware; default: now.
+            wait: Seconds to wait for what was recorded before the call to be projected.
+            dry_run: Record nothing.
+            stop: When set, stop at the next boundary between users.
+            on_progress: Told after every user.
+
+        Raises:
+            EventStoreReplaced: if the event store is not the one that was projected so far, or went
+                back.
+            ProjectionError: if the read model stayed behind, or streams are parked, so that it is
+                not known what has been granted; nothing was recorded.
+            ReadModelUnavailable: if MongoDB failed; what was recorded stays, and opening them again
+                carries on.
+            BatchFailed: if the event store failed; likewise.
+        """
+        if not dry_run:
+            self._check_writable()
+        _, lag_events = self._await_recorded(wait)
+        if lag_events:
+            raise ProjectionError(
+                f"the read model was still {lag_events:,} events behind after {wait:g} s, so no "
+                "balance was opened: check with score-ledger status that a worker is running"
+            )
+        if self._view.parking.count():
+            raise ProjectionError(
+                "streams are parked, so it is not known what their users have, and no balance was "
+                "opened: mend the cause, run score-ledger unpark, and open them again"
+            )
+        return open_balances(
+            self._view.read_model,
+            self._repositories.user_scores.grant_many,
+            granted_at=granted_at or datetime.now(UTC),
+            kinds=keys,
+            dry_run=dry_run,
+            stop=stop,
+            on_progress=on_progress,
+        )
 
     def status(self) -> LedgerStatus:
         """Return where the ledger stands.

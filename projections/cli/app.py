@@ -15,6 +15,7 @@ from projections.cli.drift import drift
 from projections.cli.grants import contribute, grant
 from projections.cli.imports import import_
 from projections.cli.interrupts import EXIT_CODE, Interrupted, was_interrupted
+from projections.cli.open_balances import open_balances
 from projections.cli.project import project
 from projections.cli.queries import leaderboard, status, user
 from projections.cli.rebuild import rebuild
@@ -109,6 +110,12 @@ _add(
     "score-ledger drift",
     "score-ledger drift --html drift.html --csv drift.csv",
     "score-ledger drift --check --tolerance 0.5%    in a pipeline",
+)
+_add(
+    open_balances,
+    "score-ledger open-balances --dry-run",
+    "score-ledger open-balances --keys telemetry:activity --keys 'quiz:history:*'",
+    name="open-balances",
 )
 _add(
     unpark,

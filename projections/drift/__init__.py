@@ -3,6 +3,7 @@
 It may import ``projections.mongo`` and what is below it.
 """
 
+from projections.drift.balances import OpenedBalances, open_balances
 from projections.drift.measurement import measure_drift
 from projections.drift.page import write_page
 from projections.drift.report import Cause, Drift, Reason, UserDrift
@@ -13,9 +14,11 @@ __all__ = [
     "Cause",
     "CsvTable",
     "Drift",
+    "OpenedBalances",
     "Reason",
     "Tolerance",
     "UserDrift",
     "measure_drift",
+    "open_balances",
     "write_page",
 ]

@@ -104,7 +104,7 @@ def _count(drift: Drift, user: UserDrift) -> None:
     drift.old += user.old
     drift.new += user.new
     if user.difference:
-        drift.beyond += not drift.tolerance.covers(user.old, user.new)
+        drift.beyond += not drift.tolerance.covers(old=user.old, new=user.new)
         drift.staying += any(cause.reason.stays for cause in user.causes.values())
         drift.noticed_points.add(abs(user.difference))
         if user.old:

@@ -51,7 +51,7 @@ class Tolerance:
             return cls(points=int(given["points"]))
         return cls(percent=Decimal(given["percent"]))
 
-    def covers(self, old: int, new: int) -> bool:
+    def covers(self, *, old: int, new: int) -> bool:
         """Tell whether two totals are no further apart than this."""
         difference = abs(new - old)
         return difference <= self.points or difference * 100 <= self.percent * old

@@ -100,6 +100,27 @@ def test_a_pipeline_is_told_by_the_exit_code(cli: CommandLine) -> None:
     )
 
 
+def test_opening_balances_brings_the_totals_together(cli: CommandLine) -> None:
+    """A dry run first; then once, by kind of key; then nothing is left."""
+    cli(*ACTIVITY, "--points", "40")
+    cli(*POST, "--points", "5")
+    behind = cli("open-balances", "--wait", "0")
+    assert (behind.returncode, behind.stdout) == (1, "")
+    assert "events behind after 0 s, so no balance was opened" in behind.stderr
+    cli("project")
+    would = cli("open-balances", "--dry-run")
+    assert "40 points would be granted in 1 opening balances of 1 users" in would.stdout
+    other = json.loads(cli("open-balances", "--keys", "quiz:history", "--json").stdout)
+    assert (other["users"], other["grants"]) == (1, 0)
+    wrong = cli("open-balances", "--granted-at", "2026-11-22")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    did = cli("open-balances", "--granted-at", "2026-12-01T00:00:00Z", "--json")
+    assert (did.returncode, json.loads(did.stdout)["kinds"]) == (0, {"telemetry:activity": [1, 40]})
+    cli("project")
+    assert cli("drift", "--check").returncode == 0
+    assert json.loads(cli("open-balances", "--json").stdout)["grants"] == 0
+
+
 def test_a_file_that_cannot_be_written_is_one_sentence(cli: CommandLine) -> None:
     """Before anything is measured."""
     done = cli("drift", "--html", "no/such/folder/drift.html")
@@ -110,7 +131,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence(cli: CommandLine) -> None
 
 def test_the_new_commands_teach(cli: CommandLine) -> None:
     """With an example, and what the exit code means."""
-    for command in ("contribute", "drift"):
+    for command in ("contribute", "drift", "open-balances"):
         done = cli(command, "--help")
         assert done.returncode == 0
         assert "Example" in done.stdout

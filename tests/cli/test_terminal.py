@@ -43,7 +43,7 @@ def test_the_version_is_told(cli: CommandLine) -> None:
     "command",
     [
         ("verify",), ("status",), ("leaderboard",), ("user", "ada"), ("drift",), ("rebuild",),
-        ("unpark",), ("project",),
+        ("unpark",), ("project",), ("open-balances",),
     ],
     ids=lambda words: words[0],
 )  # fmt: skip
