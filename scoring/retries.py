@@ -119,15 +119,17 @@ class Retries:
     counts from when things began to fail.
     """
 
+    failures = 0
+    _state: RetryCallState | None = None
+
     def __init__(self, policy: Retrying) -> None:
         """Begin with no failure."""
         self._policy = policy
-        self.reset()
 
     def reset(self) -> None:
         """Something went well: the next failure is the first one."""
         self.failures = 0
-        self._state: RetryCallState | None = None
+        self._state = None
 
     def back_off(self, failure: Exception) -> None:
         """Wait before the next attempt, or raise the failure if there is to be none."""
@@ -200,7 +202,11 @@ def reads_translated() -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
-        raise ScoringError(f"the event store cannot be read: {in_words(error)}") from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> ScoringError:
+    return ScoringError(f"the event store cannot be read: {in_words(error)}")
 
 
 def read_event_store(read: Callable[[], T]) -> T:
@@ -209,8 +215,11 @@ def read_event_store(read: Callable[[], T]) -> T:
     Raises:
         ScoringError: if the store failed and stayed so.
     """
-    with reads_translated(), TimeLimit():
-        return Retries(STORE_FAILURES).call(read)
+    try:  # not reads_translated(), which takes as long as all the rest here
+        with TimeLimit():
+            return Retries(STORE_FAILURES).call(read)
+    except STORE_ERRORS as error:
+        raise _unreadable(error) from error
 
 
 def open_event_store(construct: Callable[[], T]) -> T:
