@@ -28,7 +28,17 @@ if TYPE_CHECKING:
         TooManyParked,
     )
     from projections.ledger import ScoreLedger
-    from projections.migration import OldReject, OldScores, OldUser, RejectReason
+    from projections.migration import (
+        Comparison,
+        ComparisonProgress,
+        DifferenceKind,
+        OldReject,
+        OldScores,
+        OldUser,
+        RejectReason,
+        ScoreDifference,
+        ScoreSide,
+    )
     from projections.mongo import MongoScoreView
     from projections.mongo.batches import Batch
     from projections.mongo.parking import ParkedStream
@@ -49,7 +59,10 @@ __all__ = [
     "Batch",
     "BatchRefused",
     "BatchTooSlow",
+    "Comparison",
+    "ComparisonProgress",
     "Difference",
+    "DifferenceKind",
     "Drift",
     "EventStoreReplaced",
     "ForeignDocument",
@@ -80,9 +93,11 @@ __all__ = [
     "RebuildOutcome",
     "RebuildSuperseded",
     "RejectReason",
+    "ScoreDifference",
     "ScoreGrantRepository",
     "ScoreGrantsProjection",
     "ScoreLedger",
+    "ScoreSide",
     "Settings",
     "ShapeChanged",
     "StreamParked",

@@ -31,6 +31,7 @@ from projections.errors import (
     StreamParked,
 )
 from projections.events.anchored_store import AnchoredStore
+from projections.migration.comparison import SETTLE_SECONDS, OldComparison
 from projections.mongo import MongoScoreView
 from projections.queries.leaderboard import ranking_field
 from projections.settings import Settings
@@ -57,12 +58,14 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
     from pymongo.database import Database
 
+    from projections.migration import Comparison, ComparisonProgress, OldScores, ScoreDifference
     from projections.queries.history import GrantRow, UserTotals
     from projections.queries.leaderboard import By
     from projections.verification.report import Verification, VerificationProgress
 
 logger = logging.getLogger(__name__)
 
+_PROJECTED_SECONDS = 60.0
 _LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
 DEFAULT_WAIT_SECONDS = 10.0
 """How long what compares both totals waits for what was recorded before it was asked for."""
@@ -547,6 +550,57 @@ class ScoreLedger:
             on_progress=on_progress,
         )
 
+    def compare(
+        self,
+        old: OldScores,
+        client: MongoClient[Any] | None = None,
+        *,
+        repair: bool = False,
+        settle_seconds: float = SETTLE_SECONDS,
+        on_difference: Callable[[ScoreDifference], None] | None = None,
+        on_progress: Callable[[ComparisonProgress], None] | None = None,
+    ) -> Comparison:
+        """Compare what a site's own old collection holds with the ledger's recomputed side.
+
+        Every bucket and total of every user is compared, while both sides are being written: what
+        differs is looked at again, with everything projected that is recorded by then, until it is
+        the same or has stood still for ``settle_seconds``. A bucket of 0 points is the same as
+        none. Memory grows with neither users nor differences.
+
+        Args:
+            old: Where the old collection is and how it is spelt. It is only read.
+            client: Of the server that it is on; default, the ledger's own.
+            repair: Contribute what the old side holds for each bucket that differs and stood still
+                (0 points where it holds none), and look again until that is so. What cannot be
+                repaired says why.
+            settle_seconds: How long a difference has to stand still; more than a call of the site
+                may take between its two writes.
+            on_difference: Told of every difference, also of those that are only counted.
+            on_progress: Told now and then.
+
+        Raises:
+            EventStoreReplaced: if the event store is not the one that was projected so far, or went
+                back.
+            ProjectionError: if ``repair`` is asked for and the old collection has no bucket at all.
+            TimeoutError: if nobody projects: without the right to write, somebody else has to.
+            ReadModelUnavailable: if MongoDB failed.
+            ScoringError: if the event store failed.
+        """
+        if repair:
+            self._check_writable()
+        self._check_event_store()
+        comparison = OldComparison(
+            *(old, client or self._view.read_model.client, self._scoring, self._view.read_model),
+            catch_up=self._project_recorded,
+            contribute_many=self.contribute_many if repair else None,
+            settle_seconds=settle_seconds,
+            on_difference=on_difference,
+            on_progress=on_progress,
+        )
+        outcome = comparison.run()
+        outcome.parked_streams = self._view.parking.count()
+        return outcome
+
     def status(self) -> LedgerStatus:
         """Return where the ledger stands.
 
@@ -623,6 +677,16 @@ class ScoreLedger:
             )
         except WaitInterruptedError as error:
             raise LedgerNotOpen(_CLOSED) from error
+
+    def _project_recorded(self) -> None:
+        """Return when everything recorded by now is projected, by whomever."""
+        newest = read_event_store(self._scoring.recorder.max_notification_id) or 0
+        if (self._view.max_tracking_id(self._scoring.name) or 0) >= newest:
+            return
+        if self._read_only or self._thread is not None:
+            self._await_position(newest, _PROJECTED_SECONDS)
+        else:
+            self.catch_up()
 
     def _await_recorded(self, timeout: float) -> tuple[int, int]:
         """Wait for what is recorded by now, and return what is tracked and how many events lack."""

@@ -5,7 +5,25 @@ looks at it; nothing here ever writes to it. It may import ``projections.mongo``
 it.
 """
 
+from projections.migration.comparison_report import (
+    Comparison,
+    ComparisonProgress,
+    DifferenceKind,
+    ScoreDifference,
+    ScoreSide,
+)
 from projections.migration.old_scores import LabelDefault, OldScores
 from projections.migration.old_users import OldReject, OldUser, RejectReason
 
-__all__ = ["LabelDefault", "OldReject", "OldScores", "OldUser", "RejectReason"]
+__all__ = [
+    "Comparison",
+    "ComparisonProgress",
+    "DifferenceKind",
+    "LabelDefault",
+    "OldReject",
+    "OldScores",
+    "OldUser",
+    "RejectReason",
+    "ScoreDifference",
+    "ScoreSide",
+]

@@ -6,7 +6,7 @@ import re
 import tomllib
 import unicodedata
 from fnmatch import translate
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from threading import Event
@@ -23,6 +23,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 
 from projections.errors import ProjectionError, ReadModelUnavailable
+from projections.migration.old_glance import Glancing, OldGlance
 from projections.migration.old_users import OldReject, OldUser, RejectReason
 from projections.migration.old_values import (
     MISSING,
@@ -209,16 +210,25 @@ class OldScores(BaseModel):
             ProjectionError: if the database is not named.
             ReadModelUnavailable: if MongoDB failed and stayed so.
         """
-        collection = self.collection_of(client)
         if users is None:
-            yield from self._read(collection, {})
+            for glance in self.glance(client):
+                yield glance.take()
             return
+        collection = self.collection_of(client)
         wanted = sorted(users)
         for start in range(0, len(wanted), _USERS_AT_ONCE):
             ids = [
                 id_ for user in wanted[start : start + _USERS_AT_ONCE] for id_ in self._ids(user)
             ]
-            yield from self._read(collection, {self.user: {"$in": ids}})
+            for glance in self._read(collection, {self.user: {"$in": ids}}):
+                yield glance.take()
+
+    def glance(self, client: MongoClient[Any]) -> Iterator[OldGlance]:
+        """Yield user after user as ``read`` does, with their buckets unchecked, in half the time.
+
+        That will do for who knows already what they should be.
+        """
+        yield from self._read(self.collection_of(client), {})
 
     def count(self, client: MongoClient[Any]) -> int:
         """Return about how many documents there are, for showing progress."""
@@ -246,7 +256,7 @@ class OldScores(BaseModel):
                 read_concern=ReadConcern("majority"),
             )[self.collection]
 
-    def _read(self, collection: MongoCollection[Document], where: Document) -> Iterator[OldUser]:
+    def _read(self, collection: MongoCollection[Document], where: Document) -> Iterator[OldGlance]:
         taking = _Taking(self, collection)
         retries = retries_until(Event())
         last: Any = MISSING
@@ -254,11 +264,11 @@ class OldScores(BaseModel):
             try:
                 with translated():
                     documents = self._find(collection, where, after=last)
-                    for raw, user in taking.users(documents):
+                    for raw, glance in taking.glances(documents):
                         retries.reset()
-                        if user.user_id is not None:
+                        if glance.user_id is not None:
                             last = raw
-                        yield user
+                        yield glance
                     return
             except ReadModelUnavailable as error:
                 retries.back_off(error)  # and then go on after the last user
@@ -329,9 +339,17 @@ class _Taking:
     def __init__(self, old: OldScores, collection: MongoCollection[Document]) -> None:
         self._old = old
         self._collection = collection
+        self._glancing = Glancing(
+            buckets=old.buckets,
+            key=old.key,
+            names=(old.points, old.category, old.source),
+            total=old.total,
+            maps_labels=bool(old.label_map),
+            label=self._label,
+        )
         self._labels = [(re.compile(translate(each.keys)), each) for each in old.labels]
 
-    def users(self, documents: Iterable[Document]) -> Iterator[tuple[Any, OldUser]]:
+    def glances(self, documents: Iterable[Document]) -> Iterator[tuple[Any, OldGlance]]:
         """Yield each user with what stands in the user field; documents are sorted by that."""
         path = self._old.user
         for (_, raw), some in groupby(documents, key=lambda it: _typed(value_at(it, path))):
@@ -342,13 +360,19 @@ class _Taking:
                 value = None if raw is MISSING else raw
                 for document in some:
                     reject = OldReject(refused.reason, value, document.get("_id"), path, "user_id")
-                    yield raw, OldUser(None, rejects=[reject])
+                    taken = partial(OldUser, None, rejects=[reject])
+                    yield raw, OldGlance(None, lambda: (None, None), taken)
                 continue
-            user = OldUser(user_id)
-            twice: set[str] = set()
-            for document in some:
-                self._take(user, document, twice)
-            yield raw, user
+            theirs = list(some)
+            look = partial(self._glancing.plain, theirs)
+            yield raw, OldGlance(user_id, look, partial(self._taken, user_id, theirs))
+
+    def _taken(self, user_id: str, documents: list[Document]) -> OldUser:
+        user = OldUser(user_id)
+        twice: set[str] = set()
+        for document in documents:
+            self._take(user, document, twice)
+        return user
 
     def _user_id(self, raw: Any) -> str:
         user_id = user_of(raw, as_text=self._old.users_as_text)

@@ -1,0 +1,482 @@
+"""Comparing an old collection with the ledger's recomputed side, while both are being written.
+
+Both are read once, sorted by user, and merged. Whatever differs then is a suspect, not a
+difference: a call may be between its two writes, and the two sides are not read at one instant.
+Suspects are looked at again, both sides anew, until they are the same or have stood still for a
+while. So nothing depends on the order in which the two sides sort their users but the time it
+takes: whoever comes out of order is a suspect, too.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+from projections.errors import ProjectionError
+from projections.migration.comparison_report import (
+    MAX_DIFFERENCES,
+    Comparison,
+    ComparisonProgress,
+    DifferenceKind,
+    ScoreDifference,
+    ScoreSide,
+)
+from projections.migration.key_history import KeyHistory, read_histories
+from projections.migration.ledger_scores import LedgerScores, LedgerUser
+from projections.migration.old_users import OldReject, OldUser
+from projections.migration.old_values import breaks_its_rule
+from projections.migration.suspects import Suspect, Suspects
+from projections.mongo.joins import outer_join
+from scoring import BatchFailed, GrantStatus, InvalidGrant, StreamHasGap
+from scoring.contributions import Bucket, Contribution
+from scoring.identity import claim_stream_id, derived_grant_id, is_grant_shaped
+from scoring.retries import read_event_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pymongo import MongoClient
+    from pymongo.client_session import ClientSession
+
+    from projections.migration.old_glance import OldGlance
+    from projections.migration.old_scores import OldScores
+    from projections.mongo.collections import Document
+    from projections.mongo.read_model import ReadModel
+    from scoring import ContributionReceipt, Scoring
+
+SETTLE_SECONDS: Final = 5.0
+"""How long a difference has to stand still, unless somebody says otherwise."""
+
+_MAX_LOOKS: Final = 10
+_MAX_REPAIRS: Final = 3
+_SUSPECTS_AT_ONCE: Final = 1000
+_NOTHING: Final = LedgerUser(0, {})
+
+
+class _BucketPair(NamedTuple):
+    """What the two sides hold under one key."""
+
+    user_id: str
+    key: str
+    old: Contribution | OldReject | None
+    ledger: Bucket | None
+
+    @property
+    def old_bucket(self) -> Bucket | None:
+        return self.old.bucket if isinstance(self.old, Contribution) else None
+
+    @property
+    def differs(self) -> bool:
+        return isinstance(self.old, OldReject) or _differ(self.old_bucket, self.ledger)
+
+    @property
+    def seen(self) -> str:
+        old = self.old.value if isinstance(self.old, OldReject) else self.old_bucket
+        return repr((old, self.ledger))
+
+    def kind(self, history: KeyHistory) -> DifferenceKind:
+        old, ledger = self.old_bucket, self.ledger
+        if isinstance(self.old, OldReject):
+            return DifferenceKind.REJECTED
+        if ledger is None or not ledger.points:
+            return DifferenceKind.MISSING_IN_LEDGER
+        if old is None or not old.points:
+            return DifferenceKind.MISSING_IN_OLD
+        if old.points == ledger.points:
+            return DifferenceKind.LABEL
+        return DifferenceKind.WRITE_ORDER if history.raced else DifferenceKind.OTHER_POINTS
+
+    def difference(self, history: KeyHistory) -> ScoreDifference:
+        old = ledger = None
+        reason = ""
+        if isinstance(self.old, Contribution):
+            old = ScoreSide(*self.old.bucket, self.old.at)
+        elif isinstance(self.old, OldReject):
+            reason = _rejected(self.old)
+        if self.ledger is not None:
+            ledger = ScoreSide(*self.ledger, history.at)
+        kind = self.kind(history)
+        return ScoreDifference(self.user_id, self.key, kind, old, ledger, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _TotalPair:
+    """The two totals of one user, and what each has beyond the sum of its buckets."""
+
+    user_id: str
+    old: int
+    ledger: int
+    old_excess: int
+    ledger_excess: int
+
+    key: ClassVar[str] = ""
+
+    @classmethod
+    def of(cls, old: OldUser, ledger: LedgerUser) -> _TotalPair:
+        summed = sum(contribution.points for contribution in old.buckets.values())
+        # Nobody can say what a bucket that is not acceptable adds to its total.
+        total = summed if old.total is None or old.rejects else old.total
+        excess = total - summed, ledger.total - ledger.sum()
+        return cls(old.user_id or "", total, ledger.total, *excess)
+
+    @property
+    def differs(self) -> bool:
+        return bool(self.old_excess or self.ledger_excess)
+
+    @property
+    def seen(self) -> str:
+        return repr((self.old_excess, self.ledger_excess))
+
+    def difference(self, _: KeyHistory) -> ScoreDifference:
+        reason = "the ledger's total is not the sum of its buckets: run score-ledger verify"
+        if self.old_excess:
+            reason = (
+                f"the old total is {self.old - self.old_excess:,} by its buckets: have the site "
+                "sum them up again"
+            )
+        sides = ScoreSide(self.old), ScoreSide(self.ledger)
+        return ScoreDifference(self.user_id, None, DifferenceKind.TOTAL, *sides, reason=reason)
+
+
+_Pair = _BucketPair | _TotalPair
+_Buckets = dict[tuple[str, str], Bucket]
+
+
+@dataclass(slots=True)
+class _Repair:
+    suspect: Suspect
+    difference: ScoreDifference
+    contribution: Contribution
+
+
+class OldComparison:
+    """Compares one old collection with one ledger; used once."""
+
+    def __init__(
+        self,
+        old: OldScores,
+        client: MongoClient[Document],
+        app: Scoring,
+        read_model: ReadModel,
+        *,
+        catch_up: Callable[[], object],
+        contribute_many: Callable[[Iterable[Contribution]], list[ContributionReceipt]] | None,
+        settle_seconds: float = SETTLE_SECONDS,
+        on_difference: Callable[[ScoreDifference], None] | None = None,
+        on_progress: Callable[[ComparisonProgress], None] | None = None,
+    ) -> None:
+        """Prepare to compare.
+
+        Args:
+            old: How the old collection is to be read.
+            client: Of the server with it.
+            app: The event store of the ledger.
+            read_model: What is projected from that.
+            catch_up: Returns when everything recorded so far is projected.
+            contribute_many: Repairs; ``None`` to leave everything as it is.
+            settle_seconds: How long a difference has to stand still.
+            on_difference: Told of every difference.
+            on_progress: Told now and then.
+        """
+        self._old = old
+        self._client = client
+        self._app = app
+        self._read_model = read_model
+        self._catch_up = catch_up
+        self._contribute_many = contribute_many
+        self._settle_seconds = settle_seconds
+        self._on_difference = on_difference
+        self._on_progress = on_progress
+        self._suspects = Suspects()
+        self._old_buckets = 0
+
+    def run(self) -> Comparison:
+        """Compare, and repair if that is wanted.
+
+        Raises:
+            ProjectionError: if there is nothing to repair from.
+            ReadModelUnavailable: if MongoDB failed.
+            ScoringError: if the event store failed.
+        """
+        with self._suspects:
+            self._catch_up()
+            outcome = self._read_model.generations.consistently(self._scan, seconds=None)
+            if self._contribute_many is not None and self._old_buckets == 0 < outcome.buckets:
+                # More likely a name that is wrong than a site without scores.
+                raise ProjectionError(
+                    f"there is not one bucket to be found in the old collection "
+                    f"{self._old.collection}, so everything would be repaired to 0: check the "
+                    "names in its description; nothing was changed"
+                )
+            self._settle(outcome)
+            return outcome
+
+    def _scan(self, session: ClientSession) -> Comparison:
+        """Read everything once, and put down what differs."""
+        outcome = Comparison(datetime.now(UTC), self._settle_seconds)
+        self._suspects.clear()
+        documents = self._old.count(self._client)
+        suspects: list[Suspect] = []
+        olds = self._old_users(outcome, suspects)
+        for user_id, old, ledger in outer_join(
+            olds, LedgerScores(self._read_model, session).users()
+        ):
+            self._scan_user(user_id, old, ledger or _NOTHING, outcome, suspects)
+            if len(suspects) >= _SUSPECTS_AT_ONCE:
+                self._suspects.put(suspects)
+                suspects.clear()
+            if outcome.users % _SUSPECTS_AT_ONCE == 0:
+                done = outcome.buckets if self._old.buckets is None else outcome.users
+                self._tell_progress("comparing", done, documents)
+        self._suspects.put(suspects)
+        return outcome
+
+    def _old_users(
+        self, outcome: Comparison, suspects: list[Suspect]
+    ) -> Iterator[tuple[str, OldGlance]]:
+        """Yield the users of the old collection, sorted as Python sorts their ids."""
+        last = ""
+        for user in self._old.glance(self._client):
+            if user.user_id is None:
+                for reject in user.take().rejects:
+                    self._report(outcome, _unknown(reject))
+            elif user.user_id > last:
+                last = user.user_id
+                yield last, user
+            else:
+                # MongoDB sorts ObjectIds and numbers otherwise than their texts.
+                pairs = _pairs(user.take(), _NOTHING)
+                suspects += (Suspect(user.user_id, pair.key) for pair in pairs)
+
+    def _scan_user(
+        self,
+        user_id: str,
+        glance: OldGlance | None,
+        ledger: LedgerUser,
+        outcome: Comparison,
+        suspects: list[Suspect],
+    ) -> None:
+        outcome.users += 1
+        outcome.ledger_points += ledger.total
+        plain, total = glance.look() if glance is not None else (None, None)
+        if (
+            plain == ledger.buckets
+            and total in {None, ledger.total}
+            and ledger.total == ledger.sum()
+        ):
+            # As nearly always, and quickly: what is as in the ledger need not be checked.
+            self._old_buckets += len(ledger.buckets)
+            outcome.buckets += len(ledger.buckets)
+            outcome.old_points += ledger.total
+            return
+        old = OldUser(user_id) if glance is None else glance.take()
+        self._old_buckets += len(old.buckets)
+        outcome.buckets += len(old.buckets.keys() | ledger.buckets.keys())
+        outcome.old_points += _TotalPair.of(old, ledger).old
+        for reject in old.rejects:
+            if _comparable_key(reject) is None:
+                self._report(outcome, _unknown(reject))
+        now = time.monotonic()
+        suspects += (Suspect(user_id, pair.key, pair.seen, now) for pair in _pairs(old, ledger))
+
+    def _settle(self, outcome: Comparison) -> None:
+        """Look again at what differs, until all of it is decided."""
+        total = left = len(self._suspects)
+        while left:
+            self._tell_progress("looking again", total - left, total)
+            due = self._suspects.newest() + self._settle_seconds
+            time.sleep(max(0.0, due - time.monotonic()))
+            for page in self._suspects.pages():
+                self._look(page, outcome)
+            left = len(self._suspects)
+
+    def _look(self, page: list[Suspect], outcome: Comparison) -> None:
+        pairs = self._read_again(page)
+        now = time.monotonic()
+        changed, decided = [], []
+        settled: list[tuple[Suspect, _Pair]] = []
+        for suspect, pair in zip(page, pairs, strict=True):
+            if not pair.differs:
+                decided.append(suspect)
+                outcome.passed += not suspect.repairs
+            elif pair.seen != suspect.seen:
+                if suspect.looks < _MAX_LOOKS:
+                    looks = suspect.looks + 1
+                    changed.append(suspect._replace(seen=pair.seen, since=now, looks=looks))
+                else:
+                    decided.append(suspect)
+                    outcome.in_flight += 1
+            elif now - suspect.since >= self._settle_seconds:
+                settled.append((suspect, pair))
+        repairs = []
+        for user_id, some in groupby(settled, key=lambda it: it[1].user_id):
+            repairs += self._decide(user_id, list(some), outcome)
+        repaired = self._repair(repairs, outcome)
+        decided += [suspect for suspect, _ in settled if suspect not in repaired]
+        self._suspects.drop(decided)
+        self._suspects.put([*changed, *repaired.values()])
+
+    def _read_again(self, page: list[Suspect]) -> list[_Pair]:
+        """Read both sides anew; what was recorded before that is projected."""
+        wanted: dict[str, set[str]] = {}
+        for suspect in page:
+            wanted.setdefault(suspect.user_id, set()).add(suspect.key)
+        olds: dict[tuple[str, str], Contribution | OldReject | None] = {}
+        totals = {each.user_id: OldUser(each.user_id) for each in page if not each.key}
+        for user in self._old.read(self._client, users=wanted):
+            if user.user_id is None:
+                continue
+            theirs = _acceptable(user)
+            for key in wanted.get(user.user_id, ()):
+                olds[user.user_id, key] = theirs.get(key)
+            if user.user_id in totals:
+                totals[user.user_id] = user
+        self._catch_up()
+
+        def read(session: ClientSession) -> tuple[_Buckets, dict[str, LedgerUser]]:
+            scores = LedgerScores(self._read_model, session)
+            return (
+                scores.buckets((each.user_id, each.key) for each in page if each.key),
+                scores.totals(totals),
+            )
+
+        buckets, ledgers = self._read_model.generations.consistently(read)
+        places = ((each.user_id, each.key) for each in page)
+        return [
+            _BucketPair(*place, olds.get(place), buckets.get(place))
+            if place[1]
+            else _TotalPair.of(totals[place[0]], ledgers[place[0]])
+            for place in places
+        ]
+
+    def _decide(
+        self, user_id: str, settled: list[tuple[Suspect, _Pair]], outcome: Comparison
+    ) -> list[_Repair]:
+        """Report what stays, and return what is to be repaired."""
+        is_shown = len(outcome.differences) < MAX_DIFFERENCES
+        asked = {
+            pair.key: pair.old_bucket
+            for _, pair in settled
+            if isinstance(pair, _BucketPair) and pair.ledger and (pair.old_bucket or is_shown)
+        }
+        histories = read_histories(self._app, user_id, asked) if asked else {}
+        repairs = []
+        for suspect, pair in settled:
+            difference = pair.difference(histories.get(pair.key, KeyHistory()))
+            if self._contribute_many is None:
+                self._report(outcome, difference)
+                continue
+            if suspect.repairs >= _MAX_REPAIRS:
+                reason = f"it differed again, though it was repaired {suspect.repairs} times"
+                self._report(outcome, replace(difference, reason=reason))
+                continue
+            contribution = _repairing(pair)
+            if contribution is not None and self._needs_time(contribution):
+                reason = "it becomes a grant, and nothing says when it was earned: give that"
+                difference, contribution = replace(difference, reason=reason), None
+            if contribution is None:
+                self._report(outcome, difference)
+            else:
+                repairs.append(_Repair(suspect, difference, contribution))
+        return repairs
+
+    def _needs_time(self, contribution: Contribution) -> bool:
+        """Tell whether it makes a grant without saying when that was earned."""
+        user_id, key = contribution.user_id, contribution.key
+        if contribution.at is not None or not contribution.points or not is_grant_shaped(key):
+            return False
+        claim = claim_stream_id(derived_grant_id(user_id, key))
+        return not read_event_store(lambda: self._app.recorder.select_events(claim, limit=1))
+
+    def _repair(self, repairs: list[_Repair], outcome: Comparison) -> dict[Suspect, Suspect]:
+        """Contribute, and return which suspects were repaired, as they are to be known now."""
+        repaired = {}
+        while repairs and self._contribute_many is not None:
+            refused = None
+            try:
+                receipts = self._contribute_many([each.contribution for each in repairs])
+            except BatchFailed as failed:
+                if not isinstance(failed.__cause__, InvalidGrant | StreamHasGap):
+                    raise
+                receipts = failed.receipts_so_far
+                refused = repairs.pop(failed.index)
+                self._report(outcome, replace(refused.difference, reason=failed.reason))
+            for each, receipt in zip(repairs, receipts, strict=False):
+                suspect = each.suspect
+                if not suspect.repairs:
+                    self._report(outcome, replace(each.difference, repaired=True))
+                    outcome.conflicts += receipt.status is GrantStatus.CONFLICT
+                # Whoever wrote the key at the same time may have been overwritten by this.
+                repaired[suspect] = Suspect(
+                    *(suspect.user_id, suspect.key, "", time.monotonic()),
+                    looks=suspect.looks,
+                    repairs=suspect.repairs + 1,
+                )
+            repairs = repairs[len(receipts) :]
+        return repaired
+
+    def _report(self, outcome: Comparison, difference: ScoreDifference) -> None:
+        outcome.report(difference)
+        if self._on_difference is not None:
+            self._on_difference(difference)
+
+    def _tell_progress(self, stage: str, done: int, total: int) -> None:
+        if self._on_progress is not None:
+            self._on_progress(ComparisonProgress(stage, done, max(done, total)))
+
+
+def _pairs(old: OldUser, ledger: LedgerUser) -> Iterator[_Pair]:
+    """Yield what differs."""
+    theirs = _acceptable(old)
+    assert old.user_id is not None  # noqa: S101 - for the type checker
+    for key in theirs.keys() | ledger.buckets.keys():
+        found = ledger.buckets.get(key)
+        pair = _BucketPair(old.user_id, key, theirs.get(key), Bucket(*found) if found else None)
+        if pair.differs:
+            yield pair
+    total = _TotalPair.of(old, ledger)
+    if total.differs:
+        yield total
+
+
+def _acceptable(old: OldUser) -> dict[str, Contribution | OldReject]:
+    """Return what the old side holds under keys that the ledger may have, too."""
+    rejects = ((_comparable_key(reject), reject) for reject in old.rejects)
+    return {**old.buckets, **{key: reject for key, reject in rejects if key is not None}}
+
+
+def _comparable_key(reject: OldReject) -> str | None:
+    key = reject.key
+    return key if isinstance(key, str) and not breaks_its_rule("key", key) else None
+
+
+def _differ(old: Bucket | None, ledger: Bucket | None) -> bool:
+    # To whoever adds buckets up, one of 0 points is none.
+    return old != ledger and any(bucket is not None and bucket.points for bucket in (old, ledger))
+
+
+def _repairing(pair: _Pair) -> Contribution | None:
+    """Return what gives the ledger the old side's value, if anything can."""
+    if isinstance(pair, _TotalPair) or isinstance(pair.old, OldReject):
+        return None
+    if pair.old is not None or pair.ledger is None:
+        return pair.old
+    _, category, source = pair.ledger
+    return Contribution(
+        user_id=pair.user_id, key=pair.key, category=category, source=source, points=0
+    )
+
+
+def _rejected(reject: OldReject) -> str:
+    return f"{reject.reason}: {reject.value!r} in {reject.path} of document {reject.document_id!r}"
+
+
+def _unknown(reject: OldReject) -> ScoreDifference:
+    """Return the difference of something under no user, or no key, that the ledger might have."""
+    key = None if reject.key is None else str(reject.key)
+    return ScoreDifference(
+        reject.user_id, key, DifferenceKind.REJECTED, None, None, reason=_rejected(reject)
+    )

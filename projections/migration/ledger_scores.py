@@ -1,0 +1,104 @@
+"""The ledger's recomputed side: every user's buckets and recomputed total, as projected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
+
+from scoring.contributions import Bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pymongo.client_session import ClientSession
+
+    from projections.mongo.collections import Document
+    from projections.mongo.read_model import ReadModel
+
+# The driver holds one answer of the server at a time, which might be 16 MB.
+_BATCH_SIZE: Final = 5000
+
+
+Buckets = dict[str, tuple[int, str, str]]
+
+
+class LedgerUser(NamedTuple):
+    """One user of the ledger.
+
+    Attributes:
+        total: The recomputed total, in points.
+        buckets: By key: points, category and source.
+    """
+
+    total: int
+    buckets: Buckets
+
+    def sum(self) -> int:
+        """Return what the total should be."""
+        return sum(bucket[0] for bucket in self.buckets.values())
+
+
+class LedgerScores:
+    """Reads them, in a session of ``Generations.consistently()``."""
+
+    def __init__(self, read_model: ReadModel, session: ClientSession) -> None:
+        """Read from this read model."""
+        self._read_model = read_model
+        self._session = session
+
+    def users(self) -> Iterator[tuple[str, LedgerUser]]:
+        """Yield everybody, sorted by user id, in memory for one user."""
+        totals = self._read_model.users.find(
+            {}, {"recomputedTotal": 1}, batch_size=_BATCH_SIZE, session=self._session
+        ).sort("_id", 1)
+        found = self._read_model.buckets.find(batch_size=_BATCH_SIZE, session=self._session)
+        buckets = _by_user(found.sort("_id", 1))
+        # Whoever has buckets has a document, written in the same transaction.
+        with_buckets, theirs = next(buckets, _NOBODY)
+        for document in totals:
+            user_id = document["_id"]
+            while with_buckets is not None and with_buckets < user_id:
+                with_buckets, theirs = next(buckets, _NOBODY)
+            is_theirs = user_id == with_buckets
+            yield user_id, LedgerUser(document["recomputedTotal"], theirs if is_theirs else {})
+
+    def totals(self, user_ids: Iterable[str]) -> dict[str, LedgerUser]:
+        """Return some users with all of their buckets."""
+        found = {}
+        for user_id in user_ids:
+            document = self._read_model.users.find_one({"_id": user_id}, session=self._session)
+            ids = {"userId": user_id}
+            bounds = {"$gt": {**ids, "key": MinKey()}, "$lt": {**ids, "key": MaxKey()}}
+            buckets = self._read_model.buckets.find({"_id": bounds}, session=self._session)
+            (_, theirs) = next(_by_user(buckets), _NOBODY)
+            found[user_id] = LedgerUser((document or {}).get("recomputedTotal", 0), theirs)
+        return found
+
+    def buckets(self, user_keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Bucket]:
+        """Return some buckets, by user id and key."""
+        ids = [{"userId": user_id, "key": key} for user_id, key in user_keys]
+        found = self._read_model.buckets.find({"_id": {"$in": ids}}, session=self._session)
+        return {
+            (d["_id"]["userId"], d["_id"]["key"]): Bucket(d["points"], d["category"], d["source"])
+            for d in found
+        }
+
+
+_NOBODY: Final[tuple[None, Buckets]] = (None, {})
+
+
+def _by_user(documents: Iterable[Document]) -> Iterator[tuple[str, Buckets]]:
+    """Yield each user's buckets; documents are sorted by user."""
+    user_id: str | None = None
+    buckets: Buckets = {}
+    for document in documents:
+        id_ = document["_id"]
+        if id_["userId"] != user_id:
+            if user_id is not None:
+                yield user_id, buckets
+            user_id, buckets = id_["userId"], {}
+        buckets[id_["key"]] = document["points"], document["category"], document["source"]
+    if user_id is not None:
+        yield user_id, buckets
