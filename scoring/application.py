@@ -64,7 +64,7 @@ class Scoring(Application[UUID]):
     # Positions are tracked under this name, so that subclasses continue where Scoring stopped.
     name = "Scoring"
     env: ClassVar[dict[str, str]] = {
-        "TRANSCODER_TOPIC": "scoring.transcoding:OrjsonTranscoder",
+        "TRANSCODER_TOPIC": "scoring.transcoding:ScoringTranscoder",
         # Writers queue for the file; five seconds, the library's default, is short under load.
         "SQLITE_LOCK_TIMEOUT": "15",
         # So that a command, which has 30 seconds, can try more than once.

@@ -16,12 +16,9 @@ from eventsourcing.persistence import (
     EventStore,
     IntegrityError,
     Mapper,
-    Notification,
     Recording,
 )
 from eventsourcing.popo import POPOApplicationRecorder
-
-from scoring.frozen import construct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -91,7 +88,9 @@ class GaplessRecorder(ApplicationRecorder):
         return positions
 
 
-def predecessors_of(stored_events: Sequence[StoredEvent]) -> dict[UUID | str, int]:
+def predecessors_of(
+    events: Sequence[StoredEvent] | Sequence[DomainEventProtocol[UUID]],
+) -> dict[UUID | str, int]:
     """Return, by stream, the version before its first event; streams that begin are left out.
 
     Raises:
@@ -99,7 +98,7 @@ def predecessors_of(stored_events: Sequence[StoredEvent]) -> dict[UUID | str, in
     """
     first: dict[UUID | str, int] = {}
     last: dict[UUID | str, int] = {}
-    for event in stored_events:
+    for event in events:
         version = event.originator_version
         stream = event.originator_id
         if version > 1:
@@ -127,10 +126,7 @@ def missing_versions(recorder: AggregateRecorder, stream: UUID) -> list[range]:
 
 
 class ScoringEventStore(EventStore[UUID]):
-    """Stores and retrieves domain events as the library does.
-
-    Every commit returns a recording of each event, made here at less cost.
-    """
+    """Stores and retrieves domain events as the library does, and on what is stored only."""
 
     def __init__(self, mapper: Mapper[UUID], recorder: AggregateRecorder) -> None:
         """Store events with this recorder."""
@@ -146,22 +142,9 @@ class ScoringEventStore(EventStore[UUID]):
         Raises:
             StoreWentBack: if what they build on is not stored.
         """
-        stored_events = list(map(self.mapper.to_stored_event, domain_events))
         if self._looks_back:
-            self._look_for(predecessors_of(stored_events))
-        positions = self.recorder.insert_events(stored_events, **kwargs)
-        if not positions:  # a recorder of snapshots has none
-            return []
-        return [
-            construct(
-                Recording,
-                {
-                    "domain_event": event,
-                    "notification": construct(Notification, {**stored.__dict__, "id": position}),
-                },
-            )
-            for event, stored, position in zip(domain_events, stored_events, positions, strict=True)
-        ]
+            self._look_for(predecessors_of(domain_events))
+        return super().put(domain_events, **kwargs)
 
     def at(self, places: Sequence[Place]) -> list[Any]:
         """Return, for each place in turn, the domain event that is there, or ``None``."""

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from scoring.errors import InvalidGrant, StreamHasGap
-from scoring.grants import Grant
+from scoring.grants import Grant, payload_of
 from scoring.receipts import GrantReceipt, GrantStatus
 from scoring.recorder import Attempt, ChunkRecorder, RefusedAt, place_of
 
 if TYPE_CHECKING:
     from scoring.event_store import Place
     from scoring.user_score import UserScore
-
-# Of a grant or of the event that recorded one: an embedder's subclass of Grant never equals a
-# Grant, and what was recorded need not keep the rules of today.
-_payload: Final = attrgetter(*Grant.model_fields)
 
 
 class _Awarded(NamedTuple):
@@ -81,12 +76,13 @@ class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Attempt]):
             score = attempt.scores.get(user_id)
             total = 0 if score is None else score.total_score
             status = GrantStatus.DUPLICATE
-            if _payload(grant) != _payload(original):
+            kept, given = payload_of(original), payload_of(grant)
+            if kept != given:
                 status = GrantStatus.CONFLICT
                 self._write_side.conflicts.add(
                     f"grant id {grant_id!r} was recorded before with another payload",
-                    kept=dict(zip(Grant.model_fields, _payload(original), strict=True)),
-                    given=dict(zip(Grant.model_fields, _payload(grant), strict=True)),
+                    kept=kept,
+                    given=given,
                 )
             # The original's position is not kept anywhere, but it is before ours or the newest.
             awarded = attempt.awarded.get(grant_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -106,3 +106,15 @@ class Grant(BaseModel):
         """Return a checked grant: there is no way to build an invalid one."""
         del _fields_set
         return cls(**values)
+
+
+_FIELDS: Final = tuple(Grant.model_fields)
+
+
+def payload_of(awarded: object) -> dict[str, Any]:
+    """Return the fields of a grant by name, of a ``Grant`` or of the event that recorded one.
+
+    Two grants are the same if these are: an embedder's subclass never equals a ``Grant``, and what
+    was recorded need not keep the rules of today.
+    """
+    return {name: getattr(awarded, name) for name in _FIELDS}

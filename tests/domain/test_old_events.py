@@ -40,7 +40,7 @@ from scoring import (
     UserScore,
 )
 from scoring.testing import ScoringMachine
-from scoring.transcoding import OrjsonTranscoder
+from scoring.transcoding import ScoringTranscoder
 from support import make_grant, sqlite_env
 
 ZOE = UUID("5695b539-ba15-55cb-b499-aecf38b517be")
@@ -107,7 +107,7 @@ QUIZ: dict[str, Any] = {
     "granted_at": datetime(2026, 11, 22, 10, 0, 0, 123000, tzinfo=UTC),
 }
 LIBRARYS_OWN = "eventsourcing.persistence:JSONTranscoder"
-OURS = "scoring.transcoding:OrjsonTranscoder"
+OURS = "scoring.transcoding:ScoringTranscoder"
 
 
 def changed(event: StoredEvent, **state: object) -> StoredEvent:
@@ -303,7 +303,7 @@ def test_a_conflict_with_what_today_refuses_is_still_a_conflict(
 
 
 def transcoders() -> tuple[JSONTranscoder, JSONTranscoder]:
-    pair = OrjsonTranscoder(), JSONTranscoder()
+    pair = ScoringTranscoder(), JSONTranscoder()
     for transcoder in pair:
         for transcoding in (UUIDAsHex(), DecimalAsStr(), DatetimeAsISO()):
             transcoder.register(transcoding)

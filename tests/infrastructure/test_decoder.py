@@ -24,7 +24,7 @@ from scoring.identity import user_stream_id
 from scoring.testing import grants
 from support import make_grant
 
-TRANSCODERS = ("scoring.transcoding:OrjsonTranscoder", "eventsourcing.persistence:JSONTranscoder")
+TRANSCODERS = ("scoring.transcoding:ScoringTranscoder", "eventsourcing.persistence:JSONTranscoder")
 COMPRESSED = {"COMPRESSOR_TOPIC": "eventsourcing.compressor:ZlibCompressor"}
 
 
