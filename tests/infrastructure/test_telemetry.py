@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from projections.telemetry.tracing import MAX_LINKS
 from scoring import InvalidGrant, Scoring, UserScore
 from support import make_grant
 from telemetry import Telemetry
+
+ROOT = Path(__file__).parents[2]
 
 TRACER = trace.get_tracer("a service")
 
@@ -219,6 +223,44 @@ def test_metrics_tell_statuses_batches_lag_and_conflicts(
     closed = telemetry.metrics().get("score_ledger.projection.lag", [])
     assert here not in [point.attributes for point in closed]
     assert ProjectionWorker(scoring, view).catch_up() == 6
+
+
+class Instruments:
+    """A meter that notes which instruments are made, by name, and their kinds."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, str] = {}
+
+    def __getattr__(self, create: str) -> Callable[..., None]:
+        kind = create.rpartition("_")[2]  # of create_observable_gauge, say
+        return lambda name, **_: self.made.update({name: kind})
+
+
+def test_every_metric_is_documented_and_none_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By name and kind, in the table of the page on embedding."""
+    instruments = Instruments()
+    monkeypatch.setattr("opentelemetry.metrics.get_meter", lambda *_, **__: instruments)
+    for module in (ROOT / "projections" / "telemetry").glob("*.py"):
+        # Once more, beside the modules in use, whose instruments were made long ago.
+        runpy.run_path(str(module))
+    page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(score_ledger\.\S+)` \| (\w+)", page, re.MULTILINE)
+    assert dict(rows) == instruments.made
+    assert len(rows) == len(instruments.made)
+
+
+def test_a_store_that_is_away_has_no_value_and_stops_no_other_metric(
+    ledger: ScoreLedger, scoring: Scoring, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No value is better than a wrong one, or than a traceback with each that is collected."""
+    ledger.grant(**make_grant(1).model_dump())
+    scoring.close()
+    seen = telemetry.metrics()
+    assert "score_ledger.grants" in seen
+    assert "score_ledger.projection.foreign_grants" not in seen
+    assert caplog.records == []
 
 
 def test_an_event_store_that_was_replaced_is_a_metric_and_has_no_lag(
