@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from projections.mongo.read_model import ReadModel
     from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
     from projections.queries.history import GrantRow, UserHistory, UserTotals
-    from projections.queries.leaderboard import Leaderboard, LeaderboardRow
+    from projections.queries.leaderboard import By, Leaderboard, LeaderboardRow
     from projections.settings import Settings
     from projections.status import LedgerStatus
     from projections.verification.report import Difference, Verification, VerificationProgress
@@ -59,6 +59,7 @@ __all__ = [
     "Batch",
     "BatchRefused",
     "BatchTooSlow",
+    "By",
     "Comparison",
     "ComparisonProgress",
     "Difference",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -72,6 +73,28 @@ def test_arguments_of_one_type_are_given_by_name(module: ModuleType) -> None:
                 if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.name != "self"
             ]
             assert len(positional) == len(set(positional)), f"{name}.{method}{positional}"
+
+
+def test_what_is_public_on_a_ledger_is_for_its_users() -> None:
+    """All of it is named in the reference, and nothing else is."""
+    row = re.search(r"^\| `ScoreLedger` \| (.*) \|$", section(projections), re.MULTILINE)
+    assert row
+    named = re.findall(r"`(\w+)`", row[1])
+    of_class = {name for name in dir(projections.ScoreLedger) if not name.startswith("_")}
+    source = inspect.getsource(projections.ScoreLedger)
+    of_object = set(re.findall(r"\bself\.([a-z]\w*)(?:: [^=\n]*)? = ", source))
+    assert of_object == {"leaderboard"}
+    assert set(named) == of_class | of_object
+    assert len(named) == len(set(named))
+
+
+def test_every_error_that_is_raised_is_exported() -> None:
+    """Whoever meets one can name it."""
+    for package in (scoring, projections):
+        errors = import_module(f"{package.__name__}.errors")
+        for name, kind in vars(errors).items():
+            if inspect.isclass(kind) and issubclass(kind, Exception):
+                assert name in package.__all__, name
 
 
 def test_all_errors_have_one_base() -> None:
