@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 # Nothing may be loaded and nothing may run, whatever a user id contains.
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
-_TEXT_CELL: Final = ' class="id"'
+_ID: Final = "id"
+_NUMBER: Final = "n"
+_KINDS: Final = {"#": _NUMBER, "~": "prose"}
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5a6675; --paper: #fff; --card: #f5f7fa;
@@ -35,10 +37,13 @@ dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; font-size: 1.3rem;
   font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 2.5rem); }
 th, td { text-align: left; padding: .35rem 1.5rem .35rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; } th { font-weight: 600; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.id { overflow-wrap: anywhere; min-width: 8rem; }
+td.id bdi { display: inline-block; width: max-content; max-width: 26rem;
+  overflow-wrap: anywhere; } td.prose { min-width: 8rem; }
+th:last-child, td:last-child { padding-right: 0; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font-size: 12px; }
 .grid { stroke: var(--rule); } .same-line { stroke: var(--soft); stroke-dasharray: 4 4; }
 .old-line { stroke: var(--lower); stroke-width: 1.5; stroke-dasharray: 6 4; }
@@ -74,7 +79,7 @@ def document(title: str, body: Iterable[str]) -> Iterable[str]:
 def table(
     caption: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], total: int
 ) -> Iterable[str]:
-    """Yield a table of plain text; columns that begin with # are numbers.
+    """Yield a table of plain text; columns that begin with # are numbers, those with ~ are prose.
 
     Args:
         caption: What is above it.
@@ -82,18 +87,19 @@ def table(
         rows: As many values each.
         total: How many rows there are, of which these are the first.
     """
-    kinds = [' class="n"' if name.startswith("#") else "" for name in columns]
+    kinds = [_KINDS.get(name[:1], _ID) for name in columns]
     if total > len(rows):
         caption += f" {len(rows):,} of {total:,} are shown."
-    yield f'<div class="scroll"><table>\n<caption>{escape(caption)}</caption>\n<thead><tr>'
+    yield '<div class="scroll"><table>\n'
+    yield f"<caption><span>{escape(caption)}</span></caption>\n<thead><tr>"
     for name, kind in zip(columns, kinds, strict=True):
-        yield f'<th scope="col"{kind}>{escape(name.lstrip("#"))}</th>'
+        yield f'<th scope="col" class="{kind}">{escape(name.lstrip("#~"))}</th>'
     yield "</tr></thead>\n<tbody>\n"
     for row in rows:
         yield "<tr>"
         for value, kind in zip(row, kinds, strict=True):
             # Isolated, so that a name written from right to left does not turn its row around.
-            text = escape(value) if kind else f"<bdi>{escape(value)}</bdi>"
-            yield f"<td{kind or _TEXT_CELL}>{text}</td>"
+            text = escape(value) if kind == _NUMBER else f"<bdi>{escape(value)}</bdi>"
+            yield f'<td class="{kind}">{text}</td>'
         yield "</tr>\n"
     yield "</tbody>\n</table></div>\n"

@@ -7,14 +7,16 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     Progress,
@@ -39,6 +41,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 SPINNER = "line"
 """The one that every terminal can show."""
+
+_GAP = 2
+"""Blanks between two columns of a table."""
 
 _ENOUGH_COLUMNS = 10_000
 _PLAIN = {"→": "->", "…": "...", "█": "#", "−": "-"}  # noqa: RUF001 - a minus sign
@@ -111,16 +116,63 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
     return "".join(plain), error.end
 
 
-def print_table(table: Table) -> None:
+def new_table(title: str | None = None) -> Table:
+    """Return a table without frames, so that there is room for what is in it."""
+    return Table(
+        title=title,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, _GAP - 1, 0, 0),
+    )
+
+
+def fits(table: Table, *, prose: Collection[str] = ()) -> bool:
+    """Tell whether a table needs no more room than there is, if those columns go on below."""
+    gaps = _GAP * (len(table.columns) - 1)
+    return not out.is_terminal or gaps + sum(_least_widths(table, prose)) <= out.width
+
+
+def print_table(table: Table, *, prose: Collection[str] = ()) -> None:
     """Print a table: in a terminal as wide as that is, elsewhere as wide as what is in it.
 
-    Text that is too long for a terminal goes on in the next line; nothing is cut.
+    Where a terminal is too narrow, the columns of prose go on in the next line, between words, and
+    everything else is kept whole; only if that is not enough, ids and keys are broken, too. Nothing
+    is cut.
+
+    Args:
+        table: The table.
+        prose: The headings of the columns that are words to be read, not ids, keys or numbers.
     """
-    for column in table.columns:
+    whole = fits(table, prose=prose)
+    for column, width in zip(table.columns, _least_widths(table, prose), strict=True):
         column.overflow = "fold"
+        if column.header not in prose:
+            column.no_wrap = whole or column.justify == "right"
+        elif not whole:
+            column.width = width
     if not out.is_terminal:
         out.width = _ENOUGH_COLUMNS
     out.print(table)
+
+
+def print_prose(text: str, style: str = "") -> None:
+    """Print sentences: in a terminal its lines end between words, elsewhere they are one line."""
+    out.print(shown(text), style=style, soft_wrap=not out.is_terminal)
+
+
+def _least_widths(table: Table, prose: Collection[str]) -> list[int]:
+    """The longest word of a column of prose, and the longest cell of any other."""
+    options = out.options.update(width=_ENOUGH_COLUMNS)
+    widths = []
+    for column in table.columns:
+        cells = (out.render_str(str(cell)) for cell in (column.header, *column.cells))
+        measured = [Measurement.get(out, options, cell) for cell in cells]
+        shortest = column.header in prose
+        widths.append(max(cell.minimum if shortest else cell.maximum for cell in measured))
+    return widths
 
 
 def print_json(value: Any) -> None:

@@ -15,8 +15,11 @@ from projections.cli.console import (
     JsonOption,
     WaitOption,
     err,
+    fits,
+    new_table,
     out,
     print_json,
+    print_prose,
     print_table,
     progress_bar,
     shown,
@@ -110,13 +113,15 @@ def print_drift(report: Drift) -> None:
         f"difference [bold]{signed(report.difference)}[/]"
     )
     if report.different:
-        out.print(shown(report.impact))
+        print_prose(report.impact)
+        out.print()
         print_table(_histogram(report))
     for summary in summary_tables(report, limit=_ROWS_SHOWN):
-        print_table(_as_table(summary))
+        _print_summary(summary)
+    out.print()
     if report.remedy:
-        out.print(shown(report.remedy))
-    out.print(f"[bold {'green' if report.safe_to_flip else 'yellow'}]{shown(report.verdict)}[/]")
+        print_prose(report.remedy)
+    print_prose(report.verdict, style=f"bold {'green' if report.safe_to_flip else 'yellow'}")
 
 
 def _histogram(report: Drift) -> Table:
@@ -129,18 +134,30 @@ def _histogram(report: Drift) -> Table:
     return table
 
 
-def _as_table(summary: SummaryTable) -> Table:
-    table = _table(summary.title, summary.columns)
+def _print_summary(summary: SummaryTable) -> None:
+    prose = [name[1:] for name in summary.columns if name.startswith("~")]
+    table = _as_table(summary, without=None)
+    if not fits(table, prose=prose):
+        table = _as_table(summary, without=summary.spare)
+    out.print()
+    print_table(table, prose=prose)
+
+
+def _as_table(summary: SummaryTable, *, without: str | None) -> Table:
+    kept = [index for index, name in enumerate(summary.columns) if name != without]
+    table = _table(summary.title, [summary.columns[index] for index in kept])
     for row in summary.rows:
-        table.add_row(*map(shown, row))
+        table.add_row(*(shown(row[index]) for index in kept))
+    notes = [f"--json and --html have the {without}"] if without is not None else []
     if len(summary.rows) < summary.total:
-        shown_of = f"{len(summary.rows):,} of {summary.total:,}"
-        table.caption = f"{shown_of}; --json and --html have more"
+        notes.insert(0, f"{len(summary.rows):,} of {summary.total:,}")
+        notes[1:] = ["--json and --html have more"]
+    table.caption = "; ".join(notes) or None
     return table
 
 
 def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = new_table(title)
     for name in columns:
-        table.add_column(name.lstrip("#"), justify="right" if name.startswith("#") else "left")
+        table.add_column(name.lstrip("#~"), justify="right" if name.startswith("#") else "left")
     return table

@@ -6,13 +6,13 @@ import dataclasses
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from projections.cli.console import (
     FolderOption,
     JsonOption,
     WaitOption,
     err,
+    new_table,
     out,
     print_json,
     print_table,
@@ -91,7 +91,7 @@ def open_balances(
 def print_opened(opened: OpenedBalances) -> None:
     """Print what was granted by kind of key, and the sum last."""
     if opened.kinds:
-        table = Table(title="Opening balances", title_justify="left")
+        table = new_table("Opening balances")
         table.add_column("keys")
         table.add_column("grants", justify="right")
         table.add_column("points", justify="right")

@@ -13,6 +13,7 @@ from projections.cli.console import (
     FolderOption,
     JsonOption,
     err,
+    new_table,
     note_lag,
     out,
     print_json,
@@ -121,7 +122,7 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
 def print_leaderboard(rows: list[LeaderboardRow], by: By) -> None:
     """Print a leaderboard as a table."""
     title = "recomputed total" if by == "recomputed" else "ledger balance"
-    table = Table(title=f"Leaderboard by {title}", title_justify="left")
+    table = new_table(f"Leaderboard by {title}")
     table.add_column("rank", justify="right", style="dim")
     table.add_column("user")
     table.add_column("points", justify="right", style="bold")
@@ -152,7 +153,7 @@ def print_user(
             cells += [label, "" if points is None else f"{points:,}"]
         sums.add_row(*cells)
     print_table(sums)
-    table = Table(title="Newest grants", title_justify="left")
+    table = new_table("Newest grants")
     for title in ("granted at", "key", "category", "source"):
         table.add_column(title)
     table.add_column("points", justify="right", style="bold")

@@ -20,9 +20,11 @@ class SummaryTable:
     Attributes:
         title: What it lists.
         caption: What has to be known to read it.
-        columns: The headings; those that begin with ``#`` are of numbers.
+        columns: The headings; those that begin with ``#`` are of numbers, those that begin with
+            ``~`` of words that may go on in the next line.
         rows: The first rows, as many as are to be shown.
         total: How many rows there are.
+        spare: A column that may be left out where there is no room.
     """
 
     title: str
@@ -30,6 +32,7 @@ class SummaryTable:
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
     total: int
+    spare: str | None = None
 
 
 def summary_tables(drift: Drift, *, limit: int) -> Iterator[SummaryTable]:
@@ -39,7 +42,7 @@ def summary_tables(drift: Drift, *, limit: int) -> Iterator[SummaryTable]:
             "What explains the difference",
             "Kinds of keys whose points differ, most points first. A * stands for what looks like "
             "an id.",
-            ("why", "keys", "category", "#users", "#old", "#new", "#difference"),
+            ("~why", "keys", "category", "#users", "#old", "#new", "#difference"),
             [
                 (
                     *(str(cause.reason), cause.keys, cause.category, f"{cause.users:,}"),
@@ -48,6 +51,7 @@ def summary_tables(drift: Drift, *, limit: int) -> Iterator[SummaryTable]:
                 for cause in drift.causes[:limit]
             ],
             len(drift.causes),
+            spare="category",
         )
     if drift.categories:
         yield SummaryTable(
@@ -64,7 +68,7 @@ def summary_tables(drift: Drift, *, limit: int) -> Iterator[SummaryTable]:
         yield SummaryTable(
             "The largest differences",
             "The CSV file of score-ledger drift lists every user.",
-            ("user", "#old", "#new", "#difference", "mostly"),
+            ("user", "#old", "#new", "#difference", "~mostly"),
             [
                 (row.user_id, *_points(row.old, row.new), row.main_cause)
                 for row in drift.largest[:limit]

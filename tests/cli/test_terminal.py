@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -276,6 +277,33 @@ def test_a_table_in_a_pipe_has_ids_as_a_whole(cli: CommandLine) -> None:
     assert any(LONG_ID in line for line in board.stdout.splitlines())
     page = cli("user", LONG_ID, COLUMNS="80")
     assert any(LONG_KEY in line for line in page.stdout.splitlines())
+
+
+def test_a_narrow_terminal_keeps_keys_whole_and_breaks_no_word(cli: CommandLine) -> None:
+    """What is to be read goes on in the next line; what is to be copied does not."""
+    for number, points in enumerate((1_234_567, 7_654_321)):
+        key = f"learning:path-{'ab'[number]}:{number}"
+        for command, option in (("contribute", "--points"), ("grant", "--amount")):
+            cli(
+                *(command, "--user-id", f"some.body-{number}", "--key", key),
+                *("--category", "learning", "--source", "quiz", option, str(points)),
+                *(("--grant-id", f"g{number}") if command == "grant" else ()),
+            )
+        cli(
+            *("contribute", "--user-id", f"some.body-{number}", "--key", key),
+            *("--category", "learning", "--source", "quiz", "--points", "5"),
+        )
+    cli("project")
+    done = cli("drift", COLUMNS="80", TTY_COMPATIBLE="1", NO_COLOR="1", PYTHONIOENCODING="utf-8")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if "learning:path-a:*" in line)
+    assert row.split()[-1] == "+1,234,562"
+    written = set(" ".join(lines).split())
+    whole = " ".join(cli("drift", COLUMNS="80").stdout.split()).split()
+    assert written - set(whole) <= {"--json", "and", "--html", "have", "the", "category"} | {
+        word for word in written if set(word) == {"─"}
+    }
 
 
 def test_a_store_that_fails_half_way_names_the_lines_and_sums_up(cli: CommandLine) -> None:

@@ -523,6 +523,22 @@ def test_a_table_says_how_much_of_it_is_left_out(
     assert found[:3] == [(3, 5), (3, 4), (3, 6)]
 
 
+def test_a_narrow_page_scrolls_its_tables_and_keeps_keys_whole(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Reasons go on in the next line, between words; numbers and keys do not."""
+    every_reason(scoring)
+    project(scoring, view)
+    source = page(measure_drift(read_model))
+    assert source.count('<div class="scroll"><table>') == source.count("<table>")
+    assert '<td class="prose"><bdi>not granted yet</bdi></td>' in source
+    assert '<td class="id"><bdi>telemetry:activity</bdi></td>' in source
+    style = source.partition("<style>")[2].partition("</style>")[0]
+    assert ".scroll { overflow-x: auto; }" in style
+    assert re.search(r"td\.id bdi \{[^}]*width: max-content;", style)
+    assert not re.search(r"td\.prose \{[^}]*overflow-wrap", style)
+
+
 def test_an_empty_read_model_makes_a_page_too(read_model: ReadModel) -> None:
     """With the sentence, and without plots of nothing."""
     source = page(measure_drift(read_model))
