@@ -27,7 +27,7 @@ from eventsourcing.application import AggregateNotFoundError
 from eventsourcing.domain import Aggregate
 from eventsourcing.persistence import IntegrityError
 
-from scoring import Scoring, UserScore
+from scoring import Scoring, UserScore, make_grant_id
 
 ATTEMPTS = 10
 
@@ -137,7 +137,7 @@ class Forum(Scoring):
                 case Post.Published():
                     score = self._score(event.author_id)
                     score.grant(
-                        grant_id=f"forum/published/{event.originator_id}",
+                        grant_id=make_grant_id("forum", "published", str(event.originator_id)),
                         key=f"forum:post:{event.originator_id}",
                         category="content",
                         source="forum",
@@ -148,7 +148,9 @@ class Forum(Scoring):
                 case Post.Liked():
                     score = self._score(event.author_id)
                     score.grant(
-                        grant_id=f"forum/liked/{event.originator_id}/{event.reader_id}",
+                        grant_id=make_grant_id(
+                            "forum", "liked", str(event.originator_id), event.reader_id
+                        ),
                         key=f"forum:like:{event.originator_id}",
                         category="reputation",
                         source="forum",

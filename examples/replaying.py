@@ -17,7 +17,7 @@ from pymongo import MongoClient
 
 from projections import ScoreLedger
 from projections.embedded import open_server
-from scoring import Grant
+from scoring import Grant, make_grant_id
 
 
 def lessons(count: int) -> list[Grant]:
@@ -26,7 +26,7 @@ def lessons(count: int) -> list[Grant]:
     return [
         Grant(
             user_id=("ada", "grace", "linus")[number % 3],
-            grant_id=f"lesson-{number}",
+            grant_id=make_grant_id("lesson", number),
             key=f"school:lesson:{number}",
             category="learning",
             source="school",

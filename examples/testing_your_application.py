@@ -16,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from scoring import Grant, GrantStatus, InvalidGrant, Scoring
+from scoring import Grant, GrantStatus, InvalidGrant, Scoring, make_grant_id
 from scoring.testing import (
     LedgerModel,
     ScoringMachine,
@@ -41,9 +41,9 @@ def lesson_grant(user_id: str, lesson: int, stars: int, at: datetime) -> Grant:
     """Return the grant of a finished lesson: one for each user and lesson, for ever."""
     return Grant(
         user_id=user_id,
-        # The part that a user can choose goes first: an id that ends in it could end in
-        # "/award:badge:<id>", which is reserved. (The tests below find that mistake.)
-        grant_id=f"{user_id}/lesson:{lesson}",
+        # Not an f-string: a user id may have slashes, and what it ends in may be reserved. (The
+        # tests below find that mistake.)
+        grant_id=make_grant_id("lesson", lesson, user_id),
         key=f"school:lesson:{lesson}",
         category="learning",
         source="lesson",

@@ -16,7 +16,7 @@ from scoring.errors import (
     StreamHasGap,
 )
 from scoring.grants import Grant
-from scoring.identity import CLAIMS_NAMESPACE, USERS_NAMESPACE
+from scoring.identity import CLAIMS_NAMESPACE, USERS_NAMESPACE, make_grant_id
 from scoring.receipts import ContributionReceipt, GrantReceipt, GrantStatus, Score
 from scoring.user_score import GrantClaimed, UserScore, UserScoreSnapshot
 
@@ -40,4 +40,5 @@ __all__ = [
     "StreamHasGap",
     "UserScore",
     "UserScoreSnapshot",
+    "make_grant_id",
 ]

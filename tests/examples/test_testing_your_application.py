@@ -32,7 +32,7 @@ def test_the_example_runs_as_its_first_line_says(tmp_path: Path) -> None:
 def test_the_example_finds_a_mistake_in_the_application(tmp_path: Path) -> None:
     """A command that makes up a new id for every attempt would award a lesson twice."""
     source = EXAMPLE.read_text(encoding="utf-8")
-    right = 'grant_id=f"{user_id}/lesson:{lesson}"'
+    right = 'grant_id=make_grant_id("lesson", lesson, user_id)'
     assert right in source
     wrong = source.replace(right, 'grant_id=__import__("uuid").uuid4().hex')
     broken = tmp_path / "test_broken.py"
