@@ -239,10 +239,12 @@ class ScoreLedger:
         self._check_writable()
         return self._repositories.user_scores.contribute(user_id, key, category, source, points, at)
 
-    def contribute_many(self, contributions: Iterable[Contribution]) -> list[ContributionReceipt]:
+    def contribute_many(
+        self, contributions: Iterable[Contribution], *, overwrite: bool = True
+    ) -> list[ContributionReceipt]:
         """Set many buckets; see ``Scoring.contribute_many``."""
         self._check_writable()
-        return self._repositories.user_scores.contribute_many(contributions)
+        return self._repositories.user_scores.contribute_many(contributions, overwrite=overwrite)
 
     def feed_post(
         self, user_id: str, post_id: str, points: int, at: datetime | None = None

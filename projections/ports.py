@@ -48,7 +48,9 @@ class UserScoreRepository(Protocol):
         """Set the bucket of a key, the old way."""
         ...
 
-    def contribute_many(self, contributions: Iterable[Contribution]) -> list[ContributionReceipt]:
+    def contribute_many(
+        self, contributions: Iterable[Contribution], *, overwrite: bool = True
+    ) -> list[ContributionReceipt]:
         """Set many buckets and return their receipts in input order."""
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
 
@@ -291,22 +292,36 @@ class Scoring(Application[UUID]):
         except RefusedAt as refused:
             raise refused.error from None
 
-    def contribute_many(self, contributions: Iterable[Contribution]) -> list[ContributionReceipt]:
+    def contribute_many(
+        self, contributions: Iterable[Contribution], *, overwrite: bool = True
+    ) -> list[ContributionReceipt]:
         """Set many buckets, 1,000 to a transaction, and return their receipts in input order.
 
         Each is answered as ``contribute`` would have answered it, after those before it and no
         later one. A batch may name many users, and a key of a user more than once.
+
+        Args:
+            contributions: What to set.
+            overwrite: Otherwise a bucket that is there stays as it is, whoever set it and however
+                close: ``DUPLICATE`` if it is the same, ``CONFLICT`` if it has other points or
+                labels. For importing what may have been written since.
 
         Raises:
             BatchFailed: as from ``grant_many``; contributing the same input again is safe, as long
                 as nobody else set the keys meanwhile.
         """
         return record_in_chunks(
-            contributions, of=Contribution, recorder=self._contribution_recorder
+            contributions,
+            of=Contribution,
+            recorder=partial(self._contribution_recorder, overwrite=overwrite),
         )
 
-    def _contribution_recorder(self, contributions: Sequence[Contribution]) -> ContributionRecorder:
-        return ContributionRecorder(self._write_side, contributions, clock=self._clock)
+    def _contribution_recorder(
+        self, contributions: Sequence[Contribution], *, overwrite: bool = True
+    ) -> ContributionRecorder:
+        return ContributionRecorder(
+            self._write_side, contributions, clock=self._clock, overwrite=overwrite
+        )
 
     def feed_post(
         self, user_id: str, post_id: str, points: int, at: datetime | None = None

@@ -57,10 +57,15 @@ class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Att
         contributions: Sequence[Contribution],
         *,
         clock: Callable[[], datetime],
+        overwrite: bool,
     ) -> None:
-        """Prepare to record these contributions."""
+        """Prepare to record these contributions, or of these what sets a bucket that is not there.
+
+        The latter is decided on the state that the commit is made on, so nobody comes in between.
+        """
         super().__init__(write_side, contributions)
         self._clock = clock
+        self._overwrite = overwrite
         # By index, once needed: another attempt does not ask the clock again.
         self._grants: dict[int, Grant] = {}
 
@@ -92,11 +97,17 @@ class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Att
         original = None
         if grant_id is not None:
             original = attempt.granted.get(grant_id) or self._originals.get(grant_id)
-            if original is None and wanted.points:
-                score.record(self._grant(index, grant_id))
-                recorded: Any = score.pending_events[-1]
-                attempt.granted[grant_id] = recorded
-                return _Step(GrantStatus.RECORDED, recorded, before, score.recomputed_total, None)
+        if not self._overwrite:
+            standing = score.buckets.get(wanted.key, _bucket_of(original, score))
+            if standing is not None:
+                same = standing == wanted.bucket
+                status = GrantStatus.DUPLICATE if same else GrantStatus.CONFLICT
+                return _Step(status, None, before, before, None)
+        if grant_id is not None and original is None and wanted.points:
+            score.record(self._grant(index, grant_id))
+            recorded: Any = score.pending_events[-1]
+            attempt.granted[grant_id] = recorded
+            return _Step(GrantStatus.RECORDED, recorded, before, score.recomputed_total, None)
         version = score.version
         score.set_bucket(wanted, granted=_bucket_of(original, score))
         changed: Any = None if score.version == version else score.pending_events[-1]

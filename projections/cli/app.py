@@ -81,6 +81,10 @@ _add(
     "A line:",
     '{"user_id":"ada","grant_id":"quiz-7-ada","key":"quiz:history:7",'
     '"category":"learning","source":"quiz","amount":25,"granted_at":"2026-11-22T09:30:00Z"}',
+    "",
+    "score-ledger import --contributions buckets.jsonl",
+    "score-ledger import --from-mongo old.toml --dry-run",
+    "score-ledger import --from-mongo site.scores --field buckets=buckets --round whole",
     name="import",
 )
 _add(

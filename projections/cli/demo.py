@@ -16,17 +16,20 @@ import typer
 from rich.rule import Rule
 
 from projections.cli.console import SPINNER, err, out, shown
-from projections.cli.imports import GrantImport, ImportSummary
-from projections.cli.jsonl import read_lines
+from projections.cli.importer import Import, ImportSummary, parsed
+from projections.cli.jsonl import Line, parse_grant, read_lines
 from projections.cli.queries import print_leaderboard, print_user
 from projections.cli.verify import print_verification
 from projections.connections import open_scoring
 from projections.events.stores import SQLITE
 from projections.ledger import ScoreLedger
 from projections.settings import Settings
+from scoring import Grant
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
+
+    from scoring import Scoring
 
 _MOST_COMMITS = 2000
 _RULE_COLUMNS = 80
@@ -54,9 +57,7 @@ def demo() -> None:
         _step("Recording: grants become events in a SQLite file")
         with open_scoring(settings, event_store=event_store) as scoring:
             for title, lines in inputs:
-                out.print(
-                    f"{shown(title)}: {_counts(_imported(GrantImport(scoring, _bad), lines))}"
-                )
+                out.print(f"{shown(title)}: {_counts(_imported(scoring, lines))}")
         if not history:
             out.print("[dim]no git history at hand: run the demo inside a repository to add it[/]")
         _step("Projecting: events become documents in MongoDB")
@@ -83,7 +84,7 @@ def demo() -> None:
             _step("Importing everything again: nothing may change")
             with open_scoring(settings, event_store=event_store) as scoring:
                 for title, lines in inputs:
-                    again = _imported(GrantImport(scoring, _bad), lines)
+                    again = _imported(scoring, lines)
                     out.print(f"{shown(title)}: {_counts(again)}")
             ledger.catch_up()
             same = ledger.leaderboard.top(5, by="ledger") == leaders
@@ -112,8 +113,9 @@ def _bad(line: object, reason: str) -> None:
     raise ValueError(f"the demo's own input is wrong at {line}: {reason}")
 
 
-def _imported(grants: GrantImport, lines: bytes) -> ImportSummary:
-    return grants.run(read_lines(io.BufferedReader(io.BytesIO(lines))))
+def _imported(scoring: Scoring, lines: bytes) -> ImportSummary:
+    grants: Import[Line, Grant] = Import(scoring.grant_many, _bad)
+    return grants.run(parsed(read_lines(io.BufferedReader(io.BytesIO(lines))), parse_grant))
 
 
 def _counts(summary: ImportSummary) -> str:

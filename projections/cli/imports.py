@@ -1,13 +1,11 @@
-"""``score-ledger import``: grants from a file of JSON lines, as often as you like."""
+"""``score-ledger import``: grants or contributions from JSON lines, or from an old collection."""
 
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from functools import partial
 from io import BufferedReader
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
@@ -23,189 +21,146 @@ from projections.cli.console import (
     shown,
 )
 from projections.cli.files import written
-from projections.cli.interrupts import Interrupted, Stop, stop_on_signals
-from projections.cli.jsonl import BadLine, Line, parse_grant, read_lines
+from projections.cli.importer import Import, ImportSummary, Rejects, parsed
+from projections.cli.interrupts import Interrupted, stop_on_signals
+from projections.cli.jsonl import Line, parse_contribution, parse_grant, parse_time, read_lines
 from projections.cli.ledgers import open_events, store_files
-from projections.settings import Settings
-from scoring import (
-    BatchFailed,
-    Grant,
-    GrantStatus,
-    InvalidGrant,
-    Scoring,
-    ScoringError,
-    StreamHasGap,
+from projections.cli.old_collection import (
+    FieldOption,
+    GrantedAtOption,
+    LabelMapOption,
+    LabelsOption,
+    OldUriOption,
+    RoundOptionOption,
+    UsersAsTextOption,
+    described,
 )
+from projections.cli.old_import import import_old, preflight_old, say_what_was_left
+from projections.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
 _STANDARD_INPUT = "-"
-_LINES_AT_ONCE = 1000
-_LINES_SHOWN = 10
-
-
-class ImportFailed(ScoringError):  # noqa: N818 - what happened to it
-    """The event store failed; the message has the lines and the cure."""
-
-
-@dataclass
-class ImportSummary:
-    """What an import did.
-
-    Attributes:
-        lines: Lines read, blank ones aside.
-        recorded: Grants that were new.
-        duplicate: Grants that were recorded before, word for word.
-        conflict: Grants whose id was recorded before with another payload.
-        rejected: Lines that are not grants.
-        seconds: How long it took.
-        interrupted: Whether it was stopped before the end.
-    """
-
-    lines: int = 0
-    recorded: int = 0
-    duplicate: int = 0
-    conflict: int = 0
-    rejected: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Whether every line is in the ledger now."""
-        return not (self.conflict or self.rejected or self.interrupted)
-
-
-@dataclass
-class GrantImport:
-    """Imports lines into a ledger.
-
-    Attributes:
-        scoring: The ledger.
-        on_bad_line: Told of every line that is not in the ledger afterwards, and why.
-        on_progress: Told after every chunk.
-    """
-
-    scoring: Scoring
-    on_bad_line: Callable[[Line, str], None]
-    on_progress: Callable[[ImportSummary], None] = lambda _summary: None
-    summary: ImportSummary = field(default_factory=ImportSummary)
-
-    def run(self, lines: Iterable[Line], *, stop: Stop | None = None) -> ImportSummary:
-        """Import all lines, a thousand to a transaction, until the end or until ``stop``.
-
-        Raises:
-            ImportFailed: if the event store failed; ``summary`` has what was done until then.
-            NotJsonLines: if the input is something else altogether.
-        """
-        started = time.monotonic()
-        iterator = iter(lines)
-        try:
-            while chunk := self._read(iterator, stop):
-                self._import(chunk)
-                self.summary.seconds = time.monotonic() - started
-                self.on_progress(self.summary)
-        except KeyboardInterrupt:
-            self.summary.interrupted = True
-        return self.summary
-
-    @staticmethod
-    def _read(lines: Iterator[Line], stop: Stop | None) -> list[Line]:
-        with nullcontext() if stop is None else stop.waiting():
-            return list(islice(lines, _LINES_AT_ONCE))
-
-    def _import(self, chunk: list[Line]) -> None:
-        parsed: list[tuple[Line, Grant]] = []
-        for line in chunk:
-            self.summary.lines += 1
-            try:
-                parsed.append((line, parse_grant(line.raw)))
-            except (BadLine, InvalidGrant) as error:
-                self._reject(line, str(error))
-        while parsed:
-            try:
-                receipts = self.scoring.grant_many([grant for _, grant in parsed])
-            except BatchFailed as failed:
-                # One grant that its user cannot take must not stop the others.
-                if not isinstance(failed.__cause__, InvalidGrant | StreamHasGap):
-                    first, last = parsed[0][0].number, parsed[-1][0].number
-                    raise ImportFailed(
-                        f"lines {first:,} to {last:,} were not imported, nor any after them: "
-                        f"{failed.reason}; mend the cause and run the same import again, nothing "
-                        "counts twice"
-                    ) from failed
-                line, _ = parsed.pop(failed.index)
-                self._reject(line, failed.reason)
-                receipts = failed.receipts_so_far
-            for (line, _), receipt in zip(parsed, receipts, strict=False):
-                if receipt.status is GrantStatus.RECORDED:
-                    self.summary.recorded += 1
-                elif receipt.status is GrantStatus.DUPLICATE:
-                    self.summary.duplicate += 1
-                else:
-                    self.summary.conflict += 1
-                    self.on_bad_line(
-                        line, "CONFLICT: this grant id was recorded before with another payload"
-                    )
-            parsed = parsed[len(receipts) :]
-
-    def _reject(self, line: Line, reason: str) -> None:
-        self.summary.rejected += 1
-        self.on_bad_line(line, reason)
 
 
 def import_(
-    file: Annotated[str, typer.Argument(help="A file of JSON lines, or - for standard input.")],
+    file: Annotated[
+        str | None,
+        typer.Argument(help="A file of JSON lines, or - for standard input.", show_default=False),
+    ] = None,
+    contributions: Annotated[
+        bool,
+        typer.Option("--contributions", help="The lines are contributions, not grants."),
+    ] = False,
+    from_mongo: Annotated[
+        str | None,
+        typer.Option(
+            "--from-mongo",
+            metavar="FILE.toml|[DATABASE.]COLLECTION",
+            help="Import the buckets of an old collection: a file that describes it, or its name.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="With --from-mongo: say what would be taken, and write nothing."
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Set buckets that are in the ledger with other points or labels, too, instead of "
+            "leaving them.",
+        ),
+    ] = False,
     reject: Annotated[
         Path | None,
         typer.Option(
             "--reject",
-            help="Keep the lines that were not imported in this file, to be mended and imported.",
+            help="Keep what was not imported in this file, to be mended and imported.",
         ),
     ] = None,
+    granted_at: GrantedAtOption = None,
+    old_uri: OldUriOption = None,
+    field: FieldOption = None,
+    labels: LabelsOption = None,
+    label_map: LabelMapOption = None,
+    round_: RoundOptionOption = None,
+    users_as_text: UsersAsTextOption = False,
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Import grants, one JSON object a line.
+    """Import grants or contributions, one JSON object a line, or an old collection.
 
-    Fields: user_id, grant_id, key, category, source, amount, granted_at (ISO 8601 with offset);
-    camelCase is taken too, an unknown field is an error; gzip is unpacked. A bad line is reported
-    with its number and does not stop the others. Importing a file again adds nothing, so an import
-    that was interrupted is simply run again. Exit code 1 if any line is not in the ledger
-    afterwards.
+    Fields of a grant: user_id, grant_id, key, category, source, amount, granted_at (ISO 8601 with
+    offset); of a contribution: user_id, key, category, source, points, and at where the key is
+    grant-shaped. camelCase is taken too, an unknown field is an error; gzip is unpacked. A bad line
+    is reported with its number and does not stop the others. Importing a file again adds nothing,
+    so an import that was interrupted is simply run again. Exit code 1 if anything is not in the
+    ledger afterwards that should be.
+
+    Contributions, from a file or an old collection, set the buckets that the ledger does not have.
+    One that it has with other points or labels is left and counted: traffic may have written it
+    since. --overwrite sets it.
 
     The file of --reject is written at the end and as a whole: an import that fails or is
     interrupted leaves an old one as it was, and finds the same lines again when it is repeated.
     """
-    name = shown(Path(file).name)
+    old_options = (field, labels, label_map, round_, users_as_text or None, dry_run or None)
+    _check(
+        file=file is not None,
+        contributions=contributions,
+        from_mongo=from_mongo is not None,
+        old_options=any(option is not None for option in old_options),
+        bucket_options=overwrite or granted_at is not None,
+    )
+    if from_mongo is not None:
+        old = described(
+            from_mongo,
+            field=field,
+            labels=labels,
+            label_map=label_map,
+            round_=round_,
+            users_as_text=users_as_text,
+            granted_at=granted_at,
+        )
+        if dry_run:
+            preflight_old(old, uri=old_uri, reject=reject, folder=folder, json=json)
+        else:
+            import_old(
+                old, uri=old_uri, overwrite=overwrite, reject=reject, folder=folder, json=json
+            )
+        return
+    assert file is not None  # noqa: S101 - for the type checker
     with ExitStack() as stack:
         stream, size = _opened(file, stack)
-        rejects = None
-        if reject is not None:
-            others = store_files(Settings.from_environment(folder=folder))
-            if file != _STANDARD_INPUT:
-                others.append(Path(file))
-            rejects = stack.enter_context(written(reject, "--reject", others=others))
+        rejects = Rejects(_kept(reject, file, folder, stack))
+        moment = None if granted_at is None else parse_time(granted_at)
         scoring = stack.enter_context(open_events(folder))
-        bad_lines = BadLines(rejects)
-        importer = GrantImport(scoring, bad_lines.add)
-        with stop_on_signals() as stop, progress_bar("grants") as bar:
-            task = bar.add_task(f"importing {name}", total=size, done=0)
-
-            def on_progress(summary: ImportSummary) -> None:
-                completed = None if size is None else stream.tell()
-                bar.update(task, completed=completed, done=summary.lines)
-
-            importer.on_progress = on_progress
+        importer: Import[Line, Any]
+        if contributions:
+            record = partial(scoring.contribute_many, overwrite=overwrite)
+            importer = Import(record, rejects.add, conflict_is_failure=False)
+            entries: Any = parsed(_lines(stream), partial(parse_contribution, granted_at=moment))
+        else:
+            importer = Import(scoring.grant_many, rejects.add)
+            entries = parsed(_lines(stream), parse_grant)
+        with stop_on_signals() as stop, progress_bar("lines") as bar:
+            task = bar.add_task(f"importing {shown(Path(file).name)}", total=size, done=0)
+            importer.on_progress = lambda summary: bar.update(
+                task, completed=None if size is None else stream.tell(), done=summary.lines
+            )
             try:
-                summary = importer.run(_lines(stream), stop=stop)
+                summary = importer.run(entries, stop=stop)
             except Exception:
                 if importer.summary.lines:
                     _print_summary(importer.summary, json=json)
                 raise
             finally:
-                bad_lines.say_how_many()
+                rejects.say_how_many()
         if summary.interrupted:
             _print_summary(summary, json=json)
             raise Interrupted(
@@ -214,45 +169,40 @@ def import_(
                 stop,
             )
     _print_summary(summary, json=json)
-    if not summary.ok:
+    if contributions:
+        say_what_was_left(summary, overwrite=overwrite)
+    if not importer.ok:
         if reject is not None:
             err.print(f"the lines that were not imported are in {shown(str(reject))}")
         raise typer.Exit(1)
 
 
-class BadLines:
-    """Says which lines are bad: the first of each kind one by one, how many there are of the rest.
-
-    Each is kept in ``rejects``, if there are to be any.
-    """
-
-    def __init__(self, rejects: BinaryIO | None) -> None:
-        """Begin with none."""
-        self._rejects = rejects
-        self._kinds: dict[str, _Kind] = {}
-
-    def add(self, line: Line, reason: str) -> None:
-        """Say and keep one."""
-        # The words that are the same whatever is in the line.
-        kind = self._kinds.setdefault(" ".join(reason.split()[:2]), _Kind(line.number))
-        kind.count += 1
-        if kind.count <= _LINES_SHOWN:
-            err.print(f"[yellow]line {line.number}:[/] {shown(reason)}")
-        if self._rejects is not None:
-            self._rejects.write(line.raw if line.raw.endswith(b"\n") else line.raw + b"\n")
-
-    def say_how_many(self) -> None:
-        """Say how many there are of which not every one was said."""
-        for kind in self._kinds.values():
-            if kind.count > _LINES_SHOWN:
-                more = kind.count - _LINES_SHOWN
-                err.print(f"[yellow]and {more:,} more lines[/] as line {kind.first_line}")
+def _check(
+    *, file: bool, contributions: bool, from_mongo: bool, old_options: bool, bucket_options: bool
+) -> None:
+    """Refuse options that mean nothing together."""
+    if file == from_mongo:
+        raise typer.BadParameter("give a file of JSON lines, or --from-mongo", param_hint="FILE")
+    if old_options and not from_mongo:
+        raise typer.BadParameter(
+            "--dry-run, --field, --labels, --label-map, --round and --users-as-text are about an "
+            "old collection: give --from-mongo",
+            param_hint="FILE",
+        )
+    if bucket_options and not (contributions or from_mongo):
+        raise typer.BadParameter(
+            "--overwrite and --granted-at are about contributions: give --contributions",
+            param_hint="FILE",
+        )
 
 
-@dataclass
-class _Kind:
-    first_line: int
-    count: int = 0
+def _kept(reject: Path | None, file: str, folder: Path | None, stack: ExitStack) -> BinaryIO | None:
+    if reject is None:
+        return None
+    others = store_files(Settings.from_environment(folder=folder))
+    if file != _STANDARD_INPUT:
+        others.append(Path(file))
+    return stack.enter_context(written(reject, "--reject", others=others))
 
 
 def _opened(file: str, stack: ExitStack) -> tuple[BufferedReader, int | None]:

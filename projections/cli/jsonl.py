@@ -1,4 +1,4 @@
-"""Grants as JSON lines: one object a line, with the field names of ``Grant``."""
+"""Grants and contributions as JSON lines: one object a line, with the field names of these."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from scoring import Grant, InvalidGrant
+from scoring.contributions import Contribution
+from scoring.identity import is_grant_shaped
 from scoring.rules import RULES
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ MAX_LINE_BYTES: Final = 1 << 20
 """A grant has a few kilobytes at most; a longer line is something else."""
 
 _CAMEL_HUMP: Final = re.compile(r"(?<=[a-z])([A-Z])")
-_FIELDS: Final = tuple(Grant.model_fields)
+_GRANT_FIELDS: Final = tuple(Grant.model_fields)
+_CONTRIBUTION_FIELDS: Final = tuple(Contribution.model_fields)
 _GOOD_TIME: Final = "2026-11-22T09:30:00Z"
 
 _GZIP: Final = b"\x1f\x8b"
@@ -61,6 +64,10 @@ class Line:
 
     number: int
     raw: bytes
+
+    def __str__(self) -> str:
+        """Return ``line 7``."""
+        return f"line {self.number:,}"
 
 
 def read_lines(stream: BufferedReader) -> Iterator[Line]:
@@ -120,6 +127,38 @@ def parse_grant(raw: bytes) -> Grant:
         BadLine: if it is not a JSON object with just the fields of a grant.
         InvalidGrant: naming the field that breaks its rule.
     """
+    value = _object(raw, "a grant", _GRANT_FIELDS)
+    return Grant(**{**value, "granted_at": parse_time(value["granted_at"])})
+
+
+def parse_contribution(raw: bytes, *, granted_at: datetime | None = None) -> Contribution:
+    """Return the contribution of a line; ``at``, in ISO 8601 with an offset, may be left out.
+
+    Args:
+        raw: The line.
+        granted_at: When what becomes a grant was earned, if the line does not say.
+
+    Raises:
+        BadLine: if it is not a JSON object with just the fields of a contribution, or would become
+            a grant and nothing says when that was earned.
+        InvalidGrant: naming the field that breaks its rule.
+    """
+    value = _object(raw, "a contribution", _CONTRIBUTION_FIELDS, optional="at")
+    at = value.get("at")
+    moment = None if at is None else parse_time(at, field="at")
+    contribution = Contribution(**{**value, "at": moment})
+    if moment is None and contribution.points and is_grant_shaped(contribution.key):
+        if granted_at is None:
+            raise BadLine(
+                f"no time for the key {contribution.key!a}, which becomes a grant: give it in at, "
+                "or one for all such lines by --granted-at"
+            )
+        return contribution.model_copy(update={"at": granted_at})
+    return contribution
+
+
+def _object(raw: bytes, what: str, fields: tuple[str, ...], optional: str = "") -> dict[str, Any]:
+    """Return the JSON object of a line, with just these fields."""
     if len(raw) > MAX_LINE_BYTES:
         raise BadLine(f"longer than {MAX_LINE_BYTES} bytes")
     try:
@@ -130,18 +169,18 @@ def parse_grant(raw: bytes) -> Grant:
     except json.JSONDecodeError as error:
         raise BadLine(f"not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
-        raise BadLine("not a grant: nested too deeply") from None
+        raise BadLine(f"not {what}: nested too deeply") from None
     except ValueError as error:
         raise BadLine(str(error)) from None
     if not isinstance(value, dict):
         raise BadLine("not a JSON object")
-    unknown = [name for name in value if name not in _FIELDS]
+    unknown = [name for name in value if name not in fields]
     if unknown:
-        raise BadLine(f"unknown field {unknown[0]!a}: a grant has {', '.join(_FIELDS)}")
-    missing = [name for name in _FIELDS if name not in value]
+        raise BadLine(f"unknown field {unknown[0]!a}: {what} has {', '.join(fields)}")
+    missing = [name for name in fields if name not in value and name != optional]
     if missing:
-        raise BadLine(f"missing field {missing[0]!r}: a grant has {', '.join(_FIELDS)}")
-    return Grant(**{**value, "granted_at": parse_time(value["granted_at"])})
+        raise BadLine(f"missing field {missing[0]!r}: {what} has {', '.join(fields)}")
+    return value
 
 
 def parse_time(text: object, *, field: str = "granted_at") -> datetime:

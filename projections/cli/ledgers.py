@@ -58,7 +58,7 @@ def open_ledger(
     settings = settings or Settings.from_environment(folder=folder)
     _await_postgres(settings)
     if settings.mongo_uri is not None:
-        _await_mongo(settings.mongo_uri)
+        await_mongo(settings.mongo_uri)
     elif not (create or create_folder or settings.folder.is_dir() or _is_default(settings)):
         raise ProjectionError(
             f"there is no read model yet: it would be in {settings.folder.resolve()}; name its "
@@ -100,7 +100,12 @@ def _named_if_new(settings: Settings) -> Iterator[None]:
         err.print(f"[yellow]note:[/] a new ledger was begun in {shown(str(file.resolve()))}")
 
 
-def _await_mongo(uri: str) -> None:
+def await_mongo(uri: str) -> None:
+    """Give a server that refuses connections a moment.
+
+    Raises:
+        ReadModelUnavailable: if it still does.
+    """
     try:
         nodes = [] if uri.startswith("mongodb+srv:") else parse_uri(uri)["nodelist"]
     except (PyMongoError, ValueError, TypeError):

@@ -14,6 +14,7 @@ from projections.migration.comparison_report import (
 )
 from projections.migration.old_scores import LabelDefault, OldScores
 from projections.migration.old_users import OldReject, OldUser, RejectReason
+from projections.migration.preflight import Preflight, rejected_buckets
 
 __all__ = [
     "Comparison",
@@ -23,7 +24,9 @@ __all__ = [
     "OldReject",
     "OldScores",
     "OldUser",
+    "Preflight",
     "RejectReason",
     "ScoreDifference",
     "ScoreSide",
+    "rejected_buckets",
 ]

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 from uuid import UUID
 
@@ -319,6 +320,7 @@ class _Place(NamedTuple):
     path: str
     user_id: str
     key: Any
+    bucket: Mapping[str, Any] = MappingProxyType({})
 
     def reject(self, reason: RejectReason, field: str, value: Any, path: str = "") -> OldReject:
         parts = filter(None, (self.path, path))
@@ -326,10 +328,12 @@ class _Place(NamedTuple):
             reason,
             None if value is MISSING else value,
             self.document_id,
+            self.path,
             ".".join(parts),
             field,
             self.user_id,
             self.key,
+            self.bucket,
         )
 
 
@@ -359,7 +363,9 @@ class _Taking:
                 # There may be any number of these, so each is told by itself.
                 value = None if raw is MISSING else raw
                 for document in some:
-                    reject = OldReject(refused.reason, value, document.get("_id"), path, "user_id")
+                    reject = OldReject(
+                        refused.reason, value, document.get("_id"), "", path, "user_id"
+                    )
                     taken = partial(OldUser, None, rejects=[reject])
                     yield raw, OldGlance(None, lambda: (None, None), taken)
                 continue
@@ -369,9 +375,9 @@ class _Taking:
 
     def _taken(self, user_id: str, documents: list[Document]) -> OldUser:
         user = OldUser(user_id)
-        twice: set[str] = set()
+        places: dict[str, _Place] = {}
         for document in documents:
-            self._take(user, document, twice)
+            self._take(user, document, places)
         return user
 
     def _user_id(self, raw: Any) -> str:
@@ -394,12 +400,12 @@ class _Taking:
         found = self._collection.find_one({self._old.user: user}, {"_id": 1}, collation=_BY_BYTES)
         return found is not None
 
-    def _take(self, user: OldUser, document: Document, twice: set[str]) -> None:
+    def _take(self, user: OldUser, document: Document, places: dict[str, _Place]) -> None:
         assert user.user_id is not None  # noqa: S101 - for the type checker
         old, id_ = self._old, document.get("_id")
         if old.buckets is None:
             key = value_at(document, old.key)
-            self._take_bucket(user, document, _Place(id_, "", user.user_id, key), twice)
+            self._take_bucket(user, document, _Place(id_, "", user.user_id, key), places)
             return
         if old.total is not None:
             self._take_total(user, value_at(document, old.total), id_)
@@ -408,13 +414,13 @@ class _Taking:
         if isinstance(buckets, dict):
             for key, bucket in buckets.items():
                 place = _Place(id_, f"{old.buckets}.{key}", user.user_id, key)
-                self._take_bucket(user, bucket, place, twice)
+                self._take_bucket(user, bucket, place, places)
         elif isinstance(buckets, list):
             for number, bucket in enumerate(buckets):
                 path = f"{old.buckets}.{number}"
                 if isinstance(bucket, dict):
                     place = _Place(id_, path, user.user_id, value_at(bucket, old.key))
-                    self._take_bucket(user, bucket, place, twice)
+                    self._take_bucket(user, bucket, place, places)
                 else:
                     unreadable = RejectReason.BUCKET_UNREADABLE
                     user.rejects.append(whole._replace(path=path).reject(unreadable, "key", bucket))
@@ -430,48 +436,68 @@ class _Taking:
             place = _Place(document_id, self._old.total or "", user.user_id or "", None)
             user.rejects.append(place.reject(RejectReason.TOTAL_UNREADABLE, "total", raw))
 
-    def _take_bucket(self, user: OldUser, bucket: Any, place: _Place, twice: set[str]) -> None:
-        old, key = self._old, place.key
-        rejects: list[OldReject] = []
-        values: dict[str, Any] = {"user_id": user.user_id, "key": key}
-        if is_missing(key):
-            place = place._replace(key=None)
-            rejects.append(place.reject(RejectReason.KEY_MISSING, "key", key, old.key))
-        fields = bucket if isinstance(bucket, dict) else {}
-        raw_points = value_at(fields, old.points) if isinstance(bucket, dict) else bucket
-        points_path = old.points if isinstance(bucket, dict) else ""
-        try:
-            values["points"] = points_of(raw_points, old.round)
-        except Refused as refused:
-            rejects.append(place.reject(refused.reason, "points", raw_points, points_path))
-        for field in ("category", "source"):
-            path = getattr(old, field)
-            raw = value_at(fields, path)
-            label = self._label(field, raw, key)
-            if label is None:
-                rejects.append(place.reject(RejectReason.LABEL_MISSING, field, raw, path))
-            else:
-                values[field] = label
-        raw_time = MISSING if old.at is None else value_at(fields, old.at)
-        shaped = isinstance(key, str) and is_grant_shaped(key)
-        try:
-            values["at"] = time_of(raw_time)
-        except Refused as refused:
-            values["at"] = None
-            if shaped:
-                rejects.append(place.reject(refused.reason, "at", raw_time, old.at or ""))
-        if values["at"] is None and shaped:
-            values["at"] = old.granted_at
+    def _take_bucket(
+        self, user: OldUser, bucket: Any, place: _Place, places: dict[str, _Place]
+    ) -> None:
+        raw = self._fields(bucket, place.key)
+        place = place._replace(key=None if is_missing(place.key) else place.key, bucket=raw)
+        values, rejects = self._values(raw, place, named=isinstance(bucket, dict))
         if not rejects:
             try:
-                contribution = Contribution(**values)
+                contribution = Contribution(user_id=place.user_id, **values)
             except InvalidGrant:
-                pass
+                pass  # which of them, and why, is found out below
             else:
-                self._keep(user, contribution, place, twice)
+                self._keep(user, contribution, place, places)
                 return
         self._add_broken_rules(rejects, values, place)
         user.rejects += rejects
+
+    def _fields(self, bucket: Any, key: Any) -> dict[str, Any]:
+        """Return what stands in a bucket for the fields of a contribution."""
+        if not isinstance(bucket, dict):
+            return {"key": key, "points": bucket}
+        old = self._old
+        fields = {
+            "key": key,
+            "points": value_at(bucket, old.points),
+            "category": value_at(bucket, old.category),
+            "source": value_at(bucket, old.source),
+            "at": MISSING if old.at is None else value_at(bucket, old.at),
+        }
+        return {name: value for name, value in fields.items() if value is not MISSING}
+
+    def _values(
+        self, raw: Mapping[str, Any], place: _Place, *, named: bool
+    ) -> tuple[dict[str, Any], list[OldReject]]:
+        """Return the fields that can be taken, and what is wrong with the others."""
+        old, key = self._old, place.key
+        values: dict[str, Any] = {"key": key, "at": None}
+        rejects: list[OldReject] = []
+        if key is None:
+            rejects.append(place.reject(RejectReason.KEY_MISSING, "key", key, old.key))
+        points = raw.get("points", MISSING)
+        try:
+            values["points"] = points_of(points, old.round)
+        except Refused as refused:
+            path = old.points if named else ""
+            rejects.append(place.reject(refused.reason, "points", points, path))
+        for field in ("category", "source"):
+            label = self._label(field, raw.get(field), key)
+            if label is None:
+                missing, path = RejectReason.LABEL_MISSING, getattr(old, field)
+                rejects.append(place.reject(missing, field, raw.get(field), path))
+            else:
+                values[field] = label
+        shaped = isinstance(key, str) and is_grant_shaped(key)
+        try:
+            values["at"] = time_of(raw.get("at"))
+        except Refused as refused:
+            if shaped:
+                rejects.append(place.reject(refused.reason, "at", raw["at"], old.at or ""))
+        if values["at"] is None and shaped:
+            values["at"] = old.granted_at
+        return values, rejects
 
     def _label(self, field: str, raw: Any, key: Any) -> Any:
         if is_missing(raw) or raw == "":
@@ -495,17 +521,24 @@ class _Taking:
                 rejects.append(place.reject(reason, field, value, path))
 
     @staticmethod
-    def _keep(user: OldUser, contribution: Contribution, place: _Place, twice: set[str]) -> None:
+    def _keep(
+        user: OldUser, contribution: Contribution, place: _Place, places: dict[str, _Place]
+    ) -> None:
         key = contribution.key
-        first = user.buckets.pop(key, None)
-        if first is None and key not in twice:
+        if key not in places:
+            places[key] = place
             user.buckets[key] = contribution
+            if contribution.at is None and contribution.points and is_grant_shaped(key):
+                user.untimed[key] = place.reject(RejectReason.TIME_MISSING, "at", None)
             return
         # Which of them is meant is not ours to guess.
-        found = [contribution] if first is None else [first, contribution]
-        twice.add(key)
+        found = [(place, contribution)]
+        first = user.buckets.pop(key, None)
+        if first is not None:
+            found.insert(0, (places[key], first))
+            user.untimed.pop(key, None)
         user.rejects += [
-            place.reject(RejectReason.KEY_TWICE, "key", tuple(each.bucket)) for each in found
+            where.reject(RejectReason.KEY_TWICE, "key", tuple(each.bucket)) for where, each in found
         ]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scoring.contributions import Contribution
 
 
@@ -45,19 +48,23 @@ class OldReject:
         reason: Why.
         value: What stands there; ``None`` if nothing does.
         document_id: The ``_id`` of the document.
-        path: Where in it: names joined by dots.
+        place: Path of the bucket in it; empty if that is the document.
+        path: Path of the value in it.
         field: Which field of a contribution it would be, e.g. ``"points"`` or ``"source"``.
         user_id: Whose it is, as text; ``None`` if that is what is wrong.
         key: Of which bucket, if it is of one; as it stands there.
+        bucket: What stands there for the fields of a contribution, to be mended.
     """
 
     reason: RejectReason
     value: Any
     document_id: Any
+    place: str
     path: str
     field: str
     user_id: str | None = None
     key: Any = None
+    bucket: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -71,9 +78,12 @@ class OldUser:
             what the ledger's is to be compared with. ``at`` is ``None`` where there is no time.
         total: The old total in points, if the description has a field for it and it is there.
         rejects: What cannot be taken.
+        untimed: Of ``buckets``, by key, those that would become grants and have no time: they can
+            be compared, but not be brought in.
     """
 
     user_id: str | None
-    buckets: dict[str, Contribution] = field(default_factory=dict)
+    buckets: dict[str, Contribution] = dataclasses.field(default_factory=dict)
     total: int | None = None
-    rejects: list[OldReject] = field(default_factory=list)
+    rejects: list[OldReject] = dataclasses.field(default_factory=list)
+    untimed: dict[str, OldReject] = dataclasses.field(default_factory=dict)

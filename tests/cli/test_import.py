@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine
-from projections.cli.imports import GrantImport
-from projections.cli.jsonl import MAX_LINE_BYTES, read_lines
+from projections.cli.importer import Import, ImportSummary, parsed
+from projections.cli.jsonl import MAX_LINE_BYTES, Line, parse_grant, read_lines
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -93,6 +93,16 @@ def test_camel_case_blank_lines_and_a_byte_order_mark_are_taken(cli: CommandLine
     assert done.stdout.startswith("2 recorded")
 
 
+def imported(scoring: Scoring, lines: list[bytes], bad: list[tuple[int, str]]) -> ImportSummary:
+    """Import lines, and note the numbers of those that are not in the ledger afterwards."""
+
+    def note(line: Line, reason: str) -> None:
+        bad.append((line.number, reason))
+
+    found = read_lines(io.BufferedReader(io.BytesIO(b"".join(lines))))
+    return Import(scoring.grant_many, note).run(parsed(found, parse_grant))
+
+
 def test_a_user_who_cannot_take_a_grant_does_not_stop_the_others(
     scoring: Scoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,8 +111,7 @@ def test_a_user_who_cannot_take_a_grant_does_not_stop_the_others(
     lines = [line(n, user_id="ada" if n == 2 else "bob", amount=n * 10) for n in (1, 2, 3)]
     lines.insert(1, line(9, user_id="ada", amount=15))
     bad: list[tuple[int, str]] = []
-    importer = GrantImport(scoring, lambda found, reason: bad.append((found.number, reason)))
-    summary = importer.run(read_lines(io.BufferedReader(io.BytesIO(b"".join(lines)))))
+    summary = imported(scoring, lines, bad)
     assert [number for number, _ in bad] == [3, 4]
     assert "at most 5" in bad[0][1]
     assert (summary.recorded, summary.rejected) == (2, 2)
@@ -119,10 +128,7 @@ def test_a_user_whose_stream_has_a_gap_does_not_stop_the_others(
     lines = [line(n, user_id=users.get(n, f"user-{n % 3}")) for n in range(5, 15)]
     bad: list[tuple[int, str]] = []
     with Scoring(sqlite_env(tmp_path / "events.sqlite")) as another_process:
-        importer = GrantImport(
-            another_process, lambda found, reason: bad.append((found.number, reason))
-        )
-        summary = importer.run(read_lines(io.BufferedReader(io.BytesIO(b"".join(lines)))))
+        summary = imported(another_process, lines, bad)
     assert [number for number, _ in bad] == [4, 7]
     assert "'ada' lacks versions 3 to 4" in bad[0][1]
     assert (summary.recorded, summary.duplicate, summary.rejected) == (8, 0, 2)

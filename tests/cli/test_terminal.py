@@ -203,7 +203,7 @@ def test_a_reason_that_repeats_is_counted_after_ten_lines(cli: CommandLine) -> N
         *(f"line {number}" for number in range(2, 12)),
         "line 502",
     ]
-    assert told[11] == "and 490 more lines as line 2"
+    assert told[11] == "and 490 more as line 2"
     assert len(told) == 13
     assert json.loads(done.stdout)["rejected"] == 501
     assert (cli.cwd / "rejected").read_bytes() == bad + other
@@ -321,7 +321,7 @@ def test_a_store_that_fails_half_way_names_the_lines_and_sums_up(cli: CommandLin
     assert done.returncode == 1
     recorded = json.loads(done.stdout)["recorded"]
     assert 0 < recorded < 6000
-    assert f"lines {recorded + 1:,} to {recorded + 1000:,} were not imported" in done.stderr
+    assert f"line {recorded + 1:,} to line {recorded + 1000:,} were not imported" in done.stderr
     assert "run the same import again" in done.stderr
     again = json.loads(cli("import", "grants.jsonl", "--json").stdout)
     assert (again["recorded"], again["duplicate"]) == (6000 - recorded, recorded)
