@@ -52,6 +52,7 @@ _POSTGRES_MODULE: Final = "eventsourcing.postgres"
 _RECORDERS: Final = {
     "eventsourcing.sqlite": "scoring.sqlite:GaplessSQLiteRecorder",
     _POSTGRES_MODULE: "scoring.postgres:FlushingApplicationRecorder",
+    "projections.mongo": "projections.mongo.event_store:GaplessMongoRecorder",
 }
 
 

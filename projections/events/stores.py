@@ -51,10 +51,17 @@ POSTGRES: Final = EventStoreKind(
     place=("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_DBNAME", "POSTGRES_SCHEMA"),
     cure="check that the server runs, and what the variables say of host, user and password",
 )
+MONGO: Final = EventStoreKind(
+    module="projections.mongo",
+    system="mongodb",
+    database="MONGO_DATABASE",
+    place=("MONGO_DATABASE",),
+    cure="check that MONGO_URI names a replica set that runs, and what it says of the user",
+)
 
 
 def kind_of(env: Mapping[str, str]) -> EventStoreKind:
     """Return the kind of event store that the library's variables choose."""
     module = env.get("PERSISTENCE_MODULE") or ""
-    known = {kind.module: kind for kind in (SQLITE, POSTGRES)}
+    known = {kind.module: kind for kind in (SQLITE, POSTGRES, MONGO)}
     return known.get(module) or EventStoreKind(module)

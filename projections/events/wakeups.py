@@ -6,7 +6,7 @@ import logging
 import time
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from eventsourcing.popo import POPOApplicationRecorder
 from eventsourcing.sqlite import SQLiteRecorder
@@ -25,14 +25,24 @@ _PAUSE_AFTER_ERROR_SECONDS: Final = 1.0
 _GLANCE_SECONDS: Final = 0.015
 
 
+class Listeners(Protocol):
+    """Sets events when something was recorded by any process, and now and then if in doubt."""
+
+    def add(self, listener: Event) -> None:
+        """Set this event from now on."""
+
+    def discard(self, listener: Event) -> None:
+        """Set it no more."""
+
+
 class WakeUps:
     """Tells when an application has recorded something; a context manager.
 
     What this process records through the same ``Scoring`` is known at once, for every store. What
-    other processes record is known at once on PostgreSQL, by its ``LISTEN``, and within a few
-    hundredths of a second on SQLite, by a glance at its files; for the others the caller has to
-    look, now and then. The library's ``subscribe()`` is not used: it reads every event a second
-    time, and SQLite does not have it.
+    other processes record is known at once on PostgreSQL, by its ``LISTEN``, and on MongoDB, by a
+    change stream; within a few hundredths of a second on SQLite, by a glance at its files; for the
+    others the caller has to look, now and then. The library's ``subscribe()`` is not used: it reads
+    every event a second time, and SQLite does not have it.
     """
 
     def __init__(self, scoring: Scoring) -> None:
@@ -42,10 +52,14 @@ class WakeUps:
         self._closed = Event()
         self._channel = _channel_of(scoring.recorder)
         self._thread: Thread | None = None
+        # Of a recorder that hears of other processes itself, as the one for MongoDB does.
+        self._listeners: Listeners | None = getattr(scoring.recorder, "listeners", None)
         self._files = _files_of(scoring.recorder)
         self._stamps = _stamps(self._files)
-        self._covers_all_writers = bool(self._files) or isinstance(
-            scoring.recorder, POPOApplicationRecorder
+        self._covers_all_writers = (
+            bool(self._files)
+            or self._listeners is not None
+            or isinstance(scoring.recorder, POPOApplicationRecorder)
         )
 
     @property
@@ -56,6 +70,8 @@ class WakeUps:
     def __enter__(self) -> Self:
         """Begin to listen."""
         self._scoring.listen(self._recorded)
+        if self._listeners is not None:
+            self._listeners.add(self._recorded)
         if self._channel is not None:
             self._thread = Thread(
                 target=self._listen,
@@ -69,6 +85,8 @@ class WakeUps:
     def __exit__(self, *exc_info: object) -> None:
         """Stop listening."""
         self._scoring.unlisten(self._recorded)
+        if self._listeners is not None:
+            self._listeners.discard(self._recorded)
         self._closed.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,7 +1,9 @@
 """MongoDB as a persistence module of the ``eventsourcing`` library, and the adapter behind it.
 
-``SCOREGRANTSPROJECTION_PERSISTENCE_MODULE=projections.mongo`` with ``MONGO_URI`` and
-``MONGO_DATABASE`` makes the library construct a ``MongoScoreView``. Events are not stored here.
+``PERSISTENCE_MODULE=projections.mongo`` with ``MONGO_URI`` and ``MONGO_DATABASE`` keeps events,
+snapshots and positions of any application of the library in MongoDB; see ``event_store``. The same
+with the prefix of a projection, ``SCOREGRANTSPROJECTION_PERSISTENCE_MODULE``, makes the library
+construct a ``MongoScoreView``.
 
 Everything that knows MongoDB's documents, commands and errors is in this package. It may import
 ``projections.events``, ``projections.retries`` and ``projections.errors``.

@@ -199,6 +199,14 @@ def is_duplicate_key(error: PyMongoError) -> bool:
     return Code.DUPLICATE_KEY in _codes(error)
 
 
+def duplicate_key(error: PyMongoError) -> dict[str, Any] | None:
+    """Return the key that is taken, by the names of its fields, if that is what an error says."""
+    for item in [*_write_errors(error), getattr(error, "details", None) or {}]:
+        if item.get("code") == Code.DUPLICATE_KEY:
+            return dict(item["keyValue"])
+    return None
+
+
 def is_transaction_gone(error: PyMongoError) -> bool:
     """Tell whether the server has given up the transaction: for its age, or asked by somebody."""
     return not _codes(error).isdisjoint(_TRANSACTION_IS_GONE)
@@ -280,10 +288,11 @@ def translated() -> Iterator[None]:
     try:
         yield
     except PyMongoError as error:
-        raise ReadModelUnavailable(_in_words(error), transient=is_transient(error)) from error
+        raise ReadModelUnavailable(in_words(error), transient=is_transient(error)) from error
 
 
-def _in_words(error: PyMongoError) -> str:
+def in_words(error: PyMongoError) -> str:
+    """Return one sentence, with the cure where there is one."""
     said = _first_line(error)
     if is_without_sessions(error):
         sentence = (

@@ -1,80 +1,127 @@
-"""``MongoFactory``: what the ``eventsourcing`` library constructs a view with."""
+"""``MongoFactory``: what the ``eventsourcing`` library constructs recorders and views with."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from eventsourcing.persistence import (
-    AggregateRecorder,
-    ApplicationRecorder,
-    InfrastructureFactory,
-    ProcessRecorder,
-)
+from eventsourcing.persistence import InfrastructureFactory, TrackingRecorder
+from eventsourcing.utils import resolve_topic, strtobool
 
 from projections.mongo.client import close, connect, database_in_path
+from projections.mongo.event_store import (
+    MongoAggregateRecorder,
+    MongoApplicationRecorder,
+    MongoProcessRecorder,
+    MongoTrackingRecorder,
+)
 from projections.mongo.read_model import ReadModel
 from projections.mongo.view import MongoScoreView
 from scoring import InvalidSetting
 
 if TYPE_CHECKING:
     from eventsourcing.utils import Environment, EnvType
+    from pymongo import MongoClient
+
+T = TypeVar("T")
+RecorderT = TypeVar(
+    "RecorderT", bound=MongoAggregateRecorder | MongoApplicationRecorder | MongoTrackingRecorder
+)
 
 
-class MongoFactory(InfrastructureFactory[MongoScoreView]):
-    """Constructs views from ``MONGO_URI`` and ``MONGO_DATABASE``."""
+class MongoFactory(InfrastructureFactory[TrackingRecorder]):
+    """Constructs recorders and views from ``MONGO_URI`` and ``MONGO_DATABASE``.
 
-    MONGO_URI = "MONGO_URI"
-    MONGO_DATABASE = "MONGO_DATABASE"
+    An application's events are in ``<name>_events``, its snapshots in ``<name>_snapshots`` and the
+    positions that it has processed in ``<name>_tracking``, by its name in lower case. Like the
+    library's other factories, this one is told other recorders by ``APPLICATION_RECORDER_TOPIC``,
+    ``PROCESS_RECORDER_TOPIC`` and ``TRACKING_RECORDER_TOPIC``, and to create nothing by
+    ``CREATE_TABLE=n``.
+    """
 
-    def __init__(self, env: Environment | EnvType | None) -> None:
-        """Connect to the server that the environment names.
+    MONGO_URI: Final = "MONGO_URI"
+    MONGO_DATABASE: Final = "MONGO_DATABASE"
+    CREATE_TABLE: Final = "CREATE_TABLE"
+
+    def __init__(
+        self, env: Environment | EnvType | None, *, client: MongoClient[Any] | None = None
+    ) -> None:
+        """Connect to the server that the environment names, unless a client is lent.
 
         Raises:
-            InvalidSetting: if ``MONGO_URI`` is not set or not usable.
+            InvalidSetting: if ``MONGO_URI`` is needed and not set, or not usable.
         """
         super().__init__(env)
-        uri = self.env.get(self.MONGO_URI)
-        if not uri:
-            raise InvalidSetting(
-                self.MONGO_URI,
-                "it is not set, and the persistence module projections.mongo needs the URI of a "
-                "MongoDB replica set",
-            )
-        self._client = connect(uri)
-        self._database = self.env.get(self.MONGO_DATABASE) or database_in_path(self._client)
+        self._own_client: MongoClient[Any] | None = None
+        if client is None:
+            uri = self.env.get(self.MONGO_URI)
+            if not uri:
+                raise InvalidSetting(
+                    self.MONGO_URI,
+                    "it is not set, and the persistence module projections.mongo needs the URI of "
+                    "a MongoDB replica set",
+                )
+            client = self._own_client = connect(uri)
+        self._client = client
+        self._database = self.env.get(self.MONGO_DATABASE) or database_in_path(client)
+        self._prefix = self.env.name.lower() or "stored"
 
-    def tracking_recorder(
-        self, tracking_recorder_class: type[MongoScoreView] | None = None
-    ) -> MongoScoreView:
-        """Construct the view, creating its collections and indexes.
+    def aggregate_recorder(self, purpose: str = "events") -> MongoAggregateRecorder:
+        """Construct a recorder of snapshots, or of events without positions."""
+        name = f"{self._prefix}_{purpose}"
+        return self._prepared(MongoAggregateRecorder(self._client, self._database, name))
+
+    def application_recorder(self) -> MongoApplicationRecorder:
+        """Construct a recorder of events.
 
         Raises:
-            ShapeChanged: if its documents were made by a release that made others.
+            PersistenceError: if the server failed.
         """
-        read_model = ReadModel(self._client, self._database)
-        read_model.prepare()
-        read_model.generations.check_shape()
-        return (tracking_recorder_class or MongoScoreView)(read_model)
+        chosen = self._chosen(self.APPLICATION_RECORDER_TOPIC, MongoApplicationRecorder)
+        return self._prepared(chosen(self._client, self._database, self._prefix))
 
-    def aggregate_recorder(self, purpose: str = "events") -> AggregateRecorder:
-        """Refuse: events are stored elsewhere."""
-        del purpose
-        _refuse_events()
+    def process_recorder(self) -> MongoProcessRecorder:
+        """Construct a recorder of events and of the positions that they were made at.
 
-    def application_recorder(self) -> ApplicationRecorder:
-        """Refuse: events are stored elsewhere."""
-        _refuse_events()
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        chosen = self._chosen(self.PROCESS_RECORDER_TOPIC, MongoProcessRecorder)
+        return self._prepared(chosen(self._client, self._database, self._prefix))
 
-    def process_recorder(self) -> ProcessRecorder:
-        """Refuse: events are stored elsewhere."""
-        _refuse_events()
+    def tracking_recorder(
+        self, tracking_recorder_class: type[TrackingRecorder] | None = None
+    ) -> TrackingRecorder:
+        """Construct a recorder of positions, or a ``MongoScoreView`` if that is the class.
+
+        A view's collections and indexes are created.
+
+        Raises:
+            PersistenceError: if the server failed.
+            ReadModelUnavailable: likewise, for a view.
+            ShapeChanged: if a view's documents were made by a release that made others.
+        """
+        chosen: type[Any] = tracking_recorder_class or self._chosen(
+            self.TRACKING_RECORDER_TOPIC, MongoTrackingRecorder
+        )
+        if issubclass(chosen, MongoScoreView):
+            read_model = ReadModel(self._client, self._database)
+            read_model.prepare()
+            read_model.generations.check_shape()
+            return chosen(read_model)
+        recorder: MongoTrackingRecorder = chosen(self._client, self._database, self._prefix)
+        return self._prepared(recorder)
 
     def close(self) -> None:
-        """Close the client."""
-        close(self._client)
+        """Close the client, unless it was lent."""
+        if self._own_client is not None:
+            close(self._own_client)
 
+    def _chosen(self, variable: str, default: type[T]) -> type[T]:
+        topic = self.env.get(variable)
+        chosen: type[T] = resolve_topic(topic) if topic else default
+        return chosen
 
-def _refuse_events() -> NoReturn:
-    raise NotImplementedError(
-        "projections.mongo keeps the read model only: choose an event store with PERSISTENCE_MODULE"
-    )
+    def _prepared(self, recorder: RecorderT) -> RecorderT:
+        if strtobool(self.env.get(self.CREATE_TABLE) or "yes"):
+            recorder.prepare()
+        return recorder

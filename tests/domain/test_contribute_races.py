@@ -5,15 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 
 import pytest
 
-from postgres_server import PostgresServer
 from scoring import ContributionReceipt, GrantStatus, Scoring, UserScore
-from support import NOON, sqlite_env
+from support import NOON
 
 Call = tuple[str, str, int]  # user, key, points
 Answers = list[tuple[Call, ContributionReceipt]]
@@ -26,13 +25,10 @@ KEYS = ("award:badge:7", "content:feed-post:8", "content:feed-post:9", "quiz:bes
 spawned = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+@pytest.fixture
+def env(new_env: Callable[[], dict[str, str]]) -> dict[str, str]:
     """A new event store."""
-    if request.param == "postgres":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        return postgres.new_env()
-    return sqlite_env(tmp_path / "events.sqlite")
+    return new_env()
 
 
 def contribute(

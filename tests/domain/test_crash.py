@@ -15,7 +15,7 @@ import pytest
 
 from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, GrantStatus, Scoring
-from support import make_grant, sqlite_env
+from support import make_grant
 
 MOST_ROUNDS = 40
 NEW_IDS_PER_ROUND = 100
@@ -83,12 +83,9 @@ def run_and_kill(env: dict[str, str], round_: int) -> list[tuple[Grant, GrantRec
     return printed
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+@pytest.fixture
+def env(new_env: Callable[[], dict[str, str]]) -> dict[str, str]:
     """The settings of a new event store."""
-    if request.param == "sqlite":
-        return sqlite_env(tmp_path / "events.sqlite")
-    new_env: Callable[[], dict[str, str]] = request.getfixturevalue("postgres").new_env
     return new_env()
 
 

@@ -11,16 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from postgres_server import PostgresServer
 from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, Scoring
 from scoring.checkout import StripedLocks
-from support import make_grant, sqlite_env
+from support import make_grant
 
 Answers = list[tuple[Grant, GrantReceipt]]
 Result = Answers | str  # an error is sent back as text
@@ -28,16 +26,6 @@ Result = Answers | str  # an error is sent back as text
 PROCESSES = 4
 # Not forked: the parent has threads, and connections that children must not share.
 spawned = multiprocessing.get_context("spawn")
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def new_env(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], dict[str, str]]:
-    """Make the settings of a new event store."""
-    if request.param == "postgres":
-        postgres: PostgresServer = request.getfixturevalue("postgres")
-        return postgres.new_env
-    numbers = iter(range(1000))
-    return lambda: sqlite_env(tmp_path / f"events{next(numbers)}.sqlite")
 
 
 def contested_grants(worker: int) -> list[Grant]:

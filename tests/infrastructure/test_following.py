@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 
 import psycopg
 import pytest
@@ -162,6 +163,31 @@ def test_a_worker_is_told_by_postgres_what_other_processes_record(
             for number in range(3, 13):
                 seconds_until_visible(theirs, view, number)
         assert assert_equal_to_the_events(mine, view.read_model) == 12
+
+
+def test_a_worker_is_told_by_mongodb_what_other_processes_record(
+    mongo_uri: str, view: MongoScoreView
+) -> None:
+    """By a change stream, which is open only while somebody waits."""
+    env = {
+        "PERSISTENCE_MODULE": "projections.mongo",
+        "MONGO_URI": mongo_uri,
+        "MONGO_DATABASE": view.read_model.database.name,
+    }
+    with Scoring(env) as mine, Scoring(env) as theirs:
+        with WakeUps(mine) as wake_ups:
+            while wake_ups.wait(0.5):
+                pass
+            theirs.grant(**make_grant(1).model_dump())
+            assert wake_ups.wait(5)
+        with background(ProjectionWorker(mine, view)):
+            for number in range(2, 13):
+                assert seconds_until_visible(theirs, view, number) < 5
+        assert assert_equal_to_the_events(mine, view.read_model) == 12
+        deadline = time.monotonic() + 5
+        while any(thread.name == "event-watch" for thread in enumerate_threads()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def await_listening(wake_ups: WakeUps) -> None:

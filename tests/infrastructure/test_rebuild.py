@@ -315,7 +315,7 @@ class TestShape:
         env = {"MONGO_URI": str(settings.mongo_uri), "MONGO_DATABASE": settings.mongo_database}
         factory = MongoFactory(env)
         with pytest.raises(ShapeChanged):
-            factory.tracking_recorder()
+            factory.tracking_recorder(MongoScoreView)
         factory.close()
         with ScoreLedger.open(
             settings=settings, event_store=store, worker=False, any_shape=True

@@ -1,0 +1,22 @@
+"""MongoDB as an event store of the ``eventsourcing`` library, for any application of it.
+
+A chain of documents keeps events in one order for everybody, with positions that have no gaps and
+become visible in order; see ``documents`` for their shapes and ``chain`` for why that holds. It may
+import ``projections.mongo.errors``, ``projections.mongo.sessions`` and ``scoring``.
+"""
+
+from projections.mongo.event_store.recorders import (
+    GaplessMongoRecorder,
+    MongoAggregateRecorder,
+    MongoApplicationRecorder,
+    MongoProcessRecorder,
+    MongoTrackingRecorder,
+)
+
+__all__ = [
+    "GaplessMongoRecorder",
+    "MongoAggregateRecorder",
+    "MongoApplicationRecorder",
+    "MongoProcessRecorder",
+    "MongoTrackingRecorder",
+]

@@ -1,0 +1,277 @@
+"""Appending to the chain of events: one document after another, without gaps, in one order for all.
+
+An attempt at a position follows a majority-committed document that ends just before it, and one
+document only can have that position. So a successor is inserted after its predecessor was
+majority-committed, and every majority read sees a beginning of the chain. Who loses the position to
+another one reads the new end and tries again.
+
+An attempt whose answer is lost may have been recorded. It is sent again as it was: the events are
+unique, so it cannot be recorded twice, and if it is refused, the token in the document that holds
+the first event tells whose that is.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from os import urandom
+from typing import TYPE_CHECKING, Any, Final
+
+import pymongo
+from bson.errors import BSONError
+from eventsourcing.persistence import IntegrityError
+from pymongo import DESCENDING
+from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+from projections.mongo.errors import duplicate_key, is_transient
+from projections.mongo.event_store.documents import MOST_EVENTS, chained
+from projections.mongo.event_store.errors import as_persistence_error
+from projections.mongo.event_store.writers import Writers
+from projections.mongo.sessions import discarding
+from scoring.forks import call_in_child
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from eventsourcing.persistence import Tracking
+    from pymongo import MongoClient
+    from pymongo.client_session import ClientSession
+    from pymongo.collection import Collection
+
+    from projections.mongo.event_store.documents import Document
+    from projections.mongo.event_store.foundations import Foundations
+    from projections.mongo.event_store.queue import Commit
+
+logger = logging.getLogger(__name__)
+
+_MOST_SECONDS: Final = 25.0
+"""How long a commit is tried: less than a command of the write side has."""
+
+_DOCUMENT_SECONDS: Final = 3.0
+_TRANSACTION_SECONDS: Final = 10.0
+"""How long one attempt may take before somebody dead is looked for who holds it up."""
+
+_FIRST_PAUSE_SECONDS: Final = 0.001
+_LONGEST_PAUSE_SECONDS: Final = 0.25
+
+
+class _TrackingTaken(Exception):  # noqa: N818 - never leaves this module
+    """The recorded position of another application is not behind the new one."""
+
+
+class EventChain:
+    """The end of the chain, for one thread at a time."""
+
+    def __init__(
+        self,
+        client: MongoClient[Any],
+        events: Collection[Document],
+        tracking: Collection[Document],
+        *,
+        foundations: Foundations | None = None,
+    ) -> None:
+        """Append to these events; nothing is sent yet.
+
+        Args:
+            client: To begin sessions with.
+            events: The chain.
+            tracking: The positions of other applications.
+            foundations: Checks what new events build on, if somebody is to.
+        """
+        self._client, self._events, self._tracking = client, events, tracking
+        self._foundations = foundations
+        self._writers = Writers(client, f"{events.name}_writers", events.database.name)
+        self.reset_after_fork()
+        call_in_child(self, EventChain.reset_after_fork)
+
+    def prepare(self) -> None:
+        """Create what the chain needs besides its events."""
+        self._writers.prepare()
+
+    def reset_after_fork(self) -> None:
+        """Forget the session, which in a child that was forked is the parent's."""
+        self._session: ClientSession | None = None
+        # The last position of our own last commit, unless somebody was met who has followed.
+        self._end: int | None = None
+
+    def append(self, commits: Sequence[Commit]) -> None:
+        """Record commits in one document or transaction; each is told how it went."""
+        token = urandom(8)
+        until = time.monotonic() + _MOST_SECONDS
+        pause = _FIRST_PAUSE_SECONDS
+        events = sum(len(commit.events) for commit in commits)
+        seconds = _DOCUMENT_SECONDS if events <= MOST_EVENTS else _TRANSACTION_SECONDS
+        # A leader that was interrupted may have recorded them.
+        has_failed = any(commit.is_unknown for commit in commits)
+        while waiting := [commit for commit in commits if not commit.is_over]:
+            try:
+                with discarding(self._client), pymongo.timeout(seconds):
+                    if has_failed:
+                        self._recognise(waiting)
+                        has_failed = False
+                        continue
+                    for commit in waiting:
+                        commit.tokens.add(token)
+                    self._attempt(waiting, token)
+                continue
+            except (PyMongoError, BSONError) as error:
+                self._end = None
+                if not (isinstance(error, PyMongoError) and is_transient(error)):
+                    _fail(waiting, error)
+                    return
+                if time.monotonic() > until:
+                    _fail(waiting, error)
+                    return
+                self._writers.abort_the_dead()
+                has_failed = True
+                for commit in waiting:
+                    commit.is_unknown = True
+                logger.info("trying again to append events: %s", error)
+            except BaseException:
+                for commit in waiting:
+                    commit.is_unknown = True
+                self.reset_after_fork()
+                raise
+            time.sleep(random.uniform(0, pause))  # noqa: S311 - jitter, not a secret
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _attempt(self, commits: Sequence[Commit], token: bytes) -> None:
+        session = self._session_in_use()
+        if self._foundations is not None and self._foundations.fail_baseless(commits, session):
+            self._end = None
+            return
+        try:
+            first = self._insert(commits, token, session)
+        except _TrackingTaken:
+            self._recognise(commits)
+            for commit in commits:
+                if not commit.is_over:
+                    commit.fail(IntegrityError(f"{commit.tracking} or a later one is recorded"))
+            return
+        except PyMongoError as error:
+            key = duplicate_key(error)
+            if key is None:
+                raise
+            if "_id" in key:
+                self._end = None  # for another one was faster
+            else:
+                self._refuse(commits, key["e.s"], key["e.v"])
+            return
+        for commit in commits:
+            commit.succeed(first)
+            first += len(commit.events)
+        if self._foundations is not None:
+            self._foundations.learn(commits)
+
+    def _insert(self, commits: Sequence[Commit], token: bytes, session: ClientSession) -> int:
+        items = [item for commit in commits for item in commit.events]
+        tracked = [commit.tracking for commit in commits if commit.tracking is not None]
+        if not items:
+            self._track(tracked, token, session)
+            return 0
+        if self._end is None:
+            self._end = self._last_position(session)
+        first = self._end + 1
+        documents = chained(items, first, token)
+        if len(documents) == 1 and not tracked:
+            self._events.insert_one(documents[0], session=session)
+        else:
+            self._insert_all(documents, tracked, token, session)
+        self._end = documents[-1]["l"]
+        return first
+
+    def _insert_all(
+        self,
+        documents: Sequence[Document],
+        tracked: Sequence[Tracking],
+        token: bytes,
+        session: ClientSession,
+    ) -> None:
+        self._writers.announce(session)
+        try:
+            session.start_transaction(
+                ReadConcern("majority"), WriteConcern("majority"), ReadPreference.PRIMARY
+            )
+            self._events.insert_many(documents, session=session)
+            self._track(tracked, token, session)
+            session.commit_transaction()
+        except BaseException:
+            # It aborts what is still open.
+            session.end_session()
+            self._session = None
+            raise
+
+    def _track(self, tracked: Iterable[Tracking], token: bytes, session: ClientSession) -> None:
+        for tracking in tracked:
+            position = tracking.notification_id
+            try:
+                self._tracking.update_one(
+                    {"_id": tracking.application_name, "position": {"$lt": position}},
+                    {"$set": {"position": position, "c": token}},
+                    upsert=True,
+                    session=session,
+                )
+            except DuplicateKeyError as error:
+                raise _TrackingTaken from error
+
+    def _recognise(self, commits: Sequence[Commit]) -> None:
+        """Find out which commits an earlier attempt of ours has recorded."""
+        session = self._session_in_use()
+        for commit in commits:
+            if commit.events:
+                first = commit.events[0]
+                found = self._holder(first["s"], first["v"])
+            elif commit.tracking is not None:
+                name = commit.tracking.application_name
+                found = self._tracking.find_one({"_id": name}, session=session)
+            else:
+                continue
+            if found is not None and found.get("c") in commit.tokens:
+                commit.succeed(_position_in(found, commit))
+
+    def _refuse(self, commits: Sequence[Commit], stream: bytes | str, version: int) -> None:
+        """Fail whoever wants an event that is there already, unless it is its own."""
+        for commit in commits:
+            if not any((item["s"], item["v"]) == (stream, version) for item in commit.events):
+                continue
+            if commit.is_unknown:
+                self._recognise([commit])
+            if not commit.is_over:
+                commit.fail(IntegrityError(f"version {version} of a stream is recorded already"))
+
+    def _holder(self, stream: bytes | str, version: int) -> Document | None:
+        # Later than the answer that it is there, and for good.
+        return self._events.find_one(
+            {"e": {"$elemMatch": {"s": stream, "v": version}}},
+            {"c": 1, "e.s": 1, "e.v": 1},
+            session=self._session_in_use(),
+        )
+
+    def _last_position(self, session: ClientSession) -> int:
+        last = self._events.find_one({}, {"l": 1}, sort=[("_id", DESCENDING)], session=session)
+        return 0 if last is None else last["l"]
+
+    def _session_in_use(self) -> ClientSession:
+        if self._session is None:
+            self._session = self._client.start_session(causal_consistency=True)
+        return self._session
+
+
+def _position_in(document: Document, commit: Commit) -> int:
+    if not commit.events:
+        return 0
+    first = commit.events[0]
+    places = [(item["s"], item["v"]) for item in document["e"]]
+    position: int = document["_id"] + places.index((first["s"], first["v"]))
+    return position
+
+
+def _fail(commits: Sequence[Commit], error: PyMongoError | BSONError) -> None:
+    for commit in commits:
+        reason = as_persistence_error(error)
+        reason.__cause__ = error
+        commit.fail(reason)

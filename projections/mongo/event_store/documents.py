@@ -1,0 +1,92 @@
+"""The documents of an event store in MongoDB.
+
+Events, one document for up to twenty that were committed together, in a chain without gaps::
+
+    {_id: 17, l: 18, c: <8 random bytes>, e: [{s: stream, v: 3, t: topic, d: state}, …]}
+
+``_id`` is the position of the first event, ``l`` that of the last; ``c`` tells an attempt to commit
+from all others. A unique index on stream and version goes across documents. Snapshots and positions
+of other applications::
+
+    {_id: {s: stream, v: 3}, t: topic, d: state}
+    {_id: application, position: 17, c: <8 random bytes>}
+
+A stream is 16 plain bytes if its id is a UUID, else text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from eventsourcing.persistence import Notification, StoredEvent
+from pymongo import ASCENDING, IndexModel
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pymongo import MongoClient
+    from pymongo.collection import Collection
+
+Document = dict[str, Any]
+
+MOST_EVENTS: Final = 20
+"""Of one document: whoever loads a user reads whole documents, and there may be one per event."""
+
+UNIQUE_EVENTS: Final = IndexModel([("e.s", ASCENDING), ("e.v", ASCENDING)], unique=True)
+
+
+def collection_of(client: MongoClient[Any], database: str, name: str) -> Collection[Document]:
+    """Return a collection with the concerns that events need, whatever the client's own are."""
+    return client.get_database(database).get_collection(
+        name,
+        read_preference=ReadPreference.PRIMARY,
+        read_concern=ReadConcern("majority"),
+        write_concern=WriteConcern("majority"),
+    )
+
+
+def stream_key(stream: UUID | str) -> bytes | str:
+    """Return what a stream is stored under: plain bytes cost half of what a UUID of BSON does."""
+    return stream.bytes if isinstance(stream, UUID) else stream
+
+
+def encoded(event: StoredEvent) -> Document:
+    """Return what is stored of an event."""
+    return {
+        "s": stream_key(event.originator_id),
+        "v": event.originator_version,
+        "t": event.topic,
+        "d": event.state,
+    }
+
+
+def chained(items: Sequence[Document], first: int, token: bytes) -> list[Document]:
+    """Return the documents of a commit whose first event has this position."""
+    return [
+        {
+            "_id": first + start,
+            "l": first + min(start + MOST_EVENTS, len(items)) - 1,
+            "c": token,
+            "e": list(items[start : start + MOST_EVENTS]),
+        }
+        for start in range(0, len(items), MOST_EVENTS)
+    ]
+
+
+def decoded(item: Document) -> StoredEvent:
+    """Return an event that was stored."""
+    return StoredEvent(_stream(item["s"]), item["v"], item["t"], item["d"])
+
+
+def notifications(document: Document) -> Iterator[Notification]:
+    """Yield the events of a document with their positions."""
+    for position, item in enumerate(document["e"], document["_id"]):
+        yield Notification(_stream(item["s"]), item["v"], item["t"], item["d"], position)
+
+
+def _stream(key: bytes | str) -> UUID | str:
+    return UUID(bytes=key) if isinstance(key, bytes) else key

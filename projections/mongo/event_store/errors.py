@@ -1,0 +1,49 @@
+"""The driver's errors as the library's: whoever uses an event store knows those only."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bson.errors import BSONError
+from eventsourcing.persistence import (
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PersistenceError,
+    ProgrammingError,
+)
+from pymongo.errors import ConfigurationError, InvalidOperation, PyMongoError
+
+from projections.mongo.errors import in_words, is_duplicate_key, is_transient, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def as_persistence_error(error: PyMongoError | BSONError) -> PersistenceError:
+    """Return what the library calls an error of the driver."""
+    if isinstance(error, BSONError):
+        return DataError(str(error))
+    kind: type[PersistenceError]
+    if is_duplicate_key(error):
+        kind = IntegrityError
+    elif is_transient(error):
+        kind = OperationalError
+    elif isinstance(error, InvalidOperation | ConfigurationError):
+        kind = InterfaceError
+    elif refusal(error) is not None:
+        kind = DataError
+    else:
+        kind = ProgrammingError
+    return kind(in_words(error))
+
+
+@contextmanager
+def persistence_errors() -> Iterator[None]:
+    """Turn every error of the driver into one of the library's."""
+    try:
+        yield
+    except (PyMongoError, BSONError) as error:
+        raise as_persistence_error(error) from error

@@ -1,0 +1,95 @@
+"""Whether what new events build on is stored.
+
+A store may be put back to an earlier state under a process that goes on. Nobody can take events out
+of the chain otherwise, so what was stored once need not be looked for again while the server has
+the same primary, in the same term; the newest event is looked for now and then all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from projections.mongo.event_store.documents import stream_key
+from scoring.event_store import StoreWentBack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pymongo import MongoClient
+    from pymongo.client_session import ClientSession
+    from pymongo.collection import Collection
+
+    from projections.mongo.event_store.documents import Document
+    from projections.mongo.event_store.queue import Commit
+
+_LOOKS_BACK_SECONDS: Final = 1.0
+_MOST_STREAMS: Final = 100_000
+
+
+class Foundations:
+    """What is known to be stored, for one thread at a time."""
+
+    def __init__(self, client: MongoClient[Any], events: Collection[Document]) -> None:
+        """Know nothing yet."""
+        self._client, self._events = client, events
+        self._term: object = None
+        self._versions: dict[bytes | str, int] = {}
+        self._looked_back_at = float("-inf")
+
+    def fail_baseless(self, commits: Sequence[Commit], session: ClientSession) -> bool:
+        """Fail the commits that build on what is not stored; tell whether there are any."""
+        now = time.monotonic()
+        term = self._current_term()
+        if term is None or term != self._term or len(self._versions) > _MOST_STREAMS:
+            self._term, self._looked_back_at = term, float("-inf")
+            self._versions.clear()
+        looks_back = now - self._looked_back_at > _LOOKS_BACK_SECONDS
+        wanted = {
+            commit: [
+                (key, version, None)
+                for stream, version in commit.predecessors.items()
+                if self._versions.get(key := stream_key(stream), 0) < version
+            ]
+            + ([commit.newest] if looks_back and commit.newest is not None else [])
+            for commit in commits
+        }
+        stored = self._stored([place for places in wanted.values() for place in places], session)
+        if looks_back:
+            self._looked_back_at = now
+        has_failed = False
+        for commit, places in wanted.items():
+            if all(
+                (key, version) in stored and state in {None, stored[key, version]}
+                for key, version, state in places
+            ):
+                for key, version, _ in places:
+                    self._versions[key] = max(version, self._versions.get(key, 0))
+            else:
+                has_failed = True
+                commit.fail(StoreWentBack())
+        if has_failed:
+            self._term = None
+        return has_failed
+
+    def learn(self, commits: Sequence[Commit]) -> None:
+        """Remember what was just recorded."""
+        for commit in commits:
+            for item in commit.events:
+                self._versions[item["s"]] = item["v"]
+
+    def _stored(
+        self, places: Sequence[tuple[bytes | str, int, bytes | None]], session: ClientSession
+    ) -> dict[tuple[bytes | str, int], bytes]:
+        if not places:
+            return {}
+        each = [{"e": {"$elemMatch": {"s": key, "v": version}}} for key, version, _ in places]
+        found = self._events.find({"$or": each}, {"e.s": 1, "e.v": 1, "e.d": 1}, session=session)
+        return {(item["s"], item["v"]): item["d"] for document in found for item in document["e"]}
+
+    def _current_term(self) -> object:
+        # Each election has an id, and so has each start of a server that is alone in its set.
+        for server in self._client.topology_description.server_descriptions().values():
+            if server.is_writable and server.election_id is not None:
+                return server.address, server.election_id
+        return None

@@ -1,0 +1,356 @@
+"""The library's recorders on MongoDB."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final
+
+import pymongo
+from eventsourcing.persistence import (
+    AggregateRecorder,
+    ApplicationRecorder,
+    IntegrityError,
+    ListenNotifySubscription,
+    ProcessRecorder,
+    Recorder,
+    TrackingRecorder,
+)
+from pymongo import DESCENDING
+
+from projections.mongo.event_store.chain import EventChain
+from projections.mongo.event_store.documents import (
+    MOST_EVENTS,
+    UNIQUE_EVENTS,
+    collection_of,
+    decoded,
+    encoded,
+    notifications,
+    stream_key,
+)
+from projections.mongo.event_store.errors import persistence_errors
+from projections.mongo.event_store.foundations import Foundations
+from projections.mongo.event_store.listeners import Listeners
+from projections.mongo.event_store.queue import Commit, CommitQueue
+from projections.mongo.sessions import in_session
+from scoring.event_store import GaplessRecorder, predecessors_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from eventsourcing.persistence import Notification, StoredEvent, Subscription, Tracking
+    from pymongo import MongoClient
+
+    from scoring.event_store import Place
+
+_READ_SECONDS: Final = 10.0
+_CONDITIONS_AT_ONCE: Final = 250
+"""Of one query: the server plans each one for itself, and more take longer than two queries."""
+
+
+class MongoAggregateRecorder(AggregateRecorder):
+    """Events or snapshots without positions: one document each."""
+
+    def __init__(self, client: MongoClient[Any], database: str, name: str) -> None:
+        """Keep them in the collection of this name; nothing is sent yet."""
+        self._client = client
+        self._collection = collection_of(client, database, name)
+
+    def prepare(self) -> None:
+        """Create what is missing: nothing, as the first insert creates the collection."""
+
+    def insert_events(
+        self, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        """Insert events, all or none.
+
+        Raises:
+            IntegrityError: if one of them is there already.
+            PersistenceError: if the server failed.
+        """
+        del kwargs
+        documents = []
+        for event in stored_events:
+            item = encoded(event)
+            documents.append({"_id": {"s": item.pop("s"), "v": item.pop("v")}, **item})
+        if not documents:
+            return None
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            if len(documents) == 1:
+                self._collection.insert_one(documents[0])
+            else:
+                with self._client.start_session() as session:
+                    session.with_transaction(
+                        lambda own: self._collection.insert_many(documents, session=own)
+                    )
+        return None
+
+    def select_events(
+        self,
+        originator_id: UUID | str,
+        *,
+        gt: int | None = None,
+        lte: int | None = None,
+        desc: bool = False,
+        limit: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        """Return events of a stream, in the order of their versions.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        key = stream_key(originator_id)
+        bounds = {
+            "$gt": {"s": key, "v": gt} if gt is not None else {"s": key},
+            "$lte": {"s": key, "v": lte if lte is not None else float("inf")},
+        }
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            found = list(
+                self._collection.find({"_id": bounds})
+                .sort("_id", DESCENDING if desc else 1)
+                .limit(limit or 0)
+            )
+        return [decoded({**document, **document["_id"]}) for document in found]
+
+
+class _ChainRecorder(Recorder):
+    """What commits go through: one queue and one end of the chain for all threads."""
+
+    def __init__(self, client: MongoClient[Any], database: str, prefix: str) -> None:
+        """Use ``<prefix>_events`` and ``<prefix>_tracking``; nothing is sent yet."""
+        self._client = client
+        self._events = collection_of(client, database, f"{prefix}_events")
+        self._tracking = collection_of(client, database, f"{prefix}_tracking")
+        self._chain = EventChain(
+            client, self._events, self._tracking, foundations=self._foundations()
+        )
+        self._queue = CommitQueue(self._chain.append, most_events=MOST_EVENTS)
+        self.listeners = Listeners(self._events)
+
+    def _foundations(self) -> Foundations | None:
+        return None
+
+
+class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
+    """Events with positions, in one chain of documents; see ``documents`` and ``chain``."""
+
+    def prepare(self) -> None:
+        """Create the collections and the index that makes events unique.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            self._events.create_indexes([UNIQUE_EVENTS])
+            self._chain.prepare()
+
+    def insert_events(
+        self, stored_events: Sequence[StoredEvent], **kwargs: Any
+    ) -> Sequence[int] | None:
+        """Record events together, one position after another, and return these.
+
+        Args:
+            stored_events: In the order of their positions.
+            kwargs: Among them ``tracking``, which is recorded with them.
+
+        Raises:
+            IntegrityError: if one of them, or the tracking or a later one, is there already.
+            OperationalError: if the server failed and stayed so; they may be recorded.
+            PersistenceError: if the server refused.
+        """
+        commit = self._as_commit(stored_events, **kwargs)
+        places = {(item["s"], item["v"]) for item in commit.events}
+        if len(places) < len(commit.events):
+            raise IntegrityError("the same version of a stream is to be recorded twice")
+        if not commit.events and commit.tracking is None:
+            return []
+        self._queue.record(commit)
+        self.listeners.notify()
+        return list(range(commit.first, commit.first + len(commit.events)))
+
+    def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
+        return Commit([encoded(event) for event in stored_events], kwargs.get("tracking"))
+
+    def select_events(
+        self,
+        originator_id: UUID | str,
+        *,
+        gt: int | None = None,
+        lte: int | None = None,
+        desc: bool = False,
+        limit: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        """Return events of a stream, in the order of their versions.
+
+        What lies between ``gt`` and ``lte`` is read and sorted here, whatever the ``limit``.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        versions: dict[str, int] = {}
+        if gt is not None:
+            versions["$gt"] = gt
+        if lte is not None:
+            versions["$lte"] = lte
+        key = stream_key(originator_id)
+        wanted = {"s": key, **({"v": versions} if versions else {})}
+        conditions: list[Any] = [{"$eq": ["$$this.s", {"$literal": key}]}]
+        conditions += [{operator: ["$$this.v", bound]} for operator, bound in versions.items()]
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {"e": {"$elemMatch": wanted}}},
+            {"$project": {"e": {"$filter": {"input": "$e", "cond": {"$and": conditions}}}}},
+        ]
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            found = in_session(
+                self._client,
+                lambda session: list(self._events.aggregate(pipeline, session=session)),
+            )
+        events = [decoded(item) for document in found for item in document["e"]]
+        events.sort(key=attrgetter("originator_version"), reverse=desc)
+        return events[:limit]
+
+    def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
+        """Return, for each place in turn, the event that is there, or ``None``.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        keys = [(stream_key(stream), version) for stream, version in places]
+        versions: dict[bytes | str, list[int]] = {}
+        for stream, version in keys:
+            versions.setdefault(stream, []).append(version)
+        # Streams of one event, as claims are, need one condition for all of them.
+        firsts = [stream for stream, wanted in versions.items() if wanted == [1]]
+        conditions: list[dict[str, Any]] = [{"s": {"$in": firsts}, "v": 1}] if firsts else []
+        conditions += [
+            {"s": stream, "v": {"$in": wanted}}
+            for stream, wanted in versions.items()
+            if wanted != [1]
+        ]
+        found: dict[tuple[bytes | str, int], StoredEvent] = {}
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            for start in range(0, len(conditions), _CONDITIONS_AT_ONCE):
+                some = conditions[start : start + _CONDITIONS_AT_ONCE]
+                either = [{"e": {"$elemMatch": condition}} for condition in some]
+                for document in self._events.find({"$or": either}, {"e": 1}):
+                    for item in document["e"]:
+                        found[item["s"], item["v"]] = decoded(item)
+        return [found.get(key) for key in keys]
+
+    def select_notifications(
+        self,
+        start: int | None,
+        limit: int,
+        stop: int | None = None,
+        topics: Sequence[str] = (),
+        *,
+        inclusive_of_start: bool = True,
+    ) -> Sequence[Notification]:
+        """Return events with their positions, in the order of these.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        first = max(1, (start or 1) if inclusive_of_start or start is None else start + 1)
+        positions: dict[str, int] = {"$gt": first - MOST_EVENTS}
+        if stop is not None:
+            positions["$lte"] = stop
+        wanted: dict[str, Any] = {"_id": positions, "l": {"$gte": first}}
+        if topics:
+            wanted["e.t"] = {"$in": list(topics)}
+        found: list[Notification] = []
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            documents = self._events.find(wanted, {"c": 0}).sort("_id").limit(limit)
+            with documents:
+                for document in documents:
+                    found += [
+                        each
+                        for each in notifications(document)
+                        if first <= each.id
+                        and (stop is None or each.id <= stop)
+                        and (not topics or each.topic in topics)
+                    ]
+                    if len(found) >= limit:
+                        break
+        return found[:limit]
+
+    def max_notification_id(self) -> int | None:
+        """Return the newest position, or ``None`` if there is none.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            last = self._events.find_one({}, {"l": 1}, sort=[("_id", DESCENDING)])
+        return None if last is None else last["l"]
+
+    def subscribe(
+        self, gt: int | None = None, topics: Sequence[str] = ()
+    ) -> Subscription[ApplicationRecorder]:
+        """Return an iterator over events after position ``gt``, which waits for new ones."""
+        return MongoSubscription(self, gt, topics)
+
+
+class GaplessMongoRecorder(GaplessRecorder, MongoApplicationRecorder):
+    """Inserts no event without the one before it, nor after the store was put back."""
+
+    def _foundations(self) -> Foundations:
+        return Foundations(self._client, self._events)
+
+    def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
+        commit = super()._as_commit(stored_events, **kwargs)
+        commit.predecessors = predecessors_of(stored_events)
+        newest: StoredEvent | None = kwargs["newest"]
+        if newest is not None:
+            key = stream_key(newest.originator_id)
+            commit.newest = (key, newest.originator_version, newest.state)
+        return commit
+
+
+class MongoSubscription(ListenNotifySubscription[MongoApplicationRecorder]):
+    """Yields events as they are recorded, by any process."""
+
+    def __init__(
+        self,
+        recorder: MongoApplicationRecorder,
+        gt: int | None = None,
+        topics: Sequence[str] = (),
+    ) -> None:
+        """Begin after position ``gt``."""
+        super().__init__(recorder=recorder, gt=gt, topics=topics)
+        recorder.listeners.add(self._has_been_notified)
+
+    def stop(self) -> None:
+        """Stop the subscription."""
+        super().stop()
+        self._recorder.listeners.discard(self._has_been_notified)
+
+
+class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
+    """Positions of other applications, one document each."""
+
+    def prepare(self) -> None:
+        """Create what is missing: nothing, as the first write creates the collection."""
+
+    def insert_tracking(self, tracking: Tracking) -> None:
+        """Record a position.
+
+        Raises:
+            IntegrityError: if it or a later one is recorded.
+            PersistenceError: if the server failed.
+        """
+        self._queue.record(Commit([], tracking))
+
+    def max_tracking_id(self, application_name: str) -> int | None:
+        """Return the position of an application, or ``None`` if none was recorded.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            found = self._tracking.find_one({"_id": application_name})
+        return None if found is None else found["position"]
+
+
+class MongoProcessRecorder(MongoApplicationRecorder, MongoTrackingRecorder, ProcessRecorder):
+    """Events that are recorded together with the position of what they were made from."""

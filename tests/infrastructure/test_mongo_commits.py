@@ -1,0 +1,199 @@
+"""Commits to the event store in MongoDB when something goes wrong: each is recorded once, whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from eventsourcing.persistence import IntegrityError, StoredEvent, Tracking
+from pymongo import MongoClient
+
+from fail_points import failing
+from projections.mongo import connect
+from projections.mongo.event_store import (
+    GaplessMongoRecorder,
+    MongoApplicationRecorder,
+    MongoProcessRecorder,
+)
+from projections.mongo.event_store.chain import EventChain
+from projections.mongo.event_store.documents import MOST_EVENTS
+from scoring.event_store import StoreWentBack
+
+
+@pytest.fixture
+def client(mongo_uri: str) -> Iterator[MongoClient[Any]]:
+    client = connect(mongo_uri)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def database(client: MongoClient[Any]) -> Iterator[str]:
+    name = f"events_{uuid4().hex[:8]}"
+    yield name
+    client.drop_database(name)
+
+
+@pytest.fixture
+def recorder(client: MongoClient[Any], database: str) -> MongoProcessRecorder:
+    recorder = MongoProcessRecorder(client, database, "test")
+    recorder.prepare()
+    return recorder
+
+
+def events(stream: str, count: int, *, after: int = 0) -> list[StoredEvent]:
+    return [
+        StoredEvent(stream, version, "topic", f"{stream} {version}".encode())
+        for version in range(after + 1, after + count + 1)
+    ]
+
+
+def recorded(recorder: MongoApplicationRecorder) -> list[tuple[int, object, int]]:
+    return [
+        (each.id, each.originator_id, each.originator_version)
+        for each in recorder.select_notifications(start=1, limit=10_000)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, MOST_EVENTS + 1])
+def test_a_commit_whose_answer_was_lost_is_recorded_once_and_answered_truthfully(
+    recorder: MongoProcessRecorder, mongo_uri: str, count: int
+) -> None:
+    """The server has done it, and says that it cannot promise that it lasts."""
+    command = "insert" if count == 1 else "commitTransaction"
+    with failing(
+        mongo_uri,
+        command,
+        mode={"times": 3},
+        writeConcernError={"code": 91, "errmsg": "shutting down"},
+    ):
+        assert recorder.insert_events(events("a", count)) == list(range(1, count + 1))
+    assert recorded(recorder) == [(n, "a", n) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("command", ["insert", "commitTransaction", "find"])
+def test_a_connection_that_is_cut_loses_and_doubles_nothing(
+    recorder: MongoProcessRecorder, mongo_uri: str, command: str
+) -> None:
+    with failing(mongo_uri, command, mode={"times": 3}, closeConnection=True):
+        recorder.insert_events(events("a", 1))
+        recorder.insert_events(events("b", MOST_EVENTS + 1), tracking=Tracking("up", 7))
+    assert [position for position, *_ in recorded(recorder)] == list(range(1, MOST_EVENTS + 3))
+    assert recorder.max_tracking_id("up") == 7
+
+
+def test_a_tracking_whose_answer_was_lost_is_no_conflict_with_itself(
+    recorder: MongoProcessRecorder, mongo_uri: str
+) -> None:
+    with failing(
+        mongo_uri,
+        "update",
+        mode={"times": 3},
+        writeConcernError={"code": 91, "errmsg": "shutting down"},
+    ):
+        recorder.insert_tracking(Tracking("up", 3))
+    with pytest.raises(IntegrityError):
+        recorder.insert_tracking(Tracking("up", 3))
+
+
+def test_commits_of_threads_go_together_and_one_that_is_refused_harms_no_other(
+    client: MongoClient[Any], recorder: MongoProcessRecorder, database: str
+) -> None:
+    recorder.insert_events(events("taken", 1))
+    start = Barrier(8)
+
+    def commit(number: int) -> object:
+        start.wait()
+        try:
+            return recorder.insert_events(events("taken" if number % 4 == 0 else f"s{number}", 2))
+        except IntegrityError as error:
+            return type(error)
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(commit, range(8)))
+    assert [answer is IntegrityError for answer in answers] == [True, False, False, False] * 2
+    positions = sorted(
+        position for answer in answers if isinstance(answer, list) for position in answer
+    )
+    assert positions == list(range(2, 14))
+    assert [position for position, *_ in recorded(recorder)] == list(range(1, 14))
+    documents = client[database]["test_events"].count_documents({})
+    assert documents < 1 + 6
+
+
+def test_whoever_is_interrupted_while_leading_leaves_the_others_to_the_next(
+    recorder: MongoProcessRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the thread that commits for all: what it had sent is not sent twice."""
+    insert = EventChain._insert
+    interrupted: list[Any] = []
+
+    def once(self: EventChain, commits: Any, *args: Any) -> int:
+        time.sleep(0.05)  # so that the others wait
+        first = insert(self, commits, *args)
+        if len(commits) > 1 and not interrupted:
+            interrupted.append(commits)
+            raise KeyboardInterrupt
+        return first
+
+    monkeypatch.setattr(EventChain, "_insert", once)
+    start = Barrier(6)
+
+    def commit(number: int) -> object:
+        start.wait()
+        try:
+            return recorder.insert_events(events(f"s{number}", 1))
+        except KeyboardInterrupt:
+            return KeyboardInterrupt
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(commit, range(6)))
+    assert interrupted
+    assert answers.count(KeyboardInterrupt) == 1
+    answered = sorted(
+        position for answer in answers if isinstance(answer, list) for position in answer
+    )
+    assert len(answered) == 5
+    assert [position for position, *_ in recorded(recorder)] == [1, 2, 3, 4, 5, 6]
+    places = {stream: position for position, stream, _ in recorded(recorder)}
+    for number, answer in enumerate(answers):
+        if isinstance(answer, list):
+            assert answer == [places[f"s{number}"]]
+
+
+@pytest.mark.parametrize("count", [1, MOST_EVENTS + 1])
+def test_a_writer_that_died_inside_a_transaction_holds_nobody_up_for_long(
+    client: MongoClient[Any], recorder: MongoProcessRecorder, database: str, count: int
+) -> None:
+    """It holds the position that comes next; the server would wait for it for a minute."""
+    dead = MongoProcessRecorder(client, database, "test")
+    session = client.start_session()
+    dead._chain._writers.announce(session)
+    session.start_transaction()
+    dead._events.insert_one({"_id": 1, "l": 1, "c": b"", "e": []}, session=session)
+    began = time.monotonic()
+    assert recorder.insert_events(events("a", count)) == list(range(1, count + 1))
+    assert time.monotonic() - began < 10
+    session.end_session()
+
+
+def test_a_store_that_was_put_back_is_noticed_before_anything_is_written(
+    client: MongoClient[Any], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.mongo.event_store.foundations._LOOKS_BACK_SECONDS", 0)
+    recorder = GaplessMongoRecorder(client, database, "test")
+    recorder.prepare()
+    recorder.insert_events(events("a", 3))
+    recorder.insert_events(events("b", 1))
+    client[database]["test_events"].delete_many({"_id": {"$gt": 1}})
+    with pytest.raises(StoreWentBack):
+        recorder.insert_events(events("c", 1))
+    assert recorder.insert_events(events("c", 1)) == [4]
+    with pytest.raises(StoreWentBack):
+        recorder.insert_events(events("b", 1, after=1))
+    assert recorder.insert_events(events("a", 1, after=3)) == [5]
