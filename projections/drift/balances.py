@@ -9,12 +9,18 @@ twice, beside another, or from a read model that is behind, adds nothing twice.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from projections.drift.keys import kind_of, read_users
 from projections.mongo.errors import translated
-from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, StreamHasGap
+from scoring import (
+    BatchFailed,
+    Grant,
+    GrantStatus,
+    InvalidGrant,
+    StreamHasGap,
+    make_grant_id,
+)
 from scoring.identity import is_grant_shaped
 
 if TYPE_CHECKING:
@@ -127,22 +133,13 @@ def open_balances(
 def _opening(user_id: str, key: BothWays, bucket: Bucket, granted_at: datetime) -> Grant:
     return Grant(
         user_id=user_id,
-        grant_id=opening_id(user_id, key.key, granted_points=key.new),
+        grant_id=make_grant_id("opening-balance", user_id, key.key, key.new),
         key=key.key,
         category=bucket.category,
         source=bucket.source,
         amount=bucket.points - key.new,
         granted_at=granted_at,
     )
-
-
-def opening_id(user_id: str, key: str, *, granted_points: int) -> str:
-    """Return the grant id of an opening balance on top of so many granted points.
-
-    It is a digest, so that it is short enough and no other kind of id, whatever the user is called.
-    """
-    digest = sha256(f"{user_id}\0{key}\0{granted_points}".encode()).hexdigest()
-    return f"opening-balance:{digest[:40]}"
 
 
 def _record(
