@@ -1,9 +1,10 @@
 """Test an application that embeds the ledger: run ``pytest examples/testing_your_application.py``.
 
 A school awards stars for lessons. Its application is a subclass of ``Scoring`` with one command;
-below it are its tests, built on ``scoring.testing``: a specification by example, two properties,
-and the state machine that drives the whole application, the new command included, against a
-model. Needs ``pip install score-ledger[testing] pytest``.
+below it are its tests, built on ``scoring.testing``: a specification by example, properties, one of
+them held against the site's old code instead of a model of this package, and the state machine that
+drives the whole application, the new command included, against a model. Needs
+``pip install score-ledger[testing] pytest``.
 """
 
 from __future__ import annotations
@@ -112,6 +113,36 @@ def test_one_by_one_and_in_one_batch_are_the_same(sequence: list[Grant]) -> None
         total = model.total(user_id)
         assert one_by_one.score_of(user_id).total_score == total
         assert batch.score_of(user_id).total_score == total
+
+
+class OldSite:
+    """What the school's site did before: an oracle that has no line of the ledger in it."""
+
+    def __init__(self) -> None:
+        """Start without scores."""
+        self.points: dict[tuple[str, str], int] = {}
+
+    def contribute(self, user_id: str, key: str, points: int) -> None:
+        """Overwrite the points of a key."""
+        self.points[user_id, key] = points
+
+    def total(self, user_id: str) -> int:
+        """Return the sum that users see."""
+        return sum(points for (user, _), points in self.points.items() if user == user_id)
+
+
+pupils = st.sampled_from(("jane", "carl"))
+old_keys = st.sampled_from(("content:feed-post:1", "award:badge:1", "school:streak"))
+
+
+@hypothesis.given(calls=st.lists(st.tuples(pupils, old_keys, st.integers(0, 3)), max_size=20))
+def test_users_see_the_total_that_they_saw_before(calls: list[tuple[str, str, int]]) -> None:
+    """In shadow mode the old total stays what the old site says, whatever becomes a grant."""
+    scoring, site = SchoolScoring(), OldSite()
+    for user_id, key, points in calls:
+        scoring.contribute(user_id, key, "any", "any", points, NOON)
+        site.contribute(user_id, key, points)
+        assert scoring.score_of(user_id).recomputed_total == site.total(user_id)
 
 
 @hypothesis.given(invalid=invalid_grants())

@@ -148,6 +148,8 @@ class ScoringEventStore(EventStore[UUID]):
 
     def at(self, places: Sequence[Place]) -> list[Any]:
         """Return, for each place in turn, the domain event that is there, or ``None``."""
+        if not places:
+            return []
         found = (
             self.recorder.select_events_at(places)
             if isinstance(self.recorder, ManyPlacesRecorder)

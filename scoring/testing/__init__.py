@@ -3,7 +3,7 @@
 * Strategies for hypothesis: ``user_ids()``, ``grant_ids()``, ``keys()``, ``grant_shaped_keys()``,
   ``labels()``, ``amounts()``, ``moments()``, ``grants()``, ``grant_sequences()`` and
   ``invalid_grants()``.
-* ``ScoringMachine`` drives any ``Scoring`` against ``LedgerModel``, the ledger in ten lines.
+* ``ScoringMachine`` drives any ``Scoring`` against ``LedgerModel``, two dictionaries.
 * ``given(*events).when(command).then(*events)`` specifies what a command does to one user.
 
 It needs hypothesis: install ``score-ledger[testing]``.
@@ -26,6 +26,7 @@ from scoring.testing.specifications import (
     EventSketch,
     Outcome,
     Specification,
+    bucket_set,
     given,
     grant_claimed,
     grant_recorded,
@@ -49,6 +50,7 @@ __all__ = [
     "ScoringMachine",
     "Specification",
     "amounts",
+    "bucket_set",
     "changed_payloads",
     "given",
     "grant_claimed",

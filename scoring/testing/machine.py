@@ -1,7 +1,8 @@
-"""A state machine that drives any ``Scoring`` against ten lines of model."""
+"""A state machine that drives any ``Scoring`` against a small model."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -11,17 +12,19 @@ from eventsourcing.popo import POPOApplicationRecorder
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from scoring import conflicts
 from scoring.application import SNAPSHOT_INTERVAL, Scoring
+from scoring.contributions import Contribution
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant
-from scoring.receipts import GrantReceipt, GrantStatus
+from scoring.receipts import ContributionReceipt, GrantReceipt, GrantStatus
 from scoring.rules import normalised_user_id
 from scoring.testing.expectation import expect
 from scoring.testing.invalid import invalid_grants
 from scoring.testing.model import LedgerModel
 from scoring.testing.sequences import changed_payloads
 from scoring.testing.store_reader import StoreReader
-from scoring.testing.strategies import grant_ids, grants, user_ids
+from scoring.testing.strategies import amounts, grant_ids, grants, keys, moments, user_ids
 from scoring.user_score import UserScore
 
 if TYPE_CHECKING:
@@ -65,7 +68,55 @@ def _batches(draw: DrawFn) -> list[Grant]:
     return [*batch, *repeated] if draw(st.booleans()) else [*reversed(batch), *repeated]
 
 
+# Few, so that buckets are overwritten.
+_POSTS: Final = st.sampled_from(("content:feed-post:1", "content:feed-post:2"))
+_BADGES: Final = st.sampled_from(("award:badge:1", "award:badge:2"))
+_KEYS: Final = st.one_of(
+    st.sampled_from(("telemetry:activity", "quiz:best")), _POSTS, _BADGES, keys()
+)
+
+
+@st.composite
+def _contributed(
+    draw: DrawFn,
+    keys: SearchStrategy[str] = _KEYS,
+    labels: tuple[str, str] | None = None,
+) -> Contribution:
+    """Draw a contribution of one of the users, with a time, as the model has no clock."""
+    machine: ScoringMachine = draw(st.runner())
+    category, source = labels or (draw(_FEW_LABELS), draw(_FEW_LABELS))
+    return Contribution(
+        user_id=draw(machine.user_strategy),
+        key=draw(keys),
+        category=category,
+        source=source,
+        points=draw(st.one_of(st.integers(0, 2), amounts())),
+        at=draw(moments()),
+    )
+
+
+def _id_in(key: str) -> str:
+    return key.rpartition(":")[2]
+
+
+_FEW_LABELS: Final = st.sampled_from(("content", "feed"))
 _SMALL_BATCHES: Final = st.lists(st.one_of(_new(), _recorded(), _conflicting()), max_size=6)
+
+
+class _FirstConflictOnly(logging.Filter):
+    """Lets one conflict of the process be logged: a run makes thousands of them on purpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._has_passed = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        del record
+        has_passed, self._has_passed = self._has_passed, True
+        return not has_passed
+
+
+_first_conflict_only: Final = _FirstConflictOnly()
 
 
 class ScoringMachine(RuleBasedStateMachine):
@@ -82,7 +133,11 @@ class ScoringMachine(RuleBasedStateMachine):
         TestBonusScoring = BonusMachine.TestCase
 
     Rules and invariants of your own are added as methods, with hypothesis's decorators; a rule
-    for a command of your own ends in ``self.compare(grants, receipts)``.
+    for a command of your own ends in ``self.compare(grants, receipts)`` or in
+    ``self.compare_contributions(contributions, receipts)``.
+
+    Most examples have conflicts. While a machine runs, only the first of a process is logged, so
+    that the report of a failure can be read.
 
     Attributes:
         scoring: The application under test; a new object after every reload.
@@ -102,6 +157,7 @@ class ScoringMachine(RuleBasedStateMachine):
         self.user_strategy: SearchStrategy[str] = st.nothing()
         self.grant_strategy: SearchStrategy[Grant] = st.nothing()
         self._has_made_history = False
+        conflicts.logger.addFilter(_first_conflict_only)
 
     def make_scoring(self) -> Scoring:
         """Return the application under test; override to test your own.
@@ -148,6 +204,31 @@ class ScoringMachine(RuleBasedStateMachine):
     def grant_many(self, batch: list[Grant]) -> None:
         """Award a batch in which users meet and ids repeat."""
         self.compare(batch, self.scoring.grant_many(batch))
+
+    @rule(contribution=_contributed())
+    def contribute(self, contribution: Contribution) -> None:
+        """Set a bucket the old way; a grant-shaped key is granted the first time."""
+        receipt = self.scoring.contribute(**contribution.model_dump())
+        self.compare_contributions([contribution], [receipt])
+
+    @rule(batch=st.lists(_contributed(), max_size=6))
+    def contribute_many(self, batch: list[Contribution]) -> None:
+        """Set buckets in a batch in which users and keys meet."""
+        self.compare_contributions(batch, self.scoring.contribute_many(batch))
+
+    @rule(contribution=_contributed(keys=_POSTS, labels=("content", "feed")))
+    def feed_post(self, contribution: Contribution) -> None:
+        """Contribute a feed post, perhaps one that was contributed or granted before."""
+        user_id, points, at = contribution.user_id, contribution.points, contribution.at
+        receipt = self.scoring.feed_post(user_id, _id_in(contribution.key), points, at)
+        self.compare_contributions([contribution], [receipt])
+
+    @rule(contribution=_contributed(keys=_BADGES, labels=("award", "badge")))
+    def award_badge(self, contribution: Contribution) -> None:
+        """Contribute a badge, likewise."""
+        user_id, points, at = contribution.user_id, contribution.points, contribution.at
+        receipt = self.scoring.award_badge(user_id, _id_in(contribution.key), points, at)
+        self.compare_contributions([contribution], [receipt])
 
     @rule(user_index=st.integers(0, 3))
     def make_history(self, user_index: int) -> None:
@@ -227,6 +308,7 @@ class ScoringMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Close the application."""
         self.scoring.close()
+        conflicts.logger.removeFilter(_first_conflict_only)
 
     def compare(self, grants: list[Grant], receipts: list[GrantReceipt]) -> None:
         """Answer ``grants`` by the model and hold the receipts, and what was stored, against it.
@@ -262,3 +344,35 @@ class ScoringMachine(RuleBasedStateMachine):
             expect("totals", (receipt.total_before, receipt.total_after), (total, total))
             self._store.expect_visible(grant.grant_id, receipt)
         expect("positions of what was stored", written, recorded)
+
+    def compare_contributions(
+        self, contributions: list[Contribution], receipts: list[ContributionReceipt]
+    ) -> None:
+        """Answer ``contributions`` by the model and hold receipts, and what was stored, against it.
+
+        Args:
+            contributions: What one command set, in the order of the receipts; with times.
+            receipts: What it answered.
+
+        Raises:
+            AssertionError: if a receipt is not the truth.
+        """
+        expect("number of receipts", len(receipts), len(contributions))
+        position_before = self._store.position
+        self._store.read(self.scoring)
+        recorded = {}
+        for wanted, receipt in zip(contributions, receipts, strict=True):
+            bucket = self.model.buckets.get((wanted.user_id, wanted.key))
+            before = self.model.recomputed_total(wanted.user_id)
+            status = self.model.contribute(wanted)
+            after = self.model.recomputed_total(wanted.user_id)
+            expect("status", receipt.status, status)
+            totals = receipt.recomputed_before, receipt.recomputed_after
+            expect("recomputed totals", totals, (before, after))
+            if status is GrantStatus.RECORDED or bucket != wanted.bucket:
+                recorded[receipt.position] = wanted.user_id, wanted.key, wanted.points
+            elif not position_before <= receipt.position <= self._store.position:
+                raise AssertionError(
+                    f"{receipt} must be from {position_before} to {self._store.position}"
+                )
+        expect("what was stored, by position", self._store.stored, recorded)

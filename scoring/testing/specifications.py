@@ -85,6 +85,39 @@ def grant_recorded(
     return EventSketch(UserScore.GrantRecorded, fields)
 
 
+def bucket_set(
+    *,
+    user_id: str = "jane",
+    key: str = "telemetry:activity",
+    category: str = "telemetry",
+    source: str = "app",
+    points: int = 1,
+    replaced_points: int = 0,
+    equals_grant: bool = False,
+) -> EventSketch:
+    """Return the event of a bucket that the old way overwrote.
+
+    Args:
+        user_id: Who is scored.
+        key: What is scored.
+        category: Flat label.
+        source: Flat label.
+        points: What the bucket holds from then on.
+        replaced_points: What it held before; 0 if there was none.
+        equals_grant: Whether it then is as the grant of its key made it.
+    """
+    fields = {
+        "user_id": user_id,
+        "key": key,
+        "category": category,
+        "source": source,
+        "points": points,
+        "replaced_points": replaced_points,
+        "equals_grant": equals_grant,
+    }
+    return EventSketch(UserScore.BucketSet, fields)
+
+
 def grant_claimed(*, grant_id: str = "g-1", user_id: str = "jane", version: int) -> EventSketch:
     """Return the claim on a grant id; ``version`` is that of the grant in its user's stream."""
     return EventSketch(
@@ -96,8 +129,8 @@ def given(*events: EventSketch, user_id: str = "jane") -> Specification:
     """Begin a specification with what has happened to a user.
 
     Args:
-        *events: Built by ``grant_recorded()``; ``user_created()`` may come first and is supplied
-            if it does not.
+        *events: Built by ``grant_recorded()`` and ``bucket_set()``; ``user_created()`` may come
+            first and is supplied if it does not.
         user_id: The user, if there is no ``user_created()``.
     """
     if not events or events[0].event_class is not UserScore.Created:
@@ -152,7 +185,8 @@ class Outcome:
         """Expect exactly these events; none, if none is named.
 
         Args:
-            *events: Built by ``grant_recorded()`` and, with ``claims``, ``grant_claimed()``.
+            *events: Built by ``grant_recorded()``, ``bucket_set()`` and, with ``claims``,
+                ``grant_claimed()``.
             claims: Compare the claims on grant ids too; they are left aside otherwise.
 
         Raises:

@@ -19,11 +19,14 @@ class StoreReader:
 
     Attributes:
         position: The newest position that was read.
+        stored: By position, user, key and points of the grants and buckets that ``read`` returned
+            or passed in its last call.
     """
 
     def __init__(self) -> None:
         """Begin before the first event."""
         self.position = 0
+        self.stored: dict[int, tuple[str, str, int]] = {}
         self._positions: dict[str, int] = {}
 
     def read(self, scoring: Scoring) -> dict[str, int]:
@@ -35,8 +38,13 @@ class StoreReader:
         notifications = scoring.recorder.select_notifications(
             start=self.position + 1,
             limit=2**31,
-            topics=[get_topic(UserScore.GrantRecorded), get_topic(GrantClaimed)],
+            topics=[
+                get_topic(UserScore.GrantRecorded),
+                get_topic(UserScore.BucketSet),
+                get_topic(GrantClaimed),
+            ],
         )
+        self.stored = {}
         new: dict[str, int] = {}
         unclaimed: dict[object, object] = {}
         for notification in notifications:
@@ -46,8 +54,11 @@ class StoreReader:
                 if event.grant_id in self._positions or event.grant_id in new:
                     raise AssertionError(f"grant id {event.grant_id!r} is stored twice")
                 new[event.grant_id] = notification.id
+                self.stored[notification.id] = event.user_id, event.key, event.amount
                 place = (event.user_id, event.originator_version)
                 unclaimed[claim_stream_id(event.grant_id)] = place
+            elif isinstance(event, UserScore.BucketSet):
+                self.stored[notification.id] = event.user_id, event.key, event.points
             elif isinstance(event, GrantClaimed):
                 place = (event.user_id, event.version)
                 if unclaimed.pop(event.originator_id, None) != place:

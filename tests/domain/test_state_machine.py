@@ -7,7 +7,6 @@ the code of the machine (``derandomize``), so that a failure on one machine is a
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -37,12 +36,6 @@ class SQLiteMachine(ScoringMachine):
     def teardown(self) -> None:
         super().teardown()
         shutil.rmtree(self.folder)
-
-
-@pytest.fixture(autouse=True)
-def _quiet_conflicts(caplog: pytest.LogCaptureFixture) -> None:
-    """Thousands of conflicts are logged here on purpose."""
-    caplog.set_level(logging.ERROR, logger="scoring")
 
 
 @pytest.mark.timeout(900)  # a failure is shrunk, which takes long

@@ -16,11 +16,22 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
-from scoring import Grant, GrantReceipt, GrantStatus, InvalidGrant, Score, Scoring, UserScore
+from scoring import (
+    Contribution,
+    ContributionReceipt,
+    Grant,
+    GrantReceipt,
+    GrantStatus,
+    InvalidGrant,
+    Score,
+    Scoring,
+    UserScore,
+)
 from scoring.rules import MAX_GRANT_ID_LENGTH, MAX_USER_ID_LENGTH, normalised_user_id
 from scoring.testing import (
     LedgerModel,
     ScoringMachine,
+    bucket_set,
     changed_payloads,
     given,
     grant_claimed,
@@ -38,6 +49,30 @@ from support import make_grant
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 # --- the state machine ---------------------------------------------------------------------------
+
+
+def test_conflicts_do_not_bury_what_a_failing_run_says(caplog: pytest.LogCaptureFixture) -> None:
+    """Conflicts are provoked on purpose, of which at most the first of the process is logged."""
+    conflicts: list[GrantReceipt] = []
+
+    class Counting(Scoring):
+        def grant(self, *args: Any, **kwargs: Any) -> GrantReceipt:
+            receipt = super().grant(*args, **kwargs)
+            conflicts.extend([receipt] if receipt.status is GrantStatus.CONFLICT else [])
+            return receipt
+
+    class Machine(ScoringMachine):
+        def make_scoring(self) -> Scoring:
+            return Counting()
+
+    quick = settings(max_examples=20, stateful_step_count=20, deadline=None, derandomize=True)
+    run_state_machine_as_test(Machine, settings=quick)
+    assert len(conflicts) > 1
+    assert len(caplog.records) <= 1
+    with Scoring() as app:  # which is not under test by a machine
+        for amount in (1, 2):
+            app.grant(**make_grant(1, amount=amount).model_dump())
+    assert "another payload" in caplog.records[-1].getMessage()
 
 
 class LyingAboutTotals(Scoring):
@@ -117,9 +152,43 @@ class AcceptingAnything(Scoring):
             return GrantReceipt(GrantStatus.DUPLICATE, 0, 0, 0, "nobody")
 
 
+class LyingAboutTheOldTotal(Scoring):
+    def contribute(self, user_id: str, key: str, *args: Any) -> ContributionReceipt:
+        receipt = super().contribute(user_id, key, *args)
+        return replace(receipt, recomputed_after=receipt.recomputed_after + 1)
+
+
+class GrantingNoBadges(Scoring):
+    def award_badge(
+        self, user_id: str, badge_id: str, points: int, at: datetime | None = None
+    ) -> ContributionReceipt:
+        key = f"award:medal:{badge_id}"
+        return self.contribute(user_id, key, "award", "badge", points, at)
+
+
+class PostsUnderOtherLabels(Scoring):
+    def feed_post(
+        self, user_id: str, post_id: str, points: int, at: datetime | None = None
+    ) -> ContributionReceipt:
+        key = f"content:feed-post:{post_id}"
+        return self.contribute(user_id, key, "content", "post", points, at)
+
+
+class ContributingInDisorder(Scoring):
+    def contribute_many(
+        self, contributions: Iterable[Contribution], *, overwrite: bool = True
+    ) -> list[ContributionReceipt]:
+        backwards = list(contributions)[::-1]
+        return super().contribute_many(backwards, overwrite=overwrite)[::-1]
+
+
 @pytest.mark.parametrize(
     "application",
     [
+        LyingAboutTheOldTotal,
+        GrantingNoBadges,
+        PostsUnderOtherLabels,
+        ContributingInDisorder,
         LyingAboutTotals,
         LyingAboutPositions,
         PositionsOfDuplicatesTooEarly,
@@ -191,6 +260,33 @@ def test_claims_are_left_aside_unless_they_are_asked_for() -> None:
         outcome.then(event, grant_claimed(grant_id="other", version=3), claims=True)
     with pytest.raises(AssertionError):
         outcome.then(event, claims=True)
+
+
+def test_buckets_are_specified_like_grants() -> None:
+    """A bucket is overwritten, a grant of its key takes its place, the balance is left alone."""
+    badge = "award:badge:1"
+    labels: dict[str, Any] = {"category": "learning", "source": "quiz"}
+    before = [bucket_set(key=badge, points=9), bucket_set(points=2), grant_recorded(amount=5)]
+    (
+        given(*before)
+        .when(lambda score: score.contribute("telemetry:activity", "learning", "quiz", 4))
+        .then(bucket_set(points=4, replaced_points=2, **labels))
+        .then_state(total_score=5, recomputed_total=13)
+    )
+    (
+        given(*before)
+        .when(award(f"jane/{badge}", 3, badge))
+        .then(
+            grant_recorded(
+                **{**QUIZ, "key": badge}, grant_id=f"jane/{badge}", amount=3, replaced_points=9
+            )
+        )
+        .then_state(total_score=8, recomputed_total=5)
+    )
+    with pytest.raises(AssertionError, match=r"points=4.*expected.*points=5"):
+        given().when(lambda score: score.contribute("a", "learning", "quiz", 4)).then(
+            bucket_set(key="a", points=5, **labels)
+        )
 
 
 def test_a_repetition_within_one_command_does_nothing() -> None:

@@ -26,7 +26,7 @@ def test_the_example_runs_as_its_first_line_says(tmp_path: Path) -> None:
     """All six of its tests pass, outside the checkout too."""
     done = run(EXAMPLE, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout
 
 
 def test_the_example_finds_a_mistake_in_the_application(tmp_path: Path) -> None:
