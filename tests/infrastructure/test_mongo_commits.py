@@ -197,3 +197,25 @@ def test_a_store_that_was_put_back_is_noticed_before_anything_is_written(
     with pytest.raises(StoreWentBack):
         recorder.insert_events(events("b", 1, after=1))
     assert recorder.insert_events(events("a", 1, after=3)) == [5]
+
+
+def test_none_of_eight_writers_is_starved(client: MongoClient[Any], database: str) -> None:
+    """Each has a chain of its own, as processes have."""
+    recorders = [MongoApplicationRecorder(client, database, "test") for _ in range(8)]
+    recorders[0].prepare()
+    start, ends_at = Barrier(8), time.monotonic() + 3
+
+    def write(number: int) -> int:
+        start.wait()
+        commits = 0
+        while time.monotonic() < ends_at:
+            recorders[number].insert_events(events(f"s{number}", 2, after=2 * commits))
+            commits += 1
+        return commits
+
+    with ThreadPoolExecutor(8) as threads:
+        commits = list(threads.map(write, range(8)))
+    assert min(commits) >= sum(commits) / 8 / 3
+    assert [position for position, *_ in recorded(recorders[0])] == list(
+        range(1, 2 * sum(commits) + 1)
+    )
