@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from projections.cli.compare import compare
 from projections.cli.console import err, out, shown, speak_plainly
 from projections.cli.demo import demo
 from projections.cli.drift import drift
@@ -120,6 +121,12 @@ _add(
     "score-ledger open-balances --dry-run",
     "score-ledger open-balances --keys telemetry:activity --keys 'quiz:history:*'",
     name="open-balances",
+)
+_add(
+    compare,
+    "score-ledger compare --from-mongo old.toml",
+    "score-ledger compare --from-mongo old.toml --repair     every night",
+    "score-ledger compare --from-mongo site.scores --field buckets=buckets --html compare.html",
 )
 _add(
     unpark,

@@ -191,6 +191,18 @@ class ComparisonProgress:
     total: int
 
 
+def said(side: ScoreSide | None) -> str:
+    """Return what one side holds in words, e.g. ``12 points, telemetry/app``."""
+    if side is None:
+        return "nothing"
+    parts = [_counted(side.points, "point")]
+    if side.category is not None:
+        parts.append(f"{side.category}/{side.source}")
+    if side.at is not None:
+        parts.append(f"{side.at:%Y-%m-%d %H:%M:%S} UTC")
+    return ", ".join(parts)
+
+
 def _in_json(difference: ScoreDifference) -> dict[str, object]:
     return {
         "user_id": difference.user_id,

@@ -15,6 +15,7 @@ from rich.console import Console
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # for what the tests have in common
 
+import comparisons
 import consistent_reads
 import embedding_costs
 import leaderboards
@@ -37,6 +38,7 @@ PARTS = {
     "wait": read_side.waiting,
     "worker-memory": read_side.memory,
     "idle": read_side.idling,
+    "compare": comparisons.against_a_bare_scan,
 }
 
 
