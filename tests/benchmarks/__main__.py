@@ -28,6 +28,8 @@ PARTS = {
     "cold-load": write_side.cold_load,
     "grant": write_side.single_grants,
     "grant-many": write_side.batched_grants,
+    "taken": write_side.taken_ids,
+    "contribute-many": write_side.batched_contributions,
     "writer-memory": write_side.memory,
     "leaderboard": leaderboards.leaderboard,
     "guarded-read": consistent_reads.guarded_reads,

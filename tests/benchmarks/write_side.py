@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from statistics import median
@@ -14,9 +15,9 @@ from uuid import uuid4
 
 from eventsourcing.persistence import StoredEvent
 
-from measuring import Report, in_turns
+from measuring import Report, in_turns, seconds
 from projections.ports import UserScoreRepository
-from scoring import Grant, Scoring
+from scoring import Contribution, Grant, Scoring
 
 MANY = 100_000
 FEW = 1_000
@@ -190,6 +191,70 @@ def batched_grants(folder: Path, report: Report) -> None:
         reference=f"recorder, same rows: {size / median(theirs):,.0f}/s",
         ratios=[b / a for a, b in zip(mine, theirs, strict=True)],
         wanted="≥ 0.4",
+    )
+
+
+def taken_ids(folder: Path, report: Report) -> None:
+    """``grant_many()`` of 20,000 ids that are taken against 20,000 new ones, on SQLite."""
+    size, rounds = 20 * BATCH, 3
+    stream = grants()
+    with opened(folder / "ours.sqlite") as ours:
+        ours.grant_many(islice(stream, size))
+        fresh = [list(islice(stream, size)) for _ in range(rounds + 1)]
+        ours.grant_many(fresh[0])
+        new, again = iter(fresh[1:]), iter(fresh)
+        taken, first = in_turns(
+            lambda: ours.grant_many(next(again)),
+            lambda: ours.grant_many(next(new)),
+            rounds=rounds,
+        )
+    report.add(
+        "rate of grant_many() of taken ids, SQLite",
+        measured=f"{size / median(taken):,.0f}/s",
+        reference=f"new ids: {size / median(first):,.0f}/s",
+        ratios=[b / a for a, b in zip(taken, first, strict=True)],
+        wanted="≥ 1.0",
+    )
+
+
+def batched_contributions(folder: Path, report: Report) -> None:
+    """``contribute_many()`` of 100,000 buckets, and of the same again, against ``grant_many()``."""
+    stream = grants()
+    size, rounds = 100 * BATCH, 3
+    contributed, granted, again = [], [], []
+    for number in range(rounds):
+        some = list(islice(stream, size))
+        buckets = [
+            Contribution(
+                user_id=grant.user_id,
+                key=f"award:badge:{grant.grant_id}" if number % 4 == 0 else grant.key,
+                category=grant.category,
+                source=grant.source,
+                points=grant.amount,
+                at=grant.granted_at,
+            )
+            for number, grant in enumerate(some)
+        ]
+        with (
+            opened(folder / f"grants-{number}.sqlite") as theirs,
+            opened(folder / f"buckets-{number}.sqlite") as ours,
+        ):
+            granted.append(seconds(partial(theirs.grant_many, some)))
+            contributed.append(seconds(partial(ours.contribute_many, buckets)))
+            again.append(seconds(partial(ours.contribute_many, buckets)))
+    report.add(
+        "rate of contribute_many(), a quarter of it badges",
+        measured=f"{size / median(contributed):,.0f}/s",
+        reference=f"grant_many(): {size / median(granted):,.0f}/s",
+        ratios=[b / a for a, b in zip(contributed, granted, strict=True)],
+        wanted="≥ 0.5",
+    )
+    report.add(
+        "the same again, which writes nothing",
+        measured=f"{size / median(again):,.0f}/s",
+        reference=f"the first time: {size / median(contributed):,.0f}/s",
+        ratios=[b / a for a, b in zip(again, contributed, strict=True)],
+        wanted="≥ 0.5",
     )
 
 

@@ -11,7 +11,7 @@ from multiprocessing.synchronize import Barrier
 
 import pytest
 
-from scoring import ContributionReceipt, GrantStatus, Scoring, UserScore
+from scoring import Contribution, ContributionReceipt, GrantStatus, Scoring, UserScore
 from support import NOON
 
 Call = tuple[str, str, int]  # user, key, points
@@ -39,11 +39,28 @@ def contribute(
     try:
         start.wait()
         with Scoring(env) as scoring:
-            for _ in range(CALLS):
-                call = rng.choice(USERS), rng.choice(KEYS), rng.choice([0, 3, 5, 8])
-                user_id, key, points = call
-                receipt = scoring.contribute(user_id, key, "any", "any", points, NOON)
-                answers.append((call, receipt))
+            while len(answers) < CALLS:
+                calls = [
+                    (rng.choice(USERS), rng.choice(KEYS), rng.choice([0, 3, 5, 8]))
+                    for _ in range(min(rng.choice([1, 1, 4]), CALLS - len(answers)))
+                ]
+                batch = [
+                    Contribution(
+                        user_id=user_id,
+                        key=key,
+                        category="any",
+                        source="any",
+                        points=points,
+                        at=NOON,
+                    )
+                    for user_id, key, points in calls
+                ]
+                receipts = (
+                    [scoring.contribute(**batch[0].model_dump())]
+                    if len(batch) == 1
+                    else scoring.contribute_many(batch)
+                )
+                answers += zip(calls, receipts, strict=True)
         results.put(answers)
     except BaseException as error:
         results.put(f"{type(error).__name__}: {error}")

@@ -29,7 +29,7 @@ from pymongo import AsyncMongoClient
 from projections import LedgerNotOpen, ScoreLedger, Settings
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from scoring import GrantReceipt, GrantStatus, InvalidSetting, Scoring, ScoringError
+from scoring import Contribution, GrantReceipt, GrantStatus, InvalidSetting, Scoring, ScoringError
 from support import NOON, make_grant, sqlite_env
 
 
@@ -98,6 +98,26 @@ def in_child(work: Callable[[], object]) -> str:
         answer = pipe.read()
     os.waitpid(child, 0)
     return answer
+
+
+def test_many_contributions_are_projected_like_single_ones(
+    database: Any, event_store: dict[str, str]
+) -> None:
+    """A badge among them is a grant; waiting for the newest receipt shows all of them."""
+    batch = [
+        Contribution(
+            user_id="ada", key=key, category="award", source="badge", points=points, at=NOON
+        )
+        for key, points in (("award:badge:1", 5), ("streak", 9), ("award:badge:1", 7))
+    ]
+    with ScoreLedger.open(event_store=event_store, mongo=database) as ledger:
+        receipts = ledger.contribute_many(batch)
+        assert [receipt.status for receipt in receipts] == ["RECORDED", "RECORDED", "CONFLICT"]
+        ledger.wait(max(receipts, key=lambda receipt: receipt.position), timeout=30)
+        totals = ledger.totals("ada")
+        assert totals is not None
+        assert (totals.total_score, totals.recomputed_total) == (5, 16)
+        assert ledger.verify().ok
 
 
 def test_a_client_of_the_application_is_used_and_left_open(

@@ -64,6 +64,7 @@ def test_a_user_who_may_only_read_can_read(
             lambda: ledger.grant(**make_grant(2).model_dump()),
             lambda: ledger.grant_many([make_grant(2)]),
             lambda: ledger.contribute("jane", "telemetry:x", "telemetry", "app", 1),
+            lambda: ledger.contribute_many([]),
             lambda: ledger.feed_post("jane", "1", 1),
             lambda: ledger.award_badge("jane", "1", 1),
             ledger.catch_up,

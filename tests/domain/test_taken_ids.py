@@ -1,0 +1,134 @@
+"""Recording again what is recorded costs a few queries for a chunk, not some for each id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from eventsourcing.persistence import StoredEvent
+from eventsourcing.sqlite import SQLiteApplicationRecorder
+
+from postgres_server import PostgresServer
+from scoring import Contribution, Grant, GrantStatus, Scoring
+from scoring.identity import claim_stream_id, user_stream_id
+from support import make_grant, sqlite_env
+
+GRANTS = [make_grant(number) for number in range(300)]
+CONTRIBUTIONS = [
+    Contribution(
+        user_id=grant.user_id,
+        key=f"award:badge:{number}" if number % 3 else grant.key,
+        category=grant.category,
+        source=grant.source,
+        points=number % 4,
+        at=grant.granted_at,
+    )
+    for number, grant in enumerate(GRANTS)
+]
+RECORDED, DUPLICATE, CONFLICT = GrantStatus.RECORDED, GrantStatus.DUPLICATE, GrantStatus.CONFLICT
+
+
+@pytest.fixture(params=["sqlite", "postgres", "memory"])
+def env(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The settings of a new event store."""
+    if request.param == "postgres":
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        return postgres.new_env()
+    return sqlite_env(tmp_path / "events.sqlite") if request.param == "sqlite" else {}
+
+
+def count_calls(
+    monkeypatch: pytest.MonkeyPatch, recorder: object, *names: str
+) -> Callable[[], int]:
+    """Count the queries that a recorder is asked."""
+    calls: list[str] = []
+    for name in names:
+        method: Any = getattr(recorder, name)
+
+        def counted(*args: Any, name: str = name, method: Any = method, **kwargs: Any) -> Any:
+            calls.append(name)
+            return method(*args, **kwargs)
+
+        monkeypatch.setattr(recorder, name, counted)
+    return lambda: len(calls)
+
+
+@pytest.mark.parametrize("command", ["grant_many", "contribute_many"])
+@pytest.mark.parametrize("env", ["sqlite", "postgres"], indirect=True)
+def test_a_chunk_of_taken_ids_costs_a_constant_number_of_queries(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """300 ids of 7 users: the claims, the grants they point to, the users, and a failed commit."""
+    batch: list[Any] = [*GRANTS] if command == "grant_many" else [*CONTRIBUTIONS]
+    with Scoring(env) as app:
+        getattr(app, command)(batch)
+        queries = count_calls(
+            monkeypatch,
+            app.recorder,
+            *("select_events", "select_events_at", "select_notifications"),
+            *("insert_events", "max_notification_id"),
+        )
+        receipts = getattr(app, command)(batch)
+        assert {receipt.status for receipt in receipts} == {DUPLICATE}
+        # Users are loaded anew after the commit that failed, at up to two queries each.
+        assert queries() <= 10 + 2 * 7
+
+
+def test_taken_ids_are_answered_alike_on_every_store(env: dict[str, str]) -> None:
+    """Duplicates, conflicts, new ones and strangers in one batch, with the totals of each."""
+    with Scoring(env) as app:
+        app.grant_many(GRANTS)
+        total = {f"user-{n}": app.score_of(f"user-{n}").total_score for n in range(7)}
+        batch: list[Grant] = [
+            *GRANTS,
+            make_grant(3, amount=999),
+            make_grant(4, user_id="stranger"),
+            make_grant(1000, user_id="user-3", amount=5),
+        ]
+        receipts = app.grant_many(batch)
+        statuses = [receipt.status for receipt in receipts]
+        assert statuses == [DUPLICATE] * 300 + [CONFLICT, CONFLICT, RECORDED]
+        after = {**total, "user-3": total["user-3"] + 5, "stranger": 0}
+        for grant, receipt in zip(batch[:-1], receipts[:-1], strict=True):
+            assert receipt.total_before == receipt.total_after == after[grant.user_id]
+        assert (receipts[-1].total_before, receipts[-1].total_after) == (
+            total["user-3"],
+            after["user-3"],
+        )
+
+
+def test_events_are_found_by_place_in_the_order_of_the_places(env: dict[str, str]) -> None:
+    """One that is not there is ``None``, one that is asked for twice is there twice."""
+    user = user_stream_id("user-1")
+    with Scoring(env) as app:
+        app.grant_many([make_grant(1), make_grant(8)])
+        places = [(user, 3), (user, 9), (claim_stream_id("grant-1"), 1), (user, 2), (user, 3)]
+        found = app.events.at(places)
+        assert [event and event.originator_version for event in found] == [3, None, 1, 2, 3]
+        stored = [*app.events.get(user)]
+        assert [found[0], found[3], found[4]] == [stored[2], stored[1], stored[2]]
+        assert app.events.at([]) == []
+        many = [(user, version) for version in range(1, 5001)]
+        assert [event for event in app.events.at(many) if event] == stored
+
+
+class TheirRecorder(SQLiteApplicationRecorder):
+    """A recorder of somebody else's, which answers for one stream at a time."""
+
+    def select_events(self, originator_id: UUID | str, **kwargs: Any) -> Any:
+        found: list[StoredEvent] = [*super().select_events(originator_id, **kwargs)]
+        return found
+
+
+def test_a_recorder_of_somebody_elses_is_asked_one_by_one(tmp_path: Path) -> None:
+    """Slower, and with the same answers."""
+    chosen = {"APPLICATION_RECORDER_TOPIC": f"{__name__}:TheirRecorder"}
+    with Scoring({**sqlite_env(tmp_path / "events.sqlite"), **chosen}) as app:
+        assert isinstance(app.recorder, TheirRecorder)
+        for command, batch in ((app.grant_many, GRANTS), (app.contribute_many, CONTRIBUTIONS)):
+            record: Any = command
+            first = {receipt.status for receipt in record(batch)}
+            assert (first, {r.status for r in record(batch)}) == ({RECORDED}, {DUPLICATE})
