@@ -14,7 +14,6 @@ from projections.cli.console import (
     err,
     out,
     print_json,
-    print_prose,
     progress_bar,
     shown,
 )
@@ -162,7 +161,7 @@ def print_comparison(comparison: Comparison, *, may_repair: bool) -> None:
             f"[yellow]note:[/] {comparison.passed:,} buckets were in flight and then the same, "
             f"{comparison.in_flight:,} never stood still"
         )
-    print_prose(comparison.verdict, style=f"bold {'green' if comparison.ok else 'red'}")
+    out.print(f"[bold {'green' if comparison.ok else 'red'}]{shown(comparison.verdict)}[/]")
     if may_repair and comparison.difference_count:
         err.print(
             "[yellow]note:[/] --repair gives the ledger what the old collection holds, as far as "
@@ -180,4 +179,4 @@ def _print_difference(difference: ScoreDifference) -> None:
     if difference.repaired:
         out.print("    [green]repaired[/]")
     elif difference.reason:
-        print_prose(f"    {difference.reason}")
+        out.print(f"    {shown(difference.reason)}")

@@ -33,8 +33,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     from projections.ledger import ScoreLedger
 
-out = Console(highlight=False, soft_wrap=True)
-"""Results."""
+out = Console(highlight=False)
+"""Results: in a terminal their lines end between words, elsewhere they are as long as they are."""
+
+out.soft_wrap = not out.is_terminal
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress, notes and errors."""
@@ -156,11 +158,6 @@ def print_table(table: Table, *, prose: Collection[str] = ()) -> None:
     if not out.is_terminal:
         out.width = _ENOUGH_COLUMNS
     out.print(table)
-
-
-def print_prose(text: str, style: str = "") -> None:
-    """Print sentences: in a terminal its lines end between words, elsewhere they are one line."""
-    out.print(shown(text), style=style, soft_wrap=not out.is_terminal)
 
 
 def _least_widths(table: Table, prose: Collection[str]) -> list[int]:

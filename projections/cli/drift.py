@@ -19,7 +19,6 @@ from projections.cli.console import (
     new_table,
     out,
     print_json,
-    print_prose,
     print_table,
     progress_bar,
     shown,
@@ -113,15 +112,15 @@ def print_drift(report: Drift) -> None:
         f"difference [bold]{signed(report.difference)}[/]"
     )
     if report.different:
-        print_prose(report.impact)
+        out.print(shown(report.impact))
         out.print()
         print_table(_histogram(report))
     for summary in summary_tables(report, limit=_ROWS_SHOWN):
         _print_summary(summary)
     out.print()
     if report.remedy:
-        print_prose(report.remedy)
-    print_prose(report.verdict, style=f"bold {'green' if report.safe_to_flip else 'yellow'}")
+        out.print(shown(report.remedy))
+    out.print(f"[bold {'green' if report.safe_to_flip else 'yellow'}]{shown(report.verdict)}[/]")
 
 
 def _histogram(report: Drift) -> Table:

@@ -248,8 +248,8 @@ class Drift:
         if self.lag_events:
             return (
                 f"the read model was still {_counted(self.lag_events, 'event')} behind after "
-                f"waiting {self.waited_seconds:.1f} s, so these scores are old ones; score-ledger "
-                "status says whether a worker runs"
+                f"waiting {self.waited_seconds:.1f} s, so these scores are old ones: see that a "
+                "worker runs (score-ledger project --follow) and keeps up (score-ledger status)"
             )
         if self.parked_streams:
             return (

@@ -294,16 +294,18 @@ def test_a_narrow_terminal_keeps_keys_whole_and_breaks_no_word(cli: CommandLine)
             *("--category", "learning", "--source", "quiz", "--points", "5"),
         )
     cli("project")
-    done = cli("drift", COLUMNS="80", TTY_COMPATIBLE="1", NO_COLOR="1", PYTHONIOENCODING="utf-8")
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
-    assert max(map(len, lines)) <= 80
-    row = next(line for line in lines if "learning:path-a:*" in line)
-    assert row.split()[-1] == "+1,234,562"
-    written = set(" ".join(lines).split())
-    whole = " ".join(cli("drift", COLUMNS="80").stdout.split()).split()
-    assert written - set(whole) <= {"--json", "and", "--html", "have", "the", "category"} | {
-        word for word in written if set(word) == {"─"}
-    }
+    # The last of these has the command started anew, so that it looks at the terminal.
+    terminal = {"TTY_COMPATIBLE": "1", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+    narrow = CommandLine(cli.cwd, {**cli.env, "COLUMNS": "80", **terminal})
+    for words in (["drift"], ["user", "some.body-0"]):
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", narrow(*words).stdout).splitlines()
+        assert max(map(len, lines)) <= 80
+        shown = {word for line in lines for word in line.split() if set(word) != {"─"}}
+        in_a_pipe = set(cli(*words).stdout.split())
+        # A note says what is left out, which has words of its own.
+        assert shown - in_a_pipe <= {"--json", "and", "--html", "have", "the", "category"}
+        row = next(line for line in lines if "learning:path-a:" in line)
+        assert row.split()[-1] in {"+1,234,562", "1,234,567"}
 
 
 def test_a_store_that_fails_half_way_names_the_lines_and_sums_up(cli: CommandLine) -> None:
