@@ -5,16 +5,19 @@ from __future__ import annotations
 import pickle
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from eventsourcing.domain import Aggregate
 from eventsourcing.persistence import IntegrityError
 from eventsourcing.sqlite import SQLiteApplicationRecorder
 from psycopg import sql
+from pymongo import MongoClient
+from pymongo.database import Database
 
 from postgres_server import PostgresServer
 from receipts_check import read_ledger
@@ -99,12 +102,54 @@ class PostgresStore:
         self._server.execute(sql.SQL(text))
 
 
-Store = SQLiteStore | PostgresStore
+class MongoStore:
+    """A database, put back by writing its documents again."""
+
+    def __init__(self, uri: str) -> None:
+        self.env = {
+            "PERSISTENCE_MODULE": "projections.mongo",
+            "MONGO_URI": uri,
+            "MONGO_DATABASE": f"back_{uuid4().hex[:8]}",
+        }
+        self._kept: dict[str, list[dict[str, Any]]] = {}
+
+    def back_up(self) -> None:
+        with self._database() as database:
+            for name in ("scoring_events", "scoring_snapshots"):
+                self._kept[name] = list(database[name].find())
+
+    def put_back(self) -> None:
+        with self._database() as database:
+            for name, documents in self._kept.items():
+                database[name].delete_many({})
+                if documents:
+                    database[name].insert_many(documents)
+
+    def delete(self, *, stream: str, version: int) -> None:
+        """Give the event to another stream, as positions have no gaps."""
+        key = UUID(stream).bytes
+        with self._database() as database:
+            database["scoring_events"].update_one(
+                {"e": {"$elemMatch": {"s": key, "v": version}}},
+                {"$set": {"e.$.s": uuid4().bytes, "e.$.t": "elsewhere:Lost"}},
+            )
+
+    @contextmanager
+    def _database(self) -> Iterator[Database[dict[str, Any]]]:
+        with MongoClient[dict[str, Any]](self.env["MONGO_URI"], w="majority") as client:
+            yield client[self.env["MONGO_DATABASE"]]
 
 
-@pytest.fixture(params=["sqlite", "postgres", "chosen recorder"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+Store = SQLiteStore | PostgresStore | MongoStore
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mongo", "chosen recorder"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store that can be put back, of every kind."""
+    if request.param == "mongo":
+        # Where it does not restart, it is looked at once a second.
+        monkeypatch.setattr("projections.mongo.event_store.foundations._LOOKS_BACK_SECONDS", 0)
+        return MongoStore(request.getfixturevalue("mongo_uri"))
     if request.param == "postgres":
         return PostgresStore(request.getfixturevalue("postgres"))
     if request.param == "sqlite":
@@ -212,7 +257,7 @@ def test_a_read_compares_the_newest_event_with_what_is_in_memory(
     assert written_anew(app, store).score_of("eve").category_totals == {"learning": 15}
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("store", ["sqlite", "postgres", "mongo"], indirect=True)
 def test_a_commit_that_follows_a_step_back_drops_all_that_is_in_memory(
     app: Scoring, store: Store
 ) -> None:
@@ -225,7 +270,7 @@ def test_a_commit_that_follows_a_step_back_drops_all_that_is_in_memory(
     assert cached.category_totals == {"learning": 20}
 
 
-@pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("store", ["sqlite", "postgres", "mongo"], indirect=True)
 def test_a_commit_does_not_build_on_events_that_took_the_place_of_lost_ones(
     app: Scoring, store: Store
 ) -> None:
