@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eventsourcing.persistence import InfrastructureFactory, TrackingRecorder
@@ -113,7 +114,9 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
 
     def close(self) -> None:
         """Close the client, unless it was lent."""
-        if self._own_client is not None:
+        # An application that nobody closed is closed as the interpreter ends, when the driver
+        # cannot start the threads any more that it says goodbye with.
+        if self._own_client is not None and not sys.is_finalizing():
             close(self._own_client)
 
     def _chosen(self, variable: str, default: type[T]) -> type[T]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -219,3 +222,49 @@ def test_none_of_eight_writers_is_starved(client: MongoClient[Any], database: st
     assert [position for position, *_ in recorded(recorders[0])] == list(
         range(1, 2 * sum(commits) + 1)
     )
+
+
+_FORKS = """
+import os, sys, threading
+from scoring import Scoring
+from support import make_grant
+
+scoring = Scoring({"PERSISTENCE_MODULE": "projections.mongo"})
+
+def grant(number):
+    return scoring.grant(**make_grant(number).model_dump()).status.name
+
+def forking(first):
+    for number in range(first, first + 5):
+        assert grant(number) == "RECORDED"
+        if (child := os.fork()) == 0:
+            os._exit(0 if (grant(number), grant(-number)) == ("DUPLICATE", "RECORDED") else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+threads = [threading.Thread(target=forking, args=(1000 * n,)) for n in range(1, 4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(scoring.recorder.max_notification_id())
+"""
+
+
+def test_parent_and_child_go_on_after_a_fork(mongo_uri: str, database: str) -> None:
+    """Also where other threads of the parent were committing at that moment."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _FORKS],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "MONGO_URI": mongo_uri,
+            "MONGO_DATABASE": database,
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    # Two events a grant, and one that begins the stream of each of the seven users.
+    assert int(done.stdout) == 2 * 2 * 15 + 7
