@@ -32,7 +32,7 @@ from typing import Literal
 from projections import Drift, OpenedBalances, ScoreLedger, Tolerance
 from projections.drift import write_page
 from projections.settings import Settings
-from scoring import Contribution
+from scoring import Contribution, make_grant_id
 
 CLIENTS = 4
 START = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
@@ -139,15 +139,15 @@ class ShadowedSite:
     def user_is_active(self, user: str, event: str, at: datetime) -> None:
         """One more activity: the count goes up by one.
 
-        Once activity is granted by the event, the grant comes first. A count that is ahead of its
-        grants would look to an opening balance as if somebody had yet to grant it.
+        Once activity is granted by the event, the ledger gets the grant before the count. A count
+        that is ahead of its grants would look to an opening balance as if nobody granted them.
         """
         key, labels = "telemetry:activity", ("telemetry", "app")
         with self._locks[user]:
-            if self.activity_is_granted:
-                self._ledger.grant(user, f"activity:{event}", key, *labels, 1, at)
             count = self._old.buckets[user][key].points + 1
             self._old.contribute(user, key, *labels, count, at)
+            if self.activity_is_granted:
+                self._ledger.grant(user, make_grant_id("activity", event), key, *labels, 1, at)
             self._ledger.contribute(user, key, *labels, count, at)
 
 

@@ -510,7 +510,9 @@ class ScoreLedger:
 
         It brings the two totals together, and leaves the recomputed one as it is. It may be
         repeated, interrupted and run beside others and traffic: the id of such a grant is made from
-        the user, the key and what the key had been granted before, so nothing is granted twice.
+        the user, the key and what the key had been granted before, so nothing is granted twice. An
+        application that also grants single events of a key gives the ledger the grant before the
+        count: the other way round, an opening balance in between counts the event twice.
 
         Args:
             keys: Only keys of these kinds, as the drift report names them; default, all.
