@@ -7,12 +7,13 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, BinaryIO, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
 
 from projections.cli.console import err, shown
 from projections.cli.interrupts import Stop
 from projections.cli.jsonl import BadLine, Line
 from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, ScoringError, StreamHasGap
+from scoring.batches import COMMANDS_PER_COMMIT
 from scoring.contributions import Contribution
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from scoring import ContributionReceipt, GrantReceipt
 
-_ENTRIES_AT_ONCE = 1000
+# Several transactions to a call, which learns from one what to expect of the next.
+_ENTRIES_AT_ONCE = 5 * COMMANDS_PER_COMMIT
 _PLACES_SHOWN = 10
 
 CONFLICT = "CONFLICT: this grant id was recorded before with another payload"
@@ -132,23 +134,27 @@ class Import(Generic[P, C]):
             else:
                 good.append((place, command))
         while good:
+            failed: BatchFailed[Any] | None = None
             receipts: Sequence[GrantReceipt | ContributionReceipt]
             try:
                 receipts = self.record([command for _, command in good])
-            except BatchFailed as failed:
-                # One that its user cannot take must not stop the others.
-                if not isinstance(failed.__cause__, InvalidGrant | StreamHasGap):
-                    raise ImportFailed(
-                        f"{good[0][0]} to {good[-1][0]} were not imported, nor any after them: "
-                        f"{failed.reason}; mend the cause and run the same import again, nothing "
-                        "counts twice"
-                    ) from failed
-                place, _ = good.pop(failed.index)
-                self._reject(place, failed.reason)
-                receipts = failed.receipts_so_far
+            except BatchFailed as error:
+                failed, receipts = error, error.receipts_so_far
             for (place, _), receipt in zip(good, receipts, strict=False):
                 self._count(place, receipt.status)
             good = good[len(receipts) :]
+            if failed is None:
+                continue
+            # One that its user cannot take must not stop the others.
+            if not isinstance(failed.__cause__, InvalidGrant | StreamHasGap):
+                last, _ = good[:COMMANDS_PER_COMMIT][-1]
+                raise ImportFailed(
+                    f"{good[0][0]} to {last} were not imported, nor any after them: "
+                    f"{failed.reason}; mend the cause and run the same import again, nothing "
+                    "counts twice"
+                ) from failed
+            place, _ = good.pop(failed.index - len(receipts))
+            self._reject(place, failed.reason)
 
     def _count(self, place: P, status: GrantStatus) -> None:
         if status is GrantStatus.RECORDED:
