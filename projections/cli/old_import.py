@@ -9,9 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
-from rich.table import Table
 
-from projections.cli.console import err, out, print_json, print_table, progress_bar, shown
+from projections.cli.console import err, out, print_json, progress_bar, shown
 from projections.cli.files import written
 from projections.cli.importer import Import, ImportSummary, Rejects
 from projections.cli.interrupts import Interrupted, stop_on_signals
@@ -64,6 +63,7 @@ def preflight_old(
         for _ in _tallied(old.read(client), preflight, rejects):
             if not preflight.users % 100:
                 bar.update(task, completed=_documents(old, preflight), done=preflight.buckets)
+        bar.update(task, completed=_documents(old, preflight), done=preflight.buckets)
     if json:
         print_json(preflight.to_json())
     else:
@@ -153,16 +153,14 @@ def print_preflight(preflight: Preflight) -> None:
             f"{preflight.other_totals:,} users have an old total other than the sum of the buckets "
             "that can be taken"
         )
-    if not preflight.refusals:
-        return
-    table = Table(title="What cannot be taken", title_justify="left")
-    table.add_column("#", justify="right")
-    for name in ("why", "for example", "choice"):
-        table.add_column(name)
+    if preflight.refusals:
+        out.print("What cannot be taken:")
     for refusal in preflight.in_order():
-        examples = "\n".join(_example(each) for each in refusal.examples)
-        table.add_row(f"{refusal.count:,}", str(refusal.reason), examples, shown(refusal.choice))
-    print_table(table)
+        # Lines, not a table: paths and options are to be read and copied whole.
+        out.print(f"  [bold]{refusal.count:,}[/] [yellow]{refusal.reason}[/]")
+        out.print(f"    choice: {shown(refusal.choice)}")
+        for each in refusal.examples:
+            out.print(f"    e.g. {_example(each)}")
 
 
 def _example(reject: OldReject) -> str:

@@ -451,6 +451,10 @@ class _Taking:
                 self._keep(user, contribution, place, places)
                 return
         self._add_broken_rules(rejects, values, place)
+        shaped = isinstance(place.key, str) and is_grant_shaped(place.key)
+        timed = values["at"] is not None or any(reject.field == "at" for reject in rejects)
+        if shaped and values.get("points") and not timed:
+            rejects.append(place.reject(RejectReason.TIME_MISSING, "at", None))
         user.rejects += rejects
 
     def _fields(self, bucket: Any, key: Any) -> dict[str, Any]:

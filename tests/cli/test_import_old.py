@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -223,6 +225,15 @@ def test_grants_of_an_old_collection_have_the_time_of_the_document(
     }
 
 
+def recorded(events: Path) -> int:
+    """How many events are committed to a file that another process writes."""
+    if not events.exists():
+        return 0
+    with closing(sqlite3.connect(events)) as store, suppress(sqlite3.OperationalError):
+        return int(store.execute("SELECT count(*) FROM stored_events").fetchone()[0])
+    return 0
+
+
 def test_an_import_killed_half_way_and_run_again_ends_the_same(
     cli: CommandLine, old: Collection[Document]
 ) -> None:
@@ -232,9 +243,7 @@ def test_an_import_killed_half_way_and_run_again_ends_the_same(
     process = cli.start(*asked)
     events = cli.cwd / ".score-ledger" / "events.sqlite"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (
-        sum(file.stat().st_size for file in events.parent.glob("events.sqlite*")) > 400_000
-    ):
+    while time.monotonic() < deadline and not recorded(events):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -245,6 +254,26 @@ def test_an_import_killed_half_way_and_run_again_ends_the_same(
         for number in (0, 1, 2000, 3999):
             score = scoring.score_of(f"user-{number:05}")
             assert (score.recomputed_total, score.total_score) == (number + 20, 20)
+
+
+def test_an_interrupted_import_says_how_to_finish(
+    cli: CommandLine, old: Collection[Document]
+) -> None:
+    """SIGINT stops it between two transactions, with what was done."""
+    fill(old, 20_000)
+    process = cli.start("import", "--from-mongo", described(old, cli.cwd), "--json")
+    events = cli.cwd / ".score-ledger" / "events.sqlite"
+    while not events.exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    said = json.loads(stdout)
+    assert said["interrupted"] is True
+    assert said["recorded"] % 1000 == 0
+    assert said["recorded"] < 40_000
+    assert b"run the same import again to finish it" in stderr
 
 
 def test_the_old_collection_is_where_it_is_said_to_be(

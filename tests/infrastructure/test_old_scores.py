@@ -208,6 +208,10 @@ REFUSED: dict[str, tuple[str, Any, OldScores, list[tuple[RejectReason, str, Any]
         *("award:badge:x", {"points": 1, "at": "yesterday", **LABELLED}, old_scores(**AT)),
         [(R.TIME_UNREADABLE, "at", "yesterday")],
     ),
+    "no time and no label": (
+        *("award:badge:x", {"points": 1, "source": "app"}, old_scores(**AT)),
+        [(R.LABEL_MISSING, "category", None), (R.TIME_MISSING, "", None)],
+    ),
     "a time without offset": (
         *("award:badge:x", {"points": 1, "at": "2026-11-22T12:00:00", **LABELLED}),
         *(old_scores(**AT), [(R.TIME_UNREADABLE, "at", "2026-11-22T12:00:00")]),
