@@ -93,11 +93,13 @@ def import_(
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Import grants or contributions, one JSON object a line, or an old collection.
+    """Import grants, contributions, or an old collection.
+
+    Grants and contributions are lines, one JSON object each; gzip is unpacked.
 
     Fields of a grant: user_id, grant_id, key, category, source, amount, granted_at (ISO 8601 with
     offset); of a contribution: user_id, key, category, source, points, and at where the key is
-    grant-shaped. camelCase is taken too, an unknown field is an error; gzip is unpacked. A bad line
+    grant-shaped. camelCase is taken too, an unknown field is an error. A bad line
     is reported with its number and does not stop the others. Importing a file again adds nothing,
     so an import that was interrupted is simply run again. Exit code 1 if anything is not in the
     ledger afterwards that should be.

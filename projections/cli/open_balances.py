@@ -53,11 +53,12 @@ def open_balances(
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Grant what each bucket has beyond the grants of its key, to bring both totals together.
+    """Grant what buckets have beyond the grants of their keys.
 
-    One grant for each user and key: the points that the old way counts and the ledger does not have
-    yet. Posts and badges are left alone, as their grants come with score-ledger contribute, and so
-    is a bucket that is below its grants. The recomputed total, which users see, stays as it is.
+    That brings both totals together. One grant for each user and key: the points that the old way
+    counts and the ledger does not have yet. Posts and badges are left alone, as their grants come
+    with score-ledger contribute, and so is a bucket that is below its grants. The recomputed total,
+    which users see, stays as it is.
 
     It may be repeated and interrupted, traffic may go on: nothing is granted twice, and what a
     bucket gains later is granted by the next run. An application that also grants single events of

@@ -47,7 +47,7 @@ def rebuild(
     folder: FolderOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Build the read model again beside the live one, and switch to it.
+    """Build the read model again beside the live one, and switch.
 
     Readers and workers may go on: they see the old generation until the new one has caught up, and
     from then on the new one, never a mixture. Killed or interrupted, run it again: it carries on.
