@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from eventsourcing.application import Application, ProcessingEvent
+from eventsourcing.dispatch import singledispatchmethod
+from eventsourcing.domain import Aggregate, DomainEventProtocol
 from eventsourcing.persistence import (
     AggregateRecorder,
     ApplicationRecorder,
     ProcessRecorder,
+    Tracking,
     TrackingRecorder,
 )
+from eventsourcing.system import (
+    MultiThreadedRunner,
+    ProcessApplication,
+    Runner,
+    SingleThreadedRunner,
+    System,
+)
 from eventsourcing.tests import application as application_cases
+from eventsourcing.tests import projection as projection_cases
 from eventsourcing.tests.persistence import (
     AggregateRecorderTestCase,
     ApplicationRecorderTestCase,
@@ -31,6 +44,8 @@ from projections.mongo.event_store import (
     MongoProcessRecorder,
     MongoTrackingRecorder,
 )
+from projections.mongo.event_store.documents import collection_of
+from replica_set import ReplicaSet
 
 
 class OnMongo:
@@ -39,9 +54,14 @@ class OnMongo:
     client: MongoClient[dict[str, object]]
     database: str
 
+    @pytest.fixture
+    def uri(self, mongo_uri: str) -> str:
+        """One node."""
+        return mongo_uri
+
     @pytest.fixture(autouse=True)
-    def _database(self, mongo_uri: str) -> Iterator[None]:
-        self.client = connect(mongo_uri)
+    def _database(self, uri: str) -> Iterator[None]:
+        self.client = connect(uri)
         self.database = f"events_{uuid4().hex[:8]}"
         yield
         self.client.drop_database(self.database)
@@ -124,12 +144,12 @@ class TestFactory(OnMongo, InfrastructureFactoryTestCase[MongoFactory]):
     """What the persistence module constructs."""
 
     @pytest.fixture(autouse=True)
-    def _env(self, _database: None, mongo_uri: str) -> None:
+    def _env(self, _database: None, uri: str) -> None:
         self.env = Environment(
             "TestCase",
             {
                 "PERSISTENCE_MODULE": "projections.mongo",
-                "MONGO_URI": mongo_uri,
+                "MONGO_URI": uri,
                 "MONGO_DATABASE": self.database,
             },
         )
@@ -157,9 +177,9 @@ class InTheEnvironment(OnMongo):
     """The persistence module is chosen by the variables of the process."""
 
     @pytest.fixture(autouse=True)
-    def _variables(self, _database: None, mongo_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _variables(self, _database: None, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PERSISTENCE_MODULE", "projections.mongo")
-        monkeypatch.setenv("MONGO_URI", mongo_uri)
+        monkeypatch.setenv("MONGO_URI", uri)
         monkeypatch.setenv("MONGO_DATABASE", self.database)
 
 
@@ -171,3 +191,132 @@ class TestExampleApplication(InTheEnvironment, application_cases.ExampleApplicat
 
 class TestApplication(InTheEnvironment, application_cases.ApplicationTestCase):
     """What holds of every application."""
+
+
+class EventCounters(MongoTrackingRecorder, projection_cases.EventCountersView):
+    """A view of an application's own, as the library's cases want one."""
+
+    def __init__(self, client: MongoClient[Any], database: str, prefix: str) -> None:
+        super().__init__(client, database, prefix)
+        self._counters = collection_of(client, database, f"{prefix}_counters")
+
+    def get_created_event_counter(self) -> int:
+        return self._count("created")
+
+    def get_subsequent_event_counter(self) -> int:
+        return self._count("subsequent")
+
+    def incr_created_event_counter(self, tracking: Tracking) -> None:
+        self._increment("created", tracking)
+
+    def incr_subsequent_event_counter(self, tracking: Tracking) -> None:
+        self._increment("subsequent", tracking)
+
+    def _count(self, name: str) -> int:
+        found = self._counters.find_one({"_id": name})
+        return 0 if found is None else int(found["n"])
+
+    def _increment(self, name: str, tracking: Tracking) -> None:
+        self.insert_tracking_with(
+            tracking,
+            lambda session: self._counters.update_one(
+                {"_id": name}, {"$inc": {"n": 1}}, upsert=True, session=session
+            ),
+        )
+
+
+class TestEventCountersView(OnMongo, projection_cases.EventCountersViewTestCase):
+    """What a view shows and its position are written together."""
+
+    def construct_event_counters_view(self) -> projection_cases.EventCountersView:
+        return EventCounters(self.client, self.database, "test")
+
+
+class TestProjection(InTheEnvironment, projection_cases.AggregateEventCountersProjectionTestCase):
+    """The library's runner, which subscribes."""
+
+    view_class = EventCounters
+
+
+class TestEventSourcedProjection(InTheEnvironment, projection_cases.EventSourcedProjectionTestCase):
+    """An application that processes the events of another one."""
+
+
+class Upstream(Application[UUID]):
+    """Leads."""
+
+
+class Counting(ProcessApplication[UUID]):
+    """Follows, and records an aggregate for each that is created upstream."""
+
+    @singledispatchmethod
+    def policy(
+        self,
+        domain_event: DomainEventProtocol[UUID],
+        processing_event: ProcessingEvent[UUID],
+    ) -> None:
+        """Do nothing."""
+
+    @policy.register
+    def _(self, _: Aggregate.Created, processing_event: ProcessingEvent[UUID]) -> None:
+        processing_event.collect_events(Aggregate())
+
+
+@pytest.mark.parametrize("runner_class", [SingleThreadedRunner, MultiThreadedRunner])
+def test_a_system_of_applications_keeps_each_ones_events_apart(
+    runner_class: type[Runner[UUID]], mongo_uri: str
+) -> None:
+    """The library ships no cases for systems; this is its way of running them."""
+    database = f"events_{uuid4().hex[:8]}"
+    env = {
+        "PERSISTENCE_MODULE": "projections.mongo",
+        "MONGO_URI": mongo_uri,
+        "MONGO_DATABASE": database,
+    }
+    with runner_class(System(pipes=[[Upstream, Counting]]), env=env) as runner:
+        upstream, counting = runner.get(Upstream), runner.get(Counting)
+        for _ in range(20):
+            upstream.save(Aggregate())
+        counting.recorder.wait("Upstream", 20, timeout=20)
+        assert counting.recorder.max_notification_id() == 20
+    with connect(mongo_uri) as client:
+        names = set(client[database].list_collection_names())
+        assert {"upstream_events", "counting_events", "counting_tracking"} <= names
+        client.drop_database(database)
+
+
+class OnThreeNodes:
+    """The same on a replica set of three."""
+
+    @pytest.fixture
+    def uri(self, replica_set: ReplicaSet) -> str:
+        """Three nodes."""
+        return replica_set.uri
+
+
+class TestAggregateRecorderOnThreeNodes(OnThreeNodes, TestAggregateRecorder):
+    """Events or snapshots without positions."""
+
+
+class TestApplicationRecorderOnThreeNodes(OnThreeNodes, TestApplicationRecorder):
+    """Events with positions."""
+
+
+class TestNonInterleavingOnThreeNodes(OnThreeNodes, TestNonInterleaving):
+    """Positions of one commit follow each other."""
+
+
+class TestTrackingRecorderOnThreeNodes(OnThreeNodes, TestTrackingRecorder):
+    """Positions of other applications."""
+
+
+class TestProcessRecorderOnThreeNodes(OnThreeNodes, TestProcessRecorder):
+    """Events together with positions of other applications."""
+
+
+class TestExampleApplicationOnThreeNodes(OnThreeNodes, TestExampleApplication):
+    """An application of the library's, with snapshots."""
+
+
+class TestProjectionOnThreeNodes(OnThreeNodes, TestProjection):
+    """The library's runner, which subscribes."""

@@ -41,7 +41,6 @@ from scoring.forks import call_in_child
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from eventsourcing.persistence import Tracking
     from pymongo import MongoClient
     from pymongo.client_session import ClientSession
     from pymongo.collection import Collection
@@ -181,9 +180,12 @@ class EventChain:
 
     def _insert(self, commits: Sequence[Commit], token: bytes, session: ClientSession) -> int:
         items = [item for commit in commits for item in commit.events]
-        tracked = [commit.tracking for commit in commits if commit.tracking is not None]
+        tracked = [commit for commit in commits if commit.tracking is not None]
         if not items:
-            self._track(tracked, token, session)
+            if any(commit.write for commit in tracked):
+                self._insert_all([], tracked, token, session)
+            else:
+                self._track(tracked, token, session)
             return 0
         self._rest_after_turn()
         if self._end is None:
@@ -210,7 +212,7 @@ class EventChain:
     def _insert_all(
         self,
         documents: Sequence[Document],
-        tracked: Sequence[Tracking],
+        tracked: Sequence[Commit],
         token: bytes,
         session: ClientSession,
     ) -> None:
@@ -219,7 +221,8 @@ class EventChain:
             session.start_transaction(
                 ReadConcern("majority"), WriteConcern("majority"), ReadPreference.PRIMARY
             )
-            self._events.insert_many(documents, session=session)
+            if documents:
+                self._events.insert_many(documents, session=session)
             self._track(tracked, token, session)
             session.commit_transaction()
         except BaseException:
@@ -228,8 +231,11 @@ class EventChain:
             self._session = None
             raise
 
-    def _track(self, tracked: Iterable[Tracking], token: bytes, session: ClientSession) -> None:
-        for tracking in tracked:
+    def _track(self, commits: Iterable[Commit], token: bytes, session: ClientSession) -> None:
+        for commit in commits:
+            tracking = commit.tracking
+            if tracking is None:
+                continue
             position = tracking.notification_id
             try:
                 self._tracking.update_one(
@@ -240,6 +246,8 @@ class EventChain:
                 )
             except DuplicateKeyError as error:
                 raise _TrackingTaken from error
+            if commit.write is not None:
+                commit.write(session)
 
     def _recognise(self, commits: Sequence[Commit]) -> None:
         """Find out which commits an earlier attempt of ours has recorded."""

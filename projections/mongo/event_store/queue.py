@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from eventsourcing.persistence import Tracking
+    from pymongo.client_session import ClientSession
 
     from projections.mongo.event_store.documents import Document
 
@@ -30,6 +31,7 @@ class Commit:
     Attributes:
         events: As they are stored.
         tracking: The position of another application that goes with them.
+        write: What else goes with them, in the same transaction; called once for each attempt.
         predecessors: By stream, the version that has to be stored for its first new event.
         newest: An event that has to be stored unchanged.
         first: The position of the first event, once it is recorded.
@@ -43,6 +45,7 @@ class Commit:
 
     events: list[Document]
     tracking: Tracking | None = None
+    write: Callable[[ClientSession], object] | None = None
     predecessors: Mapping[UUID | str, int] = field(default_factory=dict)
     newest: tuple[bytes | str, int, bytes] | None = None
     first: int = 0

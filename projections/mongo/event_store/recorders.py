@@ -35,11 +35,12 @@ from projections.mongo.sessions import in_session
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Notification, StoredEvent, Subscription, Tracking
     from pymongo import MongoClient
+    from pymongo.client_session import ClientSession
 
     from scoring.event_store import Place
 
@@ -340,6 +341,24 @@ class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
             PersistenceError: if the server failed.
         """
         self._queue.record(Commit([], tracking))
+
+    def insert_tracking_with(
+        self, tracking: Tracking, write: Callable[[ClientSession], object]
+    ) -> None:
+        """Record a position and whatever ``write`` writes, in one transaction.
+
+        For views of an application's own: what they show and how far it goes cannot part.
+
+        Args:
+            tracking: The position.
+            write: Called with the session to pass to each operation; once more if the transaction
+                was aborted, so it should do nothing else.
+
+        Raises:
+            IntegrityError: if this or a later position is recorded; nothing was written.
+            PersistenceError: if the server failed.
+        """
+        self._queue.record(Commit([], tracking, write))
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """Return the position of an application, or ``None`` if none was recorded.
