@@ -344,6 +344,27 @@ def test_a_grant_that_comes_between_loading_and_looking_is_seen(
     assert scoring.score_of("ada").recomputed_total == 0
 
 
+def test_a_user_opened_by_another_process_at_the_same_moment_is_not_taken_for_ours(
+    scoring: Scoring, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The event that opens a stream is the same whoever records it; the others tell."""
+    load: Any = scoring._scores.all_current
+    overtaken: list[bool] = []
+
+    def all_current(user_ids: Sequence[str]) -> Any:
+        loaded = load(user_ids)
+        if not overtaken:
+            overtaken.append(True)
+            with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other:
+                other.contribute("ada", "theirs", "x", "s", 7)
+        return loaded
+
+    monkeypatch.setattr(scoring._scores, "all_current", all_current)
+    monkeypatch.setattr("eventsourcing.domain.datetime_now_with_tzinfo", lambda: NOON)
+    assert outcome(scoring.contribute_many([sets(5)])[0])[1:] == (RECORDED, 7, 12)
+    assert scoring.score_of("ada").recomputed_total == 12
+
+
 def test_another_process_is_seen_by_a_batch_that_changes_nothing_in_memory(
     tmp_path: Path,
 ) -> None:
