@@ -248,8 +248,17 @@ class OldComparison:
                 yield last, user
             else:
                 # MongoDB sorts ObjectIds and numbers otherwise than their texts.
-                pairs = _pairs(user.take(), _NOTHING)
-                suspects += (Suspect(user.user_id, pair.key) for pair in pairs)
+                old = self._taken(user, outcome)
+                suspects += (Suspect(user.user_id, pair.key) for pair in _pairs(old, _NOTHING))
+
+    def _taken(self, glance: OldGlance, outcome: Comparison) -> OldUser:
+        """Take what is acceptable, and report what cannot be looked for in the ledger."""
+        old = glance.take()
+        self._old_buckets += len(old.buckets)
+        for reject in old.rejects:
+            if _comparable_key(reject) is None:
+                self._report(outcome, _unknown(reject))
+        return old
 
     def _scan_user(
         self,
@@ -272,13 +281,9 @@ class OldComparison:
             outcome.buckets += len(ledger.buckets)
             outcome.old_points += ledger.total
             return
-        old = OldUser(user_id) if glance is None else glance.take()
-        self._old_buckets += len(old.buckets)
+        old = OldUser(user_id) if glance is None else self._taken(glance, outcome)
         outcome.buckets += len(old.buckets.keys() | ledger.buckets.keys())
         outcome.old_points += _TotalPair.of(old, ledger).old
-        for reject in old.rejects:
-            if _comparable_key(reject) is None:
-                self._report(outcome, _unknown(reject))
         now = time.monotonic()
         suspects += (Suspect(user_id, pair.key, pair.seen, now) for pair in _pairs(old, ledger))
 

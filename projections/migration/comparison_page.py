@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import TextIO
 
-    from projections.migration.comparison_report import Comparison
+    from projections.migration.comparison_report import Comparison, ScoreDifference
 
 
 def write_page(comparison: Comparison, file: TextIO) -> None:
@@ -68,14 +68,18 @@ def _tables(comparison: Comparison) -> Iterable[str]:
     yield "<h2>The first differences</h2>\n"
     yield from table(
         "With the time of the old document and of the ledger's event, where it is known.",
-        ("user", "key", "~how", "~old collection", "~ledger", "~what became of it"),
+        ("user", "key", "~how", "~old collection", "~ledger"),
         [
             (
-                *(each.user_id or "", each.key or "", str(each.kind)),
+                *(each.user_id or "", each.key or "", _how(each)),
                 *(said(each.old), said(each.ledger)),
-                "repaired" if each.repaired else each.reason,
             )
             for each in comparison.differences
         ],
         comparison.difference_count + comparison.repaired_count,
     )
+
+
+def _how(difference: ScoreDifference) -> str:
+    more = "repaired" if difference.repaired else difference.reason
+    return f"{difference.kind}: {more}" if more else str(difference.kind)

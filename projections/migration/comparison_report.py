@@ -131,7 +131,7 @@ class Comparison:
         repaired = f", {self.repaired_count:,} of them repaired" if self.repaired_count else ""
         if self.difference_count:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
-            more = f"; {self.repaired_count:,} more were repaired" if repaired else ""
+            more = f"; {self.repaired_count:,} more repaired" if repaired else ""
             return (
                 f"The ledger differs from the old collection in {self.difference_count:,} of "
                 f"{what} ({kinds}){more}."

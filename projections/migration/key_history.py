@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from projections.events.model import TOPICS
 from scoring.contributions import Bucket
 from scoring.identity import user_stream_id
-from scoring.retries import read_event_store
+from scoring.retries import STORE_ERRORS, read_event_store
 from scoring.user_score import UserScore
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ def _newest_first(app: Scoring, user_id: str) -> Iterator[Any]:
         )
         for stored in page:
             if stored.topic in TOPICS:
-                event: Any = app.mapper.to_domain_event(stored)
+                try:
+                    event: Any = app.mapper.to_domain_event(stored)
+                except STORE_ERRORS:
+                    continue  # whoever projects says so; here it says nothing
                 if isinstance(event, UserScore.BucketSet) or event.replaced_points is not None:
                     yield event
         if len(page) < _EVENTS_PER_PAGE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -20,10 +21,15 @@ from projections import (
     DifferenceKind,
     OldScores,
     ProjectionError,
+    RebuildOutcome,
     ScoreLedger,
     ScoreSide,
 )
+from projections.migration import key_history, ledger_scores
+from projections.migration.old_glance import OldGlance
 from projections.mongo import connect
+from scoring import ContributionReceipt
+from scoring.contributions import Contribution
 from support import NOON, sqlite_env
 
 Document = dict[str, Any]
@@ -196,7 +202,9 @@ def test_users_whose_ids_sort_otherwise_as_text_are_compared_all_the_same(
         written(site, user, "telemetry:activity", 12)
         contributed(ledger, str(user), "telemetry:activity", 12)
     old = described(site, users_as_text=True)
-    assert ledger.compare(old, settle_seconds=SETTLE).ok
+    same = ledger.compare(old, settle_seconds=SETTLE)
+    assert same.ok
+    assert (same.users, same.buckets) == (7, 7)
     written(site, 10, "telemetry:activity", 13)
     written(site, oid, "telemetry:lost", 13)
     outcome = ledger.compare(old, settle_seconds=SETTLE)
@@ -305,3 +313,85 @@ def test_what_moves_is_in_flight_until_it_stands_still(
         thread.join()
     assert found(outcome) == {("ada", "telemetry:lost", "missing in the ledger")}
     assert (outcome.passed, outcome.in_flight) == (1, 1)
+
+
+def test_only_two_writes_within_a_minute_have_crossed(
+    ledger: ScoreLedger, site: Collection[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many events of other keys there are behind them, and before."""
+    monkeypatch.setattr(key_history, "RACE", timedelta(seconds=1))
+    monkeypatch.setattr(key_history, "_EVENTS_PER_PAGE", 2)
+    for key in ("early", "late"):
+        contributed(ledger, "ada", f"telemetry:{key}", 8)
+        time.sleep(1.1 if key == "early" else 0)
+        contributed(ledger, "ada", f"telemetry:{key}", 7)
+        written(site, "ada", f"telemetry:{key}", 8)
+    for number in range(5):
+        contributed(ledger, "ada", f"telemetry:{number}", 1)
+        written(site, "ada", f"telemetry:{number}", 1)
+    outcome = ledger.compare(described(site), settle_seconds=SETTLE)
+    assert found(outcome) == {
+        ("ada", "telemetry:early", "other points"),
+        ("ada", "telemetry:late", "order of two writes"),
+    }
+
+
+def test_a_client_who_writes_while_the_key_is_repaired_has_the_last_word(
+    ledger: ScoreLedger, site: Collection[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who writes both sides after the old one was read, and before the ledger is told."""
+    written(site, "ada", "telemetry:activity", 5)
+    contribute_many = ledger.contribute_many
+    told: list[int] = []
+
+    def overtaken(contributions: list[Contribution]) -> list[ContributionReceipt]:
+        if not told:
+            written(site, "ada", "telemetry:activity", 9)
+            contributed(ledger, "ada", "telemetry:activity", 9)
+        told.extend(each.points for each in contributions)
+        return contribute_many(contributions)
+
+    monkeypatch.setattr(ledger, "contribute_many", overtaken)
+    outcome = ledger.compare(described(site), repair=True, settle_seconds=SETTLE)
+    assert told == [5, 9]
+    assert outcome.ok
+    assert outcome.repaired_count == 1
+    assert ledger.score_of("ada").recomputed_total == 9
+
+
+def test_a_rebuild_that_ends_meanwhile_changes_nothing(
+    ledger: ScoreLedger, site: Collection[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of the generation before is read again, and what is left of it is gone."""
+    monkeypatch.setattr(ledger_scores, "_BATCH_SIZE", 2)
+    for user in ("ada", "bob", "cyd", "dan", "eve"):
+        written(site, user, "telemetry:activity", 5)
+        contributed(ledger, user, "telemetry:activity", 5 + (user == "bob"))
+    ledger.catch_up()
+    rebuilt: list[RebuildOutcome] = []
+
+    class Overtaken(OldScores):
+        def glance(self, client: MongoClient[Any]) -> Iterator[OldGlance]:
+            for user in super().glance(client):
+                yield user
+                if not rebuilt:
+                    rebuilt.append(ledger.rebuild())
+
+    outcome = ledger.compare(Overtaken(**dict(described(site))), settle_seconds=SETTLE)
+    assert rebuilt[0].live
+    assert found(outcome) == {("bob", "telemetry:activity", "other points")}
+    assert (outcome.users, outcome.buckets) == (5, 5)
+
+
+def test_a_ledger_whose_total_is_not_the_sum_of_its_buckets_is_told_to_verify(
+    ledger: ScoreLedger, site: Collection[Document], client: MongoClient[Document], database: str
+) -> None:
+    """Which no contribution can mend."""
+    written(site, "ada", "telemetry:activity", 5)
+    contributed(ledger, "ada", "telemetry:activity", 5)
+    ledger.catch_up()
+    client[database]["user_scores"].update_one({}, {"$set": {"recomputedTotal": 6}})
+    (difference,) = ledger.compare(described(site), repair=True, settle_seconds=SETTLE).differences
+    assert (difference.kind, difference.key) == (DifferenceKind.TOTAL, None)
+    assert (difference.old, difference.ledger) == (ScoreSide(5), ScoreSide(6))
+    assert "score-ledger verify" in difference.reason
