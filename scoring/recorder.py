@@ -50,6 +50,7 @@ ANSWERED_FOR: Final = (UserScore.GrantRecorded, UserScore.BucketSet)
 """The events whose positions are in receipts."""
 
 _SEARCH_WINDOW: Final = 1000
+_WORTH_A_QUERY: Final = 500  # commands in a chunk
 
 
 class RefusedAt(Exception):  # noqa: N818 - internal, never reaches a caller
@@ -152,7 +153,7 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
         """
         try:
             with TimeLimit() as limit:
-                if ask_first:
+                if ask_first or self._begins_with_taken_id():
                     read_event_store(lambda: self._learn_originals(self._commands))
                 return self._receipts_within(limit)
         except ConnectionPoolClosedError as error:
@@ -161,6 +162,14 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
                 f"the event store was closed, so it is unknown whether {self._subject} are "
                 f"recorded: {self._cure}, on one that is open"
             ) from error
+
+    def _begins_with_taken_id(self) -> bool:
+        # As what is imported again does: a query for one id, where a commit in vain costs more.
+        if len(self._commands) < _WORTH_A_QUERY:
+            return False
+        first = [command for command in self._commands if self._grant_id_of(command)][:1]
+        read_event_store(lambda: self._learn_originals(first))
+        return self.found_taken_ids
 
     def _receipts_within(self, limit: TimeLimit) -> list[ReceiptT]:
         races, failures = Retries(LOST_RACES), Retries(STORE_FAILURES)
