@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -392,3 +393,20 @@ def test_contribute_many_without_overwriting_leaves_what_is_there(scoring: Scori
     receipts = scoring.contribute_many(new, overwrite=False)
     assert [str(receipt.status) for receipt in receipts] == ["RECORDED", "CONFLICT"] * 2
     assert scoring.score_of("ada").recomputed_total == before.recomputed_total + 4
+
+
+def test_what_is_written_while_it_is_imported_stays(tmp_path: Path) -> None:
+    """Whoever comes first, and however close: each key ends with what traffic wrote."""
+    env = sqlite_env(tmp_path / "events.sqlite")
+    keys = [f"{kind}{n}" for n in range(60) for kind in ("telemetry:a", "award:badge:b")]
+    old = [
+        Contribution(user_id="ada", key=key, points=1000, at=NOON, **APP) for key in reversed(keys)
+    ]
+    with Scoring(env) as imported, Scoring(env) as traffic, ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(
+            lambda: [traffic.contribute("ada", key, **APP, points=7, at=NOON) for key in keys]
+        )
+        for start in range(0, len(old), 10):
+            imported.contribute_many(old[start : start + 10], overwrite=False)
+        writing.result()
+        assert traffic.score_of("ada").recomputed_total == 7 * len(keys)

@@ -13,6 +13,7 @@ import pytest
 from bson import DatetimeMS, Decimal128, Int64, ObjectId, encode
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
+from pymongo.collation import Collation, CollationStrength
 from pymongo.monitoring import (
     CommandFailedEvent,
     CommandListener,
@@ -356,6 +357,27 @@ def test_a_user_in_two_spellings_is_not_mixed_up(site: MongoClient[Document]) ->
     assert asked == ["ö"]
 
 
+def test_users_are_told_apart_whatever_the_collation_of_the_collection(
+    site: MongoClient[Document],
+) -> None:
+    """Sorted as one, the documents of two users would come mixed."""
+    alike = Collation(locale="en", strength=CollationStrength.SECONDARY)
+    site.get_default_database().create_collection("scores", collation=alike)
+    given(
+        site,
+        *(
+            {"user": user, "key": key, "points": 1, **LABELLED}
+            for key in ("k1", "k2")
+            for user in ("ada", "Ada")
+        ),
+    )
+    found = OldScores(collection="scores", user="user").read(site)
+    assert [(user.user_id, list(user.buckets)) for user in found] == [
+        ("Ada", ["k1", "k2"]),
+        ("ada", ["k1", "k2"]),
+    ]
+
+
 def test_documents_without_a_user_are_told_one_by_one(site: MongoClient[Document]) -> None:
     """There may be any number of them."""
     given(
@@ -451,8 +473,8 @@ def test_memory_does_not_grow_with_the_collection(site: MongoClient[Document]) -
     assert peaks[1] < 1.5 * peaks[0]
 
 
-EACH: list[Any] = [*range(200), *(f"u{number:04}" for number in range(200, 400))]
-"""Users of two types, in MongoDB's order."""
+EACH: list[Any] = [*range(350), *(f"u{number:04}" for number in range(350, 400))]
+"""Users of two types, in MongoDB's order; the first answer ends among the numbers."""
 
 
 def given_each(client: MongoClient[Document], database: str) -> OldScores:
