@@ -36,14 +36,17 @@ _FORKS = get_context("forkserver")
 _FORKS.set_forkserver_preload(["dual_writers"])
 
 
-def dual_write() -> Any:
-    """The example, which is no module of a package."""
+def _example() -> Any:
     spec = importlib.util.spec_from_file_location("dual_write", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+dual_write: Any = _example()
+"""``examples/dual_write.py``, which is no module of a package."""
 
 
 @dataclass
@@ -98,7 +101,7 @@ def _write(uri: str, database: str, folder: str, number: int, dies_after: int | 
             time.sleep(randomness.uniform(0, 0.03))  # so that much is in flight at any time
             return scoring.contribute(*contribution)
 
-        writer = dual_write().DualWriter(client[database]["scores"], tell_ledger)
+        writer = dual_write.DualWriter(client[database]["scores"], tell_ledger)
         while not Path(folder, "stop").exists():
             # Points that no write of this key ever had, so that what is lost makes a difference.
             points = 1 + done * 1000 + number

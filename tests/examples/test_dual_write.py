@@ -66,13 +66,12 @@ def test_a_relay_that_is_killed_leaves_the_last_value_of_every_key(
     client: MongoClient[dict[str, Any]],
 ) -> None:
     """Wherever it is killed: before it tells the ledger, or after, before it has noted that."""
-    example = dual_write()
     site = client[f"site_{uuid4().hex}"]
     try:
         for dies_at in range(6):
             site.drop_collection("scores")
             site.drop_collection("outbox")
-            writer = example.OutboxWriter(site["scores"], site["outbox"])
+            writer = dual_write.OutboxWriter(site["scores"], site["outbox"])
             for points in (1, 2, 3):
                 writer.contribute("ada", "telemetry:activity", "telemetry", "app", points)
             told: list[int] = []
@@ -80,14 +79,14 @@ def test_a_relay_that_is_killed_leaves_the_last_value_of_every_key(
 
             def tell(*contribution: Any, told: list[int] = told, dies_at: int = dies_at) -> None:
                 if next(calls) == dies_at:  # noqa: B023 - called within the round
-                    raise example.Killed
+                    raise dual_write.Killed
                 told.append(contribution[4])
                 if next(calls) == dies_at:  # noqa: B023 - likewise
-                    raise example.Killed
+                    raise dual_write.Killed
 
-            with pytest.raises(example.Killed):
-                example.relay(site["outbox"], tell)
-            while example.relay(site["outbox"], tell):
+            with pytest.raises(dual_write.Killed):
+                dual_write.relay(site["outbox"], tell)
+            while dual_write.relay(site["outbox"], tell):
                 pass
             assert told[-1] == 3
             assert sorted(set(told)) == [1, 2, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -18,14 +19,16 @@ from projections.mongo import connect
 from support import NOON, sqlite_env
 
 WRITERS = 8
-SETTLE = 1.5
+SETTLE = 2.0
 """More than a writer that gets its turn may take between its two writes."""
 
 Place = tuple[str | None, str | None]
 
 
 @pytest.fixture
-def site(mongo_uri: str, tmp_path: Path) -> Iterator[Site]:
+def site(mongo_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    # The server that forks the writers looks there for what it imports once for all of them.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     database = f"site_{uuid4().hex}"
     yield Site(mongo_uri, database, tmp_path)
     with connect(mongo_uri) as client:
@@ -43,9 +46,17 @@ def test_comparing_names_exactly_what_differs_while_a_site_writes_and_is_killed(
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_comparing_names_exactly_what_differs_for_a_long_time(site: Site) -> None:
-    """Many more kills, and a comparison after each few."""
-    for _ in range(int(os.environ.get("SOAK_SECONDS", "600")) // 20):
-        _trial(site, kills=40)
+    """``SOAK_SECONDS``: one trial after the other, with more kills in each."""
+    until = time.monotonic() + int(os.environ.get("SOAK_SECONDS", "600"))
+    for number in count():
+        folder = site.folder / str(number)
+        folder.mkdir()
+        _trial(Site(site.uri, site.database, folder), kills=60)
+        with connect(site.uri) as client:
+            client.drop_database(site.database)
+            client.drop_database(f"{site.database}_ledger")
+        if time.monotonic() > until:
+            return
 
 
 def _trial(site: Site, *, kills: int) -> None:
@@ -56,7 +67,7 @@ def _trial(site: Site, *, kills: int) -> None:
             mongo=client[f"{site.database}_ledger"],
         ) as ledger,
     ):
-        old = dual_write().OLD_SCORES.model_copy(update={"database": site.database})
+        old = dual_write.OLD_SCORES.model_copy(update={"database": site.database})
         planted = _plant(site, ledger)
         writers = _killed_again_and_again(site, kills)
         try:
@@ -117,14 +128,13 @@ def _compare(
 
 def _plant(site: Site, ledger: ScoreLedger) -> set[tuple[str, str]]:
     """Differences of every kind that there are, and two clients who cross each other."""
-    example = dual_write()
     labels = "telemetry", "app"
     with connect(site.uri) as client:
         scores = client[site.database]["scores"]
 
         def in_the_site(key: str, points: int, category: str = "telemetry") -> None:
             bucket = {"points": points, "category": category, "source": "app", "at": NOON}
-            example.set_bucket(scores, "planted", key, bucket)
+            dual_write.set_bucket(scores, "planted", key, bucket)
 
         in_the_site("telemetry:missing-in-ledger", 3)
         ledger.contribute("planted", "telemetry:missing-in-old", *labels, 4)
