@@ -13,21 +13,28 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from projections.errors import ProjectionError
 from projections.migration.comparison_report import (
     MAX_DIFFERENCES,
     Comparison,
     ComparisonProgress,
-    DifferenceKind,
     ScoreDifference,
-    ScoreSide,
 )
 from projections.migration.key_history import KeyHistory, read_histories
 from projections.migration.ledger_scores import LedgerScores, LedgerUser
 from projections.migration.old_users import OldReject, OldUser
-from projections.migration.old_values import breaks_its_rule
+from projections.migration.pairs import (
+    BucketPair,
+    Pair,
+    TotalPair,
+    by_key,
+    comparable_key,
+    differing_pairs,
+    repairing,
+    without_place,
+)
 from projections.migration.suspects import Suspect, Suspects
 from projections.mongo.joins import outer_join
 from scoring import BatchFailed, GrantStatus, InvalidGrant, StreamHasGap
@@ -56,92 +63,6 @@ _SUSPECTS_AT_ONCE: Final = 1000
 _NOTHING: Final = LedgerUser(0, {})
 
 
-class _BucketPair(NamedTuple):
-    """What the two sides hold under one key."""
-
-    user_id: str
-    key: str
-    old: Contribution | OldReject | None
-    ledger: Bucket | None
-
-    @property
-    def old_bucket(self) -> Bucket | None:
-        return self.old.bucket if isinstance(self.old, Contribution) else None
-
-    @property
-    def differs(self) -> bool:
-        return isinstance(self.old, OldReject) or _differ(self.old_bucket, self.ledger)
-
-    @property
-    def seen(self) -> str:
-        old = self.old.value if isinstance(self.old, OldReject) else self.old_bucket
-        return repr((old, self.ledger))
-
-    def kind(self, history: KeyHistory) -> DifferenceKind:
-        old, ledger = self.old_bucket, self.ledger
-        if isinstance(self.old, OldReject):
-            return DifferenceKind.REJECTED
-        if ledger is None or not ledger.points:
-            return DifferenceKind.MISSING_IN_LEDGER
-        if old is None or not old.points:
-            return DifferenceKind.MISSING_IN_OLD
-        if old.points == ledger.points:
-            return DifferenceKind.LABEL
-        return DifferenceKind.WRITE_ORDER if history.raced else DifferenceKind.OTHER_POINTS
-
-    def difference(self, history: KeyHistory) -> ScoreDifference:
-        old = ledger = None
-        reason = ""
-        if isinstance(self.old, Contribution):
-            old = ScoreSide(*self.old.bucket, self.old.at)
-        elif isinstance(self.old, OldReject):
-            reason = _rejected(self.old)
-        if self.ledger is not None:
-            ledger = ScoreSide(*self.ledger, history.at)
-        kind = self.kind(history)
-        return ScoreDifference(self.user_id, self.key, kind, old, ledger, reason=reason)
-
-
-@dataclass(frozen=True, slots=True)
-class _TotalPair:
-    """The two totals of one user, and what each has beyond the sum of its buckets."""
-
-    user_id: str
-    old: int
-    ledger: int
-    old_excess: int
-    ledger_excess: int
-
-    key: ClassVar[str] = ""
-
-    @classmethod
-    def of(cls, old: OldUser, ledger: LedgerUser) -> _TotalPair:
-        summed = sum(contribution.points for contribution in old.buckets.values())
-        # Nobody can say what a bucket that is not acceptable adds to its total.
-        total = summed if old.total is None or old.rejects else old.total
-        excess = total - summed, ledger.total - ledger.sum()
-        return cls(old.user_id or "", total, ledger.total, *excess)
-
-    @property
-    def differs(self) -> bool:
-        return bool(self.old_excess or self.ledger_excess)
-
-    @property
-    def seen(self) -> str:
-        return repr((self.old_excess, self.ledger_excess))
-
-    def difference(self, _: KeyHistory) -> ScoreDifference:
-        reason = "the ledger's total is not the sum of its buckets: run score-ledger verify"
-        if self.old_excess:
-            reason = (
-                f"the old total is {self.old - self.old_excess:,} by its buckets: have the site "
-                "sum them up again"
-            )
-        sides = ScoreSide(self.old), ScoreSide(self.ledger)
-        return ScoreDifference(self.user_id, None, DifferenceKind.TOTAL, *sides, reason=reason)
-
-
-_Pair = _BucketPair | _TotalPair
 _Buckets = dict[tuple[str, str], Bucket]
 
 
@@ -242,22 +163,24 @@ class OldComparison:
         for user in self._old.glance(self._client):
             if user.user_id is None:
                 for reject in user.take().rejects:
-                    self._report(outcome, _unknown(reject))
+                    self._report(outcome, without_place(reject))
             elif user.user_id > last:
                 last = user.user_id
                 yield last, user
             else:
                 # MongoDB sorts ObjectIds and numbers otherwise than their texts.
                 old = self._taken(user, outcome)
-                suspects += (Suspect(user.user_id, pair.key) for pair in _pairs(old, _NOTHING))
+                suspects += (
+                    Suspect(user.user_id, pair.key) for pair in differing_pairs(old, _NOTHING)
+                )
 
     def _taken(self, glance: OldGlance, outcome: Comparison) -> OldUser:
         """Take what is acceptable, and report what cannot be looked for in the ledger."""
         old = glance.take()
         self._old_buckets += len(old.buckets)
         for reject in old.rejects:
-            if _comparable_key(reject) is None:
-                self._report(outcome, _unknown(reject))
+            if comparable_key(reject) is None:
+                self._report(outcome, without_place(reject))
         return old
 
     def _scan_user(
@@ -283,9 +206,11 @@ class OldComparison:
             return
         old = OldUser(user_id) if glance is None else self._taken(glance, outcome)
         outcome.buckets += len(old.buckets.keys() | ledger.buckets.keys())
-        outcome.old_points += _TotalPair.of(old, ledger).old
+        outcome.old_points += TotalPair.of(old, ledger).old
         now = time.monotonic()
-        suspects += (Suspect(user_id, pair.key, pair.seen, now) for pair in _pairs(old, ledger))
+        suspects += (
+            Suspect(user_id, pair.key, pair.seen, now) for pair in differing_pairs(old, ledger)
+        )
 
     def _settle(self, outcome: Comparison) -> None:
         """Look again at what differs, until all of it is decided."""
@@ -302,7 +227,7 @@ class OldComparison:
         pairs = self._read_again(page)
         now = time.monotonic()
         changed, decided = [], []
-        settled: list[tuple[Suspect, _Pair]] = []
+        settled: list[tuple[Suspect, Pair]] = []
         for suspect, pair in zip(page, pairs, strict=True):
             if not pair.differs:
                 decided.append(suspect)
@@ -324,7 +249,7 @@ class OldComparison:
         self._suspects.drop(decided)
         self._suspects.put([*changed, *repaired.values()])
 
-    def _read_again(self, page: list[Suspect]) -> list[_Pair]:
+    def _read_again(self, page: list[Suspect]) -> list[Pair]:
         """Read both sides anew; what was recorded before that is projected."""
         wanted: dict[str, set[str]] = {}
         for suspect in page:
@@ -334,7 +259,7 @@ class OldComparison:
         for user in self._old.read(self._client, users=wanted):
             if user.user_id is None:
                 continue
-            theirs = _acceptable(user)
+            theirs = by_key(user)
             for key in wanted.get(user.user_id, ()):
                 olds[user.user_id, key] = theirs.get(key)
             if user.user_id in totals:
@@ -351,21 +276,21 @@ class OldComparison:
         buckets, ledgers = self._read_model.generations.consistently(read)
         places = ((each.user_id, each.key) for each in page)
         return [
-            _BucketPair(*place, olds.get(place), buckets.get(place))
+            BucketPair(*place, olds.get(place), buckets.get(place))
             if place[1]
-            else _TotalPair.of(totals[place[0]], ledgers[place[0]])
+            else TotalPair.of(totals[place[0]], ledgers[place[0]])
             for place in places
         ]
 
     def _decide(
-        self, user_id: str, settled: list[tuple[Suspect, _Pair]], outcome: Comparison
+        self, user_id: str, settled: list[tuple[Suspect, Pair]], outcome: Comparison
     ) -> list[_Repair]:
         """Report what stays, and return what is to be repaired."""
         is_shown = len(outcome.differences) < MAX_DIFFERENCES
         asked = {
             pair.key: pair.old_bucket
             for _, pair in settled
-            if isinstance(pair, _BucketPair) and pair.ledger and (pair.old_bucket or is_shown)
+            if isinstance(pair, BucketPair) and pair.ledger and (pair.old_bucket or is_shown)
         }
         histories = read_histories(self._app, user_id, asked) if asked else {}
         repairs = []
@@ -378,7 +303,7 @@ class OldComparison:
                 reason = f"it differed again, though it was repaired {suspect.repairs} times"
                 self._report(outcome, replace(difference, reason=reason))
                 continue
-            contribution = _repairing(pair)
+            contribution = repairing(pair)
             if contribution is not None and self._needs_time(contribution):
                 reason = "it becomes a grant, and nothing says when it was earned: give that"
                 difference, contribution = replace(difference, reason=reason), None
@@ -431,57 +356,3 @@ class OldComparison:
     def _tell_progress(self, stage: str, done: int, total: int) -> None:
         if self._on_progress is not None:
             self._on_progress(ComparisonProgress(stage, done, max(done, total)))
-
-
-def _pairs(old: OldUser, ledger: LedgerUser) -> Iterator[_Pair]:
-    """Yield what differs."""
-    theirs = _acceptable(old)
-    assert old.user_id is not None  # noqa: S101 - for the type checker
-    for key in theirs.keys() | ledger.buckets.keys():
-        found = ledger.buckets.get(key)
-        pair = _BucketPair(old.user_id, key, theirs.get(key), Bucket(*found) if found else None)
-        if pair.differs:
-            yield pair
-    total = _TotalPair.of(old, ledger)
-    if total.differs:
-        yield total
-
-
-def _acceptable(old: OldUser) -> dict[str, Contribution | OldReject]:
-    """Return what the old side holds under keys that the ledger may have, too."""
-    rejects = ((_comparable_key(reject), reject) for reject in old.rejects)
-    return {**old.buckets, **{key: reject for key, reject in rejects if key is not None}}
-
-
-def _comparable_key(reject: OldReject) -> str | None:
-    key = reject.key
-    return key if isinstance(key, str) and not breaks_its_rule("key", key) else None
-
-
-def _differ(old: Bucket | None, ledger: Bucket | None) -> bool:
-    # To whoever adds buckets up, one of 0 points is none.
-    return old != ledger and any(bucket is not None and bucket.points for bucket in (old, ledger))
-
-
-def _repairing(pair: _Pair) -> Contribution | None:
-    """Return what gives the ledger the old side's value, if anything can."""
-    if isinstance(pair, _TotalPair) or isinstance(pair.old, OldReject):
-        return None
-    if pair.old is not None or pair.ledger is None:
-        return pair.old
-    _, category, source = pair.ledger
-    return Contribution(
-        user_id=pair.user_id, key=pair.key, category=category, source=source, points=0
-    )
-
-
-def _rejected(reject: OldReject) -> str:
-    return f"{reject.reason}: {reject.value!r} in {reject.path} of document {reject.document_id!r}"
-
-
-def _unknown(reject: OldReject) -> ScoreDifference:
-    """Return the difference of something under no user, or no key, that the ledger might have."""
-    key = None if reject.key is None else str(reject.key)
-    return ScoreDifference(
-        reject.user_id, key, DifferenceKind.REJECTED, None, None, reason=_rejected(reject)
-    )
