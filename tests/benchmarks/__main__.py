@@ -18,6 +18,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))  # for what the tests have in
 import comparisons
 import consistent_reads
 import embedding_costs
+import event_stores
 import leaderboards
 import read_side
 import write_side
@@ -40,6 +41,9 @@ PARTS = {
     "wait": read_side.waiting,
     "worker-memory": read_side.memory,
     "idle": read_side.idling,
+    "event-stores": event_stores.event_stores,
+    "catch-up-mongo": event_stores.catch_up_from_mongo,
+    "wait-mongo": event_stores.waits_on_mongo,
     "compare": comparisons.against_a_bare_scan,
 }
 

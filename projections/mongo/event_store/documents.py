@@ -16,6 +16,7 @@ A stream is 16 plain bytes if its id is a UUID, else text.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from pymongo import MongoClient
     from pymongo.collection import Collection
@@ -82,11 +83,23 @@ def decoded(item: Document) -> StoredEvent:
     return StoredEvent(_stream(item["s"]), item["v"], item["t"], item["d"])
 
 
-def notifications(document: Document) -> Iterator[Notification]:
-    """Yield the events of a document with their positions."""
-    for position, item in enumerate(document["e"], document["_id"]):
-        yield Notification(_stream(item["s"]), item["v"], item["t"], item["d"], position)
+def notifications(
+    document: Document, first: int, last: int | None, topics: Sequence[str]
+) -> list[Notification]:
+    """Return a document's events from one position to another, of these topics or all."""
+    return [
+        Notification(_stream(item["s"]), item["v"], item["t"], item["d"], position)
+        for position, item in enumerate(document["e"], document["_id"])
+        if position >= first
+        and (last is None or position <= last)
+        and (not topics or item["t"] in topics)
+    ]
 
 
 def _stream(key: bytes | str) -> UUID | str:
-    return UUID(bytes=key) if isinstance(key, bytes) else key
+    return _uuid(key) if isinstance(key, bytes) else key
+
+
+@lru_cache(maxsize=10_000)  # whoever reads events meets the same streams again and again
+def _uuid(key: bytes) -> UUID:
+    return UUID(bytes=key)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from scoring.event_store import Place
 
 _READ_SECONDS: Final = 10.0
+_LEAST_BATCH: Final = 100
 _CONDITIONS_AT_ONCE: Final = 250
 """Of one query: the server plans each one for itself, and more take longer than two queries."""
 
@@ -217,17 +218,19 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             PersistenceError: if the server failed.
         """
         keys = [(stream_key(stream), version) for stream, version in places]
-        versions: dict[bytes | str, list[int]] = {}
+        by_stream: dict[bytes | str, list[int]] = {}
+        by_version: dict[int, list[bytes | str]] = {}
         for stream, version in keys:
-            versions.setdefault(stream, []).append(version)
-        # Streams of one event, as claims are, need one condition for all of them.
-        firsts = [stream for stream, wanted in versions.items() if wanted == [1]]
-        conditions: list[dict[str, Any]] = [{"s": {"$in": firsts}, "v": 1}] if firsts else []
-        conditions += [
-            {"s": stream, "v": {"$in": wanted}}
-            for stream, wanted in versions.items()
-            if wanted != [1]
-        ]
+            by_stream.setdefault(stream, []).append(version)
+            by_version.setdefault(version, []).append(stream)
+        # One condition for many streams of one event, as claims are, or for many of one stream.
+        conditions: list[dict[str, Any]]
+        if len(by_version) < len(by_stream):
+            conditions = [
+                {"s": {"$in": some}, "v": version} for version, some in by_version.items()
+            ]
+        else:
+            conditions = [{"s": stream, "v": {"$in": some}} for stream, some in by_stream.items()]
         found: dict[tuple[bytes | str, int], StoredEvent] = {}
         with persistence_errors(), pymongo.timeout(_READ_SECONDS):
             for start in range(0, len(conditions), _CONDITIONS_AT_ONCE):
@@ -262,15 +265,10 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         found: list[Notification] = []
         with persistence_errors(), pymongo.timeout(_READ_SECONDS):
             documents = self._events.find(wanted, {"c": 0}).sort("_id").limit(limit)
-            with documents:
+            # Not all at once: they may have twenty events each.
+            with documents.batch_size(max(_LEAST_BATCH, limit // 10)):
                 for document in documents:
-                    found += [
-                        each
-                        for each in notifications(document)
-                        if first <= each.id
-                        and (stop is None or each.id <= stop)
-                        and (not topics or each.topic in topics)
-                    ]
+                    found += notifications(document, first, stop, topics)
                     if len(found) >= limit:
                         break
         return found[:limit]
