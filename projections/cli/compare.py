@@ -170,9 +170,9 @@ def print_comparison(comparison: Comparison, *, may_repair: bool) -> None:
 
 
 def _print_difference(difference: ScoreDifference) -> None:
-    # In lines, not in columns: a key of any length stays whole.
+    # In lines, not in columns, and not broken: a key of any length stays whole.
     place = " ".join(shown(part) for part in (difference.user_id, difference.key) if part)
-    out.print(f"[bold]{place or '(no user)'}[/]: {difference.kind}")
+    out.print(f"[bold]{place or '(no user)'}[/]: {difference.kind}", soft_wrap=True)
     if difference.old is not None or difference.ledger is not None:
         out.print(f"    old     {shown(said(difference.old))}")
         out.print(f"    ledger  {shown(said(difference.ledger))}")
