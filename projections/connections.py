@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from eventsourcing.persistence import InfrastructureFactoryError
 from eventsourcing.utils import Environment, TopicError
@@ -13,8 +14,8 @@ from pymongo.database import Database
 
 from projections.embedded import open_server
 from projections.errors import ProjectionError
-from projections.events.stores import SQLITE, kind_of
-from projections.mongo import close, connect, database_in_path
+from projections.events.stores import MONGO, SQLITE, kind_of
+from projections.mongo import MongoFactory, check_server, close, connect, database_in_path
 from projections.mongo.read_model import ReadModel
 from scoring import EventStoreNotOpened, InvalidSetting, Scoring
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from projections.events.stores import EventStoreKind
     from projections.mongo.collections import Document
     from projections.settings import Settings
 
@@ -29,66 +31,219 @@ if TYPE_CHECKING:
 _EXTRAS = {"psycopg": "postgres", "psycopg_pool": "postgres", "Crypto": "crypto"}
 
 
-def open_scoring(
-    settings: Settings,
-    *,
-    event_store: Mapping[str, str] | None = None,
-    create: bool = True,
-    read_only: bool = False,
-) -> Scoring:
-    """Open the event store alone, as the settings and the library's variables say.
+class MongoPlace(NamedTuple):
+    """A client, and the name of the database that is used with it."""
 
-    Args:
-        settings: Where the default store is.
-        event_store: The library's variables; default, those of the environment.
-        create: Make the file of a store in SQLite, if it is not there.
-        read_only: Make neither a file nor tables: a reader need not have the rights.
+    client: MongoClient[Document]
+    database: str
 
-    Raises:
-        TypeError: if ``event_store`` does not map texts to texts.
-        InvalidSetting: if the variables cannot be understood.
-        ProjectionError: if it cannot be opened, in one sentence.
+
+class Stores:
+    """Opens the stores of one ledger; a stack closes what was opened for it, and nothing else.
+
+    The embedded server is started, or joined, by the first part that needs it.
     """
-    given = {} if event_store is None else _own_variables(event_store)
-    # The library's own default is a store in memory, where nothing survives the process.
-    env = {**given, **settings.event_store(given)}
-    kind = kind_of(env)
-    if read_only and kind != SQLITE:
-        env["CREATE_TABLE"] = "no"
-    if kind == SQLITE and env.get("SQLITE_DBNAME") == ":memory:":
-        raise InvalidSetting(
-            "SQLITE_DBNAME",
-            "':memory:' is a database of its own for every connection and so for every thread; "
-            "name a file",
+
+    def __init__(
+        self,
+        settings: Settings,
+        stack: ExitStack,
+        *,
+        mongo: MongoClient[Any] | Database[Any] | str | None = None,
+        mongo_database: str | None = None,
+        create: bool = True,
+        read_only: bool = False,
+    ) -> None:
+        """Say where they are; nothing is opened yet.
+
+        Args:
+            settings: Where they are, unless the other arguments say so.
+            stack: Takes what has to be closed.
+            mongo: A client, a database or a URI.
+            mongo_database: Name of the database, unless ``mongo`` is one; default, the settings',
+                and if these do not say either, the one in the path of the URI.
+            create: Make an event store in SQLite or MongoDB, if it is not there.
+            read_only: Make nothing at all: a reader need not have the rights.
+        """
+        self._settings = settings
+        self._stack = stack
+        self._mongo = mongo
+        self._mongo_database = mongo_database
+        self._create = create and not read_only
+        self._read_only = read_only
+
+    def scoring(self, event_store: Mapping[str, str] | None = None) -> Scoring:
+        """Open the event store, as the settings and the library's variables say.
+
+        One in MongoDB is where the read model is, unless variables that are the event store's own
+        name another place: those given, and those with the application's prefix.
+
+        Args:
+            event_store: The library's variables; default, those of the environment.
+
+        Raises:
+            TypeError: if ``event_store`` does not map texts to texts.
+            InvalidSetting: if the variables cannot be understood, or contradict the settings.
+            ProjectionError: if it cannot be opened, in one sentence.
+        """
+        given = {} if event_store is None else _own_variables(event_store)
+        # The library's own default is a store in memory, where nothing survives the process.
+        env = {**given, **self._settings.event_store(given)}
+        kind = kind_of(env)
+        if kind == SQLITE:
+            self._find_file(env)
+        elif self._read_only:
+            env["CREATE_TABLE"] = "no"
+        client: MongoClient[Document] | None = None
+        if kind == MONGO:
+            client, env[MongoFactory.MONGO_DATABASE] = self._find_events(given)
+        try:
+            return self._stack.enter_context(
+                Scoring(env) if client is None else _ScoringInMongo(env, client)
+            )
+        except InvalidSetting:
+            raise
+        except Exception as error:
+            raise _not_opened(error, kind, env) from error
+
+    def read_model(self) -> ReadModel:
+        """Open the read model.
+
+        Raises:
+            TypeError: if ``mongo`` is nothing of the kind.
+            ValueError: if it is an empty text, or two databases are given.
+            InvalidSetting: if the URI or the name of the database cannot be understood.
+            ProjectionError: if it cannot be opened, in one sentence.
+        """
+        read_model = ReadModel(*self._ledgers_place)
+        if self._read_only:
+            read_model.check()
+        else:
+            read_model.prepare()
+        return read_model
+
+    def _find_file(self, env: Mapping[str, str]) -> None:
+        """Check that a file of SQLite can be used, and make its folder if that is ours."""
+        if env.get("SQLITE_DBNAME") == ":memory:":
+            raise InvalidSetting(
+                "SQLITE_DBNAME",
+                "':memory:' is a database of its own for every connection and so for every thread; "
+                "name a file",
+            )
+        file = self._settings.sqlite_file(env)
+        if not self._create and file is not None and not file.exists():
+            raise _no_ledger(
+                file.resolve(),
+                "the folder of one (--folder, SCORE_LEDGER_FOLDER) or its file (SQLITE_DBNAME)",
+            )
+        if file == self._settings.events_file:
+            _make(self._settings.folder)
+
+    def _find_events(self, given: Mapping[str, str]) -> MongoPlace:
+        """Return where events in MongoDB are, and check that they are there, or may be made."""
+        prefix = f"{Scoring.name.upper()}_"
+        prefixed = {name: text for name, text in os.environ.items() if name.startswith(prefix)}
+        named = Environment(Scoring.name, {**prefixed, **given})
+        uri = named.get(MongoFactory.MONGO_URI)
+        database = named.get(MongoFactory.MONGO_DATABASE)
+        cure = "its server and database (MONGO_URI, MONGO_DATABASE)"
+        if uri:
+            client = connect(uri)
+            self._stack.callback(close, client)
+            database = database or os.environ.get(MongoFactory.MONGO_DATABASE)
+            place = MongoPlace(client, database or database_in_path(client))
+        else:
+            folder = self._settings.folder / "mongo"
+            is_embedded = self._mongo is None and self._settings.mongo_uri is None
+            if is_embedded and not self._create and not folder.is_dir():
+                raise _no_ledger(
+                    f"the MongoDB of {folder.resolve()}",
+                    f"the folder of one (--folder, SCORE_LEDGER_FOLDER) or {cure}",
+                )
+            client, ledgers_database = self._ledgers_place
+            place = MongoPlace(client, database or ledgers_database)
+        check_server(place.client)
+        if not self._create:
+            env = {MongoFactory.MONGO_DATABASE: place.database}
+            factory = MongoFactory(Environment(Scoring.name, env), client=place.client)
+            if not factory.has_events():
+                raise _no_ledger(f"MongoDB at {ReadModel(*place).place()}", cure)
+        return place
+
+    @cached_property
+    def _ledgers_place(self) -> MongoPlace:
+        mongo, database = self._mongo, self._mongo_database
+        if isinstance(mongo, Database):
+            if database not in {None, mongo.name}:
+                raise ValueError(
+                    f"two databases were given, {mongo.name!r} and {database!r}: give one"
+                )
+            database = mongo.name
+            mongo = mongo.client
+        if isinstance(mongo, MongoClient):
+            client = cast("MongoClient[Document]", mongo)
+        elif mongo is None or isinstance(mongo, str):
+            client = self._connected(mongo)
+            if database is None and "mongo_database" not in self._settings.model_fields_set:
+                database = database_in_path(client)
+        else:
+            raise TypeError(
+                f"mongo must be a MongoClient, a Database of one, or a URI, not a "
+                f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
+                "asyncio.to_thread"
+            )
+        return MongoPlace(client, self._settings.mongo_database if database is None else database)
+
+    def _connected(self, uri: str | None) -> MongoClient[Document]:
+        if uri == "":
+            # Perhaps a variable of the application's that is not set: not to be guessed at.
+            raise ValueError(
+                "mongo is an empty text: give a URI, or leave it out for MONGO_URI or a mongod of "
+                "the folder's own"
+            )
+        uri = uri or self._settings.mongo_uri
+        if uri is None:
+            server = open_server(self._settings.folder / "mongo", mongod=self._settings.mongod)
+            uri = self._stack.enter_context(server).uri
+        client = connect(uri)
+        self._stack.callback(close, client)
+        return client
+
+
+class _ScoringInMongo(Scoring):
+    """Keeps events through a client that is lent to it."""
+
+    def __init__(self, env: Mapping[str, str], client: MongoClient[Document]) -> None:
+        self._client = client
+        super().__init__(env)
+
+    def construct_factory(self, env: Environment) -> MongoFactory:
+        return MongoFactory(env, client=self._client)
+
+
+def _no_ledger(place: object, cure: str) -> ProjectionError:
+    return ProjectionError(
+        f"there is no ledger yet: its events would be in {place}; name {cure}, or record a first "
+        "grant with score-ledger grant or import"
+    )
+
+
+def _not_opened(error: Exception, kind: EventStoreKind, env: Mapping[str, str]) -> Exception:
+    """Return what to raise instead, in one sentence."""
+    extra = _missing_extra(error)
+    if extra is not None:
+        return ProjectionError(
+            f"{kind.module} needs the extra {extra!r}: pip install 'score-ledger[{extra}]'"
         )
-    file = settings.sqlite_file(env)
-    if (read_only or not create) and file is not None and not file.exists():
-        raise ProjectionError(
-            f"there is no ledger yet: its events would be in {file.resolve()}; name the folder of "
-            "one (--folder, SCORE_LEDGER_FOLDER) or its file (SQLITE_DBNAME), or record a first "
-            "grant with score-ledger grant or import"
-        )
-    if file == settings.events_file:
-        _make(settings.folder)
-    try:
-        return Scoring(env)
-    except InvalidSetting:
-        raise
-    except Exception as error:
-        extra = _missing_extra(error)
-        if extra is not None:
-            raise ProjectionError(
-                f"{kind.module} needs the extra {extra!r}: pip install 'score-ledger[{extra}]'"
-            ) from error
-        located = kind.located(Environment(Scoring.name, {**os.environ, **env}))
-        place = " ".join([kind.module, *(f"{name}={value}" for name, value in located.items())])
-        if isinstance(error, TopicError | InfrastructureFactoryError | OSError):
-            # What the library makes of a variable that it cannot use; its sentence names it.
-            raise InvalidSetting(f"the event store {place}", str(error)) from error
-        reason = str(error)
-        if isinstance(error, EventStoreNotOpened):
-            reason = f"{error.reason}; {kind.cure}"
-        raise ProjectionError(f"the event store cannot be opened with {place}: {reason}") from error
+    located = kind.located(Environment(Scoring.name, {**os.environ, **env}))
+    place = " ".join([kind.module, *(f"{name}={value}" for name, value in located.items())])
+    if isinstance(error, TopicError | InfrastructureFactoryError | OSError):
+        # What the library makes of a variable that it cannot use; its sentence names it.
+        return InvalidSetting(f"the event store {place}", str(error))
+    reason = str(error)
+    if isinstance(error, EventStoreNotOpened):
+        reason = f"{error.reason}; {kind.cure}"
+    return ProjectionError(f"the event store cannot be opened with {place}: {reason}")
 
 
 def _make(folder: Path) -> None:
@@ -125,67 +280,3 @@ def _own_variables(event_store: Mapping[str, str]) -> dict[str, str]:
         prefix = f"{event_store.name.upper()}_"
         env |= {k.removeprefix(prefix): v for k, v in env.items() if k.startswith(prefix)}
     return env
-
-
-def open_read_model(
-    settings: Settings,
-    stack: ExitStack,
-    *,
-    mongo: MongoClient[Any] | Database[Any] | str | None = None,
-    mongo_database: str | None = None,
-    read_only: bool = False,
-) -> ReadModel:
-    """Open the read model alone; what is opened for it is closed by ``stack``, a client given not.
-
-    Args:
-        settings: Where MongoDB is, unless ``mongo`` says so.
-        stack: Takes what has to be closed.
-        mongo: A client, a database or a URI.
-        mongo_database: Name of the database, unless ``mongo`` is one; default, the settings', and
-            if these do not say either, the one in the path of the URI.
-        read_only: Create nothing.
-
-    Raises:
-        TypeError: if ``mongo`` is nothing of the kind.
-        ValueError: if it is an empty text, or two databases are given.
-        InvalidSetting: if the URI or the name of the database cannot be understood.
-        ProjectionError: if it cannot be opened, in one sentence.
-    """
-    if isinstance(mongo, Database):
-        if mongo_database not in {None, mongo.name}:
-            raise ValueError(
-                f"two databases were given, {mongo.name!r} and {mongo_database!r}: give one"
-            )
-        mongo_database = mongo.name
-        mongo = mongo.client
-    if isinstance(mongo, MongoClient):
-        client = cast("MongoClient[Document]", mongo)
-    elif mongo is None or isinstance(mongo, str):
-        if mongo == "":
-            # Perhaps a variable of the application's that is not set: not to be guessed at.
-            raise ValueError(
-                "mongo is an empty text: give a URI, or leave it out for MONGO_URI or a mongod of "
-                "the folder's own"
-            )
-        uri = mongo or settings.mongo_uri
-        if uri is None:
-            server = open_server(settings.folder / "mongo", mongod=settings.mongod)
-            uri = stack.enter_context(server).uri
-        client = connect(uri)
-        stack.callback(close, client)
-        if mongo_database is None and "mongo_database" not in settings.model_fields_set:
-            mongo_database = database_in_path(client)
-    else:
-        raise TypeError(
-            f"mongo must be a MongoClient, a Database of one, or a URI, not a "
-            f"{type(mongo).__name__}: for asyncio give those too, and call the ledger through "
-            "asyncio.to_thread"
-        )
-    read_model = ReadModel(
-        client, settings.mongo_database if mongo_database is None else mongo_database
-    )
-    if read_only:
-        read_model.check()
-    else:
-        read_model.prepare()
-    return read_model

@@ -15,7 +15,7 @@ from eventsourcing.persistence import WaitInterruptedError
 from tenacity import Retrying, sleep_using_event, wait_exponential
 
 from projections.closed import Closed
-from projections.connections import open_read_model, open_scoring
+from projections.connections import Stores
 from projections.drift import (
     Drift,
     OpenedBalances,
@@ -31,6 +31,7 @@ from projections.errors import (
     StreamParked,
 )
 from projections.events.anchored_store import AnchoredStore
+from projections.events.stores import checked_events
 from projections.migration.comparison import SETTLE_SECONDS, OldComparison
 from projections.mongo import MongoScoreView
 from projections.queries.leaderboard import ranking_field
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
     from pymongo.database import Database
 
+    from projections.events.stores import Events
     from projections.migration import Comparison, ComparisonProgress, OldScores, ScoreDifference
     from projections.queries.history import GrantRow, UserTotals
     from projections.queries.leaderboard import By
@@ -118,6 +120,7 @@ class ScoreLedger:
         settings: Settings | None = None,
         event_store: Mapping[str, str] | None = None,
         scoring: Scoring | None = None,
+        events: Events | None = None,
         mongo: MongoClient[Any] | Database[Any] | str | None = None,
         mongo_database: str | None = None,
         rank_by: By | None = None,
@@ -130,7 +133,7 @@ class ScoreLedger:
         Args:
             folder: The embedded folder; default ``SCORE_LEDGER_FOLDER`` or ``.score-ledger``.
             worker: Project in the background; otherwise call ``catch_up()``.
-            create: Make the file of an event store in SQLite, if it is not there; otherwise that is
+            create: Make an event store in SQLite or MongoDB, if it is not there; otherwise that is
                 an error.
             read_only: For users of both databases who may only read: nothing is created or changed,
                 and what would write raises ``ProjectionError``. Takes ``worker=False``.
@@ -139,8 +142,11 @@ class ScoreLedger:
             settings: An object of yours instead of ``folder`` and of what the environment says.
             event_store: The library's variables for the event store, perhaps the ``env`` of an
                 application of yours, whose prefixed variables count too. What is missing comes
-                from the environment; without a ``PERSISTENCE_MODULE`` it is SQLite.
+                from the environment; without a ``PERSISTENCE_MODULE`` it is what ``events`` says.
             scoring: A ``Scoring`` application of yours, perhaps of a subclass; it stays open.
+            events: Where events are: ``"sqlite"``, ``"postgres"``, or ``"mongo"``, which is where
+                ``mongo`` is, in the same database, through the same client; default
+                ``SCORE_LEDGER_EVENTS`` or ``PERSISTENCE_MODULE``, and without these ``"sqlite"``.
             mongo: A ``MongoClient`` or ``Database`` of yours, which stays open, or a URI.
             mongo_database: Name of the database, unless ``mongo`` is a ``Database``.
             rank_by: The total that leaderboards rank by, unless a call says ``by``: ``"ledger"`` is
@@ -178,20 +184,28 @@ class ScoreLedger:
         if rank_by is not None:
             ranking_field(rank_by, argument="rank_by")  # which checks it
             settings = settings.model_copy(update={"rank_by": rank_by})
+        if events is not None:
+            settings = settings.model_copy(
+                update={"events": checked_events(events, argument="events")}
+            )
+        if scoring is not None:
+            settings.check_module(scoring.env.get("PERSISTENCE_MODULE") or "eventsourcing.popo")
         if read_only and worker:
             raise ValueError(
                 "a worker writes, so it cannot be had with read_only=True: give worker=False too"
             )
         with ExitStack() as stack:
-            if scoring is None:
-                scoring = stack.enter_context(
-                    open_scoring(
-                        settings, event_store=event_store, create=create, read_only=read_only
-                    )
-                )
-            read_model = open_read_model(
-                settings, stack, mongo=mongo, mongo_database=mongo_database, read_only=read_only
+            stores = Stores(
+                settings,
+                stack,
+                mongo=mongo,
+                mongo_database=mongo_database,
+                create=create,
+                read_only=read_only,
             )
+            if scoring is None:
+                scoring = stores.scoring(event_store)
+            read_model = stores.read_model()
             if not any_shape:
                 read_model.generations.check_shape()
             ledger = cls(

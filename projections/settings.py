@@ -11,7 +11,7 @@ from eventsourcing.sqlite import SQLiteConnectionPool
 from eventsourcing.utils import Environment
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from projections.events.stores import POSTGRES, SQLITE, kind_of
+from projections.events.stores import KINDS, POSTGRES, SQLITE, Events, kind_of
 from projections.mongo import DEFAULT_DATABASE
 from projections.mongo.parking import OnError
 from projections.queries.leaderboard import By
@@ -39,7 +39,11 @@ class Settings(BaseModel):
     """URI of a replica set or sharded cluster (``MONGO_URI``); without it a ``mongod`` is run in
     the folder."""
     mongo_database: str = DEFAULT_DATABASE
-    """Database of the read model (``MONGO_DATABASE``)."""
+    """Database of the read model, and of events in MongoDB (``MONGO_DATABASE``)."""
+    events: Events | None = None
+    """Where events are: ``"sqlite"``, ``"postgres"``, or ``"mongo"``, in the database of the read
+    model (``SCORE_LEDGER_EVENTS``); ``None`` leaves it to the library's ``PERSISTENCE_MODULE``, and
+    without that to SQLite."""
     mongod: str | None = None
     """Path of the ``mongod`` to run in the folder (``SCORE_LEDGER_MONGOD``)."""
     batch_size: PositiveInt = DEFAULT_BATCH_SIZE
@@ -79,18 +83,43 @@ class Settings(BaseModel):
     def event_store(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the library's variables for the event store, with our defaults filled in.
 
-        Without ``PERSISTENCE_MODULE`` it is SQLite, and without ``SQLITE_DBNAME`` its file is
-        ``events.sqlite`` in the folder. Either may carry the application's prefix ``SCORING_``.
+        Without ``events`` and ``PERSISTENCE_MODULE`` it is SQLite, and without ``SQLITE_DBNAME``
+        its file is ``events.sqlite`` in the folder. Either variable may carry the application's
+        prefix ``SCORING_``.
 
         Args:
             environ: Variables that beat those of the process's environment.
+
+        Raises:
+            InvalidSetting: if ``events`` and ``PERSISTENCE_MODULE`` say different things.
         """
-        named = Environment(Scoring.name, {**os.environ, **(environ or {})})
-        module = named.get("PERSISTENCE_MODULE") or SQLITE.module
+        named = self._environment(environ)
+        module = named.get("PERSISTENCE_MODULE") or KINDS[self.events or "sqlite"].module
+        self.check_module(module)
         chosen = {"PERSISTENCE_MODULE": module}
-        if module == SQLITE.module and not named.get("SQLITE_DBNAME"):
+        if kind_of(chosen) == SQLITE and not named.get("SQLITE_DBNAME"):
             chosen["SQLITE_DBNAME"] = str(self.events_file)
         return chosen
+
+    def names_event_store(self) -> bool:
+        """Tell whether a setting or a variable says where events are, rather than the default."""
+        return self.events is not None or bool(self._environment().get("PERSISTENCE_MODULE"))
+
+    def check_module(self, module: str) -> None:
+        """Check that a persistence module is the one that ``events`` means, if it is set.
+
+        Raises:
+            InvalidSetting: if it is another one.
+        """
+        if self.events is not None and module != KINDS[self.events].module:
+            raise InvalidSetting(
+                _variable("events"),
+                f"{self.events!r} means the persistence module {KINDS[self.events].module}, but "
+                f"{module} is named, too: name one event store",
+            )
+
+    def _environment(self, environ: Mapping[str, str] | None = None) -> Environment:
+        return Environment(Scoring.name, {**os.environ, **(environ or {})})
 
     def sqlite_file(self, environ: Mapping[str, str] | None = None) -> Path | None:
         """Return the file of an event store in SQLite; ``None`` for others, or one in memory.
@@ -98,9 +127,7 @@ class Settings(BaseModel):
         Args:
             environ: Variables that beat those of the process's environment.
         """
-        env = Environment(
-            Scoring.name, {**os.environ, **(environ or {}), **self.event_store(environ)}
-        )
+        env = self._environment({**(environ or {}), **self.event_store(environ)})
         name = env.get("SQLITE_DBNAME")
         if kind_of(env) != SQLITE or not name:
             return None
@@ -110,7 +137,7 @@ class Settings(BaseModel):
 
     def postgres_node(self) -> tuple[str, int] | None:
         """Return host and port of an event store in PostgreSQL; ``None`` for all others."""
-        env = Environment(Scoring.name, {**os.environ, **self.event_store()})
+        env = self._environment(self.event_store())
         host, port = env.get("POSTGRES_HOST"), env.get("POSTGRES_PORT") or "5432"
         if kind_of(env) != POSTGRES or not host:
             return None

@@ -29,8 +29,9 @@ app = typer.Typer(
     help="An append-only points ledger: every award of points is a grant, recorded once for "
     "ever.\n\nWithout any configuration, events are kept in .score-ledger/events.sqlite and a "
     "MongoDB of its own runs in .score-ledger/mongo while a command needs it. MONGO_URI names "
-    "another MongoDB, and PERSISTENCE_MODULE with the variables of the eventsourcing library "
-    "another event store.\n\n"
+    "another MongoDB, SCORE_LEDGER_EVENTS=mongo keeps the events in it, too, and "
+    "PERSISTENCE_MODULE with the variables of the eventsourcing library names any other event "
+    "store.\n\n"
     "Start with: score-ledger demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,7 +62,7 @@ def _add(command: Callable[..., None], *examples: str, name: str | None = None) 
     app.command(name, epilog=f"\b\nExamples:\n{lines}")(command)
 
 
-_add(demo, "score-ledger demo")
+_add(demo, "score-ledger demo", "score-ledger demo --events mongo")
 _add(
     grant,
     "score-ledger grant --user-id ada --grant-id quiz-7-ada \\",

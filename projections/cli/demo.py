@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from enum import StrEnum
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.rule import Rule
@@ -20,8 +21,7 @@ from projections.cli.importer import Import, ImportSummary, parsed
 from projections.cli.jsonl import Line, parse_grant, read_lines
 from projections.cli.queries import print_leaderboard, print_user
 from projections.cli.verify import print_verification
-from projections.connections import open_scoring
-from projections.events.stores import SQLITE
+from projections.events.stores import KINDS
 from projections.ledger import ScoreLedger
 from projections.settings import Settings
 from scoring import Grant
@@ -29,16 +29,25 @@ from scoring import Grant
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-    from scoring import Scoring
-
 _MOST_COMMITS = 2000
 _RULE_COLUMNS = 80
 
 
-def demo() -> None:
+class EventsOption(StrEnum):
+    """The event stores that need no server but the demo's own."""
+
+    SQLITE = "sqlite"
+    MONGO = "mongo"
+
+
+def demo(
+    events: Annotated[
+        EventsOption, typer.Option(help="Where events are kept: beside MongoDB, or in it.")
+    ] = EventsOption.SQLITE,
+) -> None:
     """See it work: import, project, rank, import again, verify.
 
-    Uses the embedded default in a temporary folder, whatever the environment says, and removes it
+    Uses the embedded server in a temporary folder, whatever the environment says, and removes it
     at the end. Takes a shipped set of grants, and the git history of the current folder if there
     is one.
     """
@@ -47,20 +56,15 @@ def demo() -> None:
         settings = Settings(folder=Path(folder))
         # With the application's prefix, so that nothing in the environment can beat it.
         event_store = {
-            "SCORING_PERSISTENCE_MODULE": SQLITE.module,
+            "SCORING_PERSISTENCE_MODULE": KINDS[events.value].module,
             "SCORING_SQLITE_DBNAME": str(settings.events_file),
+            "SCORING_MONGO_URI": "",
+            "SCORING_MONGO_DATABASE": settings.mongo_database,
         }
         inputs = [("a shipped set of grants", _shipped_grants())]
         history, repository = _git_history()
         if history:
             inputs.append((f"the git history of {repository}, a grant for each commit", history))
-        _step("Recording: grants become events in a SQLite file")
-        with open_scoring(settings, event_store=event_store) as scoring:
-            for title, lines in inputs:
-                out.print(f"{shown(title)}: {_counts(_imported(scoring, lines))}")
-        if not history:
-            out.print("[dim]no git history at hand: run the demo inside a repository to add it[/]")
-        _step("Projecting: events become documents in MongoDB")
         with err.status("starting a mongod in the temporary folder", spinner=SPINNER):
             opened = time.monotonic()
             ledger = ScoreLedger.open(settings=settings, event_store=event_store, worker=False)
@@ -68,6 +72,15 @@ def demo() -> None:
             out.print(
                 f"mongod started as a one-node replica set in {time.monotonic() - opened:.1f} s"
             )
+            place = "MongoDB" if events is EventsOption.MONGO else "a SQLite file"
+            _step(f"Recording: grants become events in {place}")
+            for title, lines in inputs:
+                out.print(f"{shown(title)}: {_counts(_imported(ledger, lines))}")
+            if not history:
+                out.print(
+                    "[dim]no git history at hand: run the demo inside a repository to add it[/]"
+                )
+            _step("Projecting: events become documents in MongoDB")
             opened = time.monotonic()
             ledger.catch_up()
             status = ledger.status()
@@ -82,10 +95,8 @@ def demo() -> None:
             leader = leaders[0].user_id
             print_user(ledger.totals(leader), leaders[0], ledger.history(leader, limit=5), "ledger")
             _step("Importing everything again: nothing may change")
-            with open_scoring(settings, event_store=event_store) as scoring:
-                for title, lines in inputs:
-                    again = _imported(scoring, lines)
-                    out.print(f"{shown(title)}: {_counts(again)}")
+            for title, lines in inputs:
+                out.print(f"{shown(title)}: {_counts(_imported(ledger, lines))}")
             ledger.catch_up()
             same = ledger.leaderboard.top(5, by="ledger") == leaders
             out.print("the leaderboard is the same" if same else "[red]the leaderboard changed[/]")
@@ -113,8 +124,8 @@ def _bad(line: object, reason: str) -> None:
     raise ValueError(f"the demo's own input is wrong at {line}: {reason}")
 
 
-def _imported(scoring: Scoring, lines: bytes) -> ImportSummary:
-    grants: Import[Line, Grant] = Import(scoring.grant_many, _bad)
+def _imported(ledger: ScoreLedger, lines: bytes) -> ImportSummary:
+    grants: Import[Line, Grant] = Import(ledger.grant_many, _bad)
     return grants.run(parsed(read_lines(io.BufferedReader(io.BytesIO(lines))), parse_grant))
 
 

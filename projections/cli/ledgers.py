@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from projections.cli.console import err, shown
-from projections.connections import open_scoring
+from projections.connections import Stores
 from projections.errors import ProjectionError, ReadModelGone, ReadModelUnavailable
+from projections.events.stores import MONGO, kind_of
 from projections.ledger import ScoreLedger
 from projections.settings import Settings
 from scoring import Scoring
@@ -24,12 +25,18 @@ _CONNECT_SECONDS = 0.5
 _PAUSE_SECONDS = 0.1
 
 
-def open_events(folder: Path | None) -> Scoring:
-    """Open the event store to record in it; a file that is made for it is named."""
+@contextmanager
+def open_events(folder: Path | None) -> Iterator[Scoring]:
+    """Open the event store to record in it; one that is made for it is named."""
     settings = Settings.from_environment(folder=folder)
     _await_postgres(settings)
-    with _named_if_new(settings):
-        return open_scoring(settings)
+    if settings.mongo_uri is not None and kind_of(settings.event_store()) == MONGO:
+        await_mongo(settings.mongo_uri)
+    note_default(settings)
+    with ExitStack() as stack:
+        with _named_if_new(settings):
+            scoring = Stores(settings, stack).scoring()
+        yield scoring
 
 
 @contextmanager
@@ -47,7 +54,7 @@ def open_ledger(
     Args:
         folder: The embedded folder.
         settings: An object of settings instead.
-        create: Make an event store in SQLite that is not there, and name it.
+        create: Make an event store that is not there, and name its file.
         create_folder: Make a folder for MongoDB's data, where the event store is somewhere else.
         read_only: Make do with rights to read, but in a folder, whose owner may do everything.
         any_shape: Open a read model of another release, too.
@@ -80,6 +87,17 @@ def open_ledger(
         yield ledger
 
 
+def note_default(settings: Settings) -> None:
+    """Say where events are if MongoDB is named, and nothing says that they are not there, too."""
+    file = settings.sqlite_file()
+    if settings.mongo_uri is not None and not settings.names_event_store() and file is not None:
+        err.print(
+            f"[yellow]note:[/] events are in the SQLite file {shown(str(file.resolve()))}, since "
+            "nothing names an event store: SCORE_LEDGER_EVENTS=mongo would keep them in MongoDB, "
+            "too, and =sqlite keeps them here and says no more"
+        )
+
+
 def store_files(settings: Settings) -> list[Path]:
     """Return the files of an event store in SQLite, which no output may replace."""
     file = settings.sqlite_file()
@@ -88,7 +106,8 @@ def store_files(settings: Settings) -> list[Path]:
 
 def _is_default(settings: Settings) -> bool:
     """Tell whether events are in the folder too, so that opening says what is missing."""
-    return settings.sqlite_file() == settings.events_file
+    in_mongo = kind_of(settings.event_store()) == MONGO
+    return in_mongo or settings.sqlite_file() == settings.events_file
 
 
 @contextmanager

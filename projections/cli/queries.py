@@ -20,7 +20,8 @@ from projections.cli.console import (
     print_table,
     shown,
 )
-from projections.cli.ledgers import open_ledger
+from projections.cli.ledgers import note_default, open_ledger
+from projections.settings import Settings
 
 if TYPE_CHECKING:
     from projections.queries.history import GrantRow, UserTotals
@@ -103,6 +104,7 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
     """
     with open_ledger(folder, read_only=True, any_shape=True) as ledger:
         state = ledger.status()
+    note_default(Settings.from_environment(folder=folder))
     if json:
         print_json(state)
         return

@@ -6,7 +6,7 @@ Other persistence modules of the ``eventsourcing`` library work as well; less is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,8 +60,31 @@ MONGO: Final = EventStoreKind(
 )
 
 
+Events = Literal["sqlite", "postgres", "mongo"]
+"""The short name of a kind."""
+
+KINDS: Final[dict[Events, EventStoreKind]] = {
+    "sqlite": SQLITE,
+    "postgres": POSTGRES,
+    "mongo": MONGO,
+}
+
+
+def checked_events(events: object, *, argument: str) -> Events:
+    """Return the short name of a kind that was given as an argument.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    for name in KINDS:
+        if events == name:
+            return name
+    names = ", ".join(map(repr, get_args(Events)))
+    raise ValueError(f"{argument} must be one of {names}; got {events!r}")
+
+
 def kind_of(env: Mapping[str, str]) -> EventStoreKind:
     """Return the kind of event store that the library's variables choose."""
     module = env.get("PERSISTENCE_MODULE") or ""
-    known = {kind.module: kind for kind in (SQLITE, POSTGRES, MONGO)}
+    known = {kind.module: kind for kind in KINDS.values()}
     return known.get(module) or EventStoreKind(module)

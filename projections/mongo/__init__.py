@@ -9,7 +9,13 @@ Everything that knows MongoDB's documents, commands and errors is in this packag
 ``projections.events``, ``projections.retries`` and ``projections.errors``.
 """
 
-from projections.mongo.client import DEFAULT_DATABASE, close, connect, database_in_path
+from projections.mongo.client import (
+    DEFAULT_DATABASE,
+    check_server,
+    close,
+    connect,
+    database_in_path,
+)
 from projections.mongo.factory import MongoFactory
 from projections.mongo.view import MongoScoreView
 
@@ -17,6 +23,7 @@ __all__ = [
     "DEFAULT_DATABASE",
     "MongoFactory",
     "MongoScoreView",
+    "check_server",
     "close",
     "connect",
     "database_in_path",

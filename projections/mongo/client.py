@@ -9,6 +9,8 @@ import pymongo
 from pymongo import MongoClient
 from pymongo.errors import ConfigurationError
 
+from projections.errors import ReadModelUnavailable
+from projections.mongo.errors import translated
 from projections.mongo.liveness import GOODBYE_SECONDS
 from scoring import InvalidSetting
 
@@ -63,6 +65,26 @@ def database_in_path(client: MongoClient[Document]) -> str:
     """
     name = client.get_default_database(DEFAULT_DATABASE).name
     return DEFAULT_DATABASE if name in {"admin", "local", "config"} else name
+
+
+def check_server(client: MongoClient[Document]) -> None:
+    """Check that the server can do transactions.
+
+    Raises:
+        ReadModelUnavailable: if the server is not there, or is not of a replica set.
+    """
+    with translated():
+        hello = client.admin.command("hello")
+        if hello.get("isreplicaset"):
+            raise ReadModelUnavailable(
+                "the MongoDB server is started for a replica set that was never initiated: run "
+                "rs.initiate() on it once, one node is enough"
+            )
+        if "setName" not in hello and hello.get("msg") != "isdbgrid":
+            raise ReadModelUnavailable(
+                "the MongoDB server is a standalone one, which cannot do transactions: start "
+                "it with --replSet NAME and run rs.initiate() once, one node is enough"
+            )
 
 
 def close(client: MongoClient[Document]) -> None:

@@ -9,6 +9,7 @@ from eventsourcing.persistence import InfrastructureFactory, TrackingRecorder
 from eventsourcing.utils import resolve_topic, strtobool
 
 from projections.mongo.client import close, connect, database_in_path
+from projections.mongo.errors import translated
 from projections.mongo.event_store import (
     MongoAggregateRecorder,
     MongoApplicationRecorder,
@@ -65,6 +66,9 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
         self._client = client
         self._database = self.env.get(self.MONGO_DATABASE) or database_in_path(client)
         self._prefix = self.env.name.lower() or "stored"
+        self._recorders: list[
+            MongoAggregateRecorder | MongoApplicationRecorder | MongoTrackingRecorder
+        ] = []
 
     def aggregate_recorder(self, purpose: str = "events") -> MongoAggregateRecorder:
         """Construct a recorder of snapshots, or of events without positions."""
@@ -112,8 +116,24 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
         recorder: MongoTrackingRecorder = chosen(self._client, self._database, self._prefix)
         return self._prepared(recorder)
 
+    def has_events(self) -> bool:
+        """Tell whether there is a collection of the application's events.
+
+        Raises:
+            ReadModelUnavailable: if the server failed.
+        """
+        name = f"{self._prefix}_events"
+        with translated():
+            # A user need not be allowed to list those that it may not read.
+            found = self._client[self._database].list_collection_names(
+                filter={"name": name}, authorizedCollections=True
+            )
+        return name in found
+
     def close(self) -> None:
-        """Close the client, unless it was lent."""
+        """Close the recorders, and the client unless it was lent."""
+        for recorder in self._recorders:
+            recorder.close()
         # An application that nobody closed is closed as the interpreter ends, when the driver
         # cannot start the threads any more that it says goodbye with.
         if self._own_client is not None and not sys.is_finalizing():
@@ -127,4 +147,5 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
     def _prepared(self, recorder: RecorderT) -> RecorderT:
         if strtobool(self.env.get(self.CREATE_TABLE) or "yes"):
             recorder.prepare()
+        self._recorders.append(recorder)
         return recorder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from projections.errors import ReadModelDamaged, ReadModelUnavailable
+from projections.errors import ReadModelDamaged
+from projections.mongo.client import check_server
 from projections.mongo.collections import Collections
-from projections.mongo.errors import translated
 from projections.mongo.generations import Generations
 from projections.mongo.inventory import Inventory
 
@@ -35,7 +35,7 @@ class ReadModel(Collections):
             NameTaken: if a collection has the name of one of these and is not the ledger's.
             ReadModelUnavailable: if the server is not there, or is not of a replica set.
         """
-        self._check_server()
+        check_server(self.client)
         with suppress(ReadModelDamaged):  # which stops workers, and has to be open to be rebuilt
             self.inventory.check()
 
@@ -47,22 +47,8 @@ class ReadModel(Collections):
             ReadModelGone: if there is no read model.
             ReadModelUnavailable: if the server is not there, or is not of a replica set.
         """
-        self._check_server()
+        check_server(self.client)
         self.inventory.check_existence()
-
-    def _check_server(self) -> None:
-        with translated():
-            hello = self.client.admin.command("hello")
-            if hello.get("isreplicaset"):
-                raise ReadModelUnavailable(
-                    "the MongoDB server is started for a replica set that was never initiated: run "
-                    "rs.initiate() on it once, one node is enough"
-                )
-            if "setName" not in hello and hello.get("msg") != "isdbgrid":
-                raise ReadModelUnavailable(
-                    "the MongoDB server is a standalone one, which cannot do transactions: start "
-                    "it with --replSet NAME and run rs.initiate() once, one node is enough"
-                )
 
     def prepare_building(self, application_name: str) -> None:
         """Create the collections and the position of this generation, which is being built.

@@ -13,10 +13,15 @@ from projections.mongo import connect
 
 
 @pytest.fixture
-def cli(tmp_path: Path, mongo_uri: str) -> Iterator[CommandLine]:
-    """The command on the shared mongod, in a database and folder of its own."""
+def cli(request: pytest.FixtureRequest, tmp_path: Path, mongo_uri: str) -> Iterator[CommandLine]:
+    """The command on the shared mongod, in a database and folder of its own.
+
+    Events are in SQLite, or in the event store that the test names.
+    """
     database = f"cli_{uuid4().hex}"
-    yield CommandLine(tmp_path, {"MONGO_URI": mongo_uri, "MONGO_DATABASE": database})
+    settings = {"MONGO_URI": mongo_uri, "MONGO_DATABASE": database}
+    events = getattr(request, "param", "sqlite")
+    yield CommandLine(tmp_path, {**settings, "SCORE_LEDGER_EVENTS": events})
     with connect(mongo_uri) as client:
         client.drop_database(database)
 

@@ -23,6 +23,7 @@ GRANT = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("cli", ["sqlite", "mongo"], indirect=True)
 def test_from_a_grant_to_the_leaderboard(cli: CommandLine) -> None:
     """The first day with the ledger."""
     granted = json.loads(cli(*GRANT, "--json").stdout)
@@ -203,7 +204,7 @@ def test_a_wrong_setting_is_one_sentence(
 ) -> None:
     """It names the variable."""
     cli(*GRANT)
-    done = cli("status", **env)
+    done = cli("status", **{"SCORE_LEDGER_EVENTS": "", **env})
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -222,9 +223,16 @@ def test_help_teaches(cli: CommandLine) -> None:
         assert "<bool>" not in done.stdout
 
 
-def test_the_demo_runs_in_any_folder(embedded_cli: CommandLine) -> None:
+@pytest.mark.parametrize("events", ["sqlite", "mongo"])
+def test_the_demo_runs_in_any_folder(embedded_cli: CommandLine, events: str) -> None:
     """It verifies, changes nothing the second time, and leaves nothing behind."""
-    done = embedded_cli("demo", MONGO_URI="mongodb://nowhere.invalid", PERSISTENCE_MODULE="no.such")
+    done = embedded_cli(
+        *("demo", "--events", events),
+        MONGO_URI="mongodb://nowhere.invalid",
+        SCORING_MONGO_URI="mongodb://nowhere.invalid",
+        PERSISTENCE_MODULE="no.such",
+        SCORE_LEDGER_EVENTS="postgres",
+    )
     assert done.returncode == 0, done.stderr
     assert "75 recorded, 0 duplicates" in done.stdout
     assert "0 recorded, 75 duplicates" in done.stdout

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
 from command_line import CommandLine
+from projections.mongo import connect
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -16,23 +18,38 @@ def lines(*numbers: int) -> bytes:
 
 
 @pytest.fixture
-def mistyped(cli: CommandLine) -> CommandLine:
-    """Twenty grants are projected, and then another file is named, which is empty."""
+def mistyped(cli: CommandLine) -> Iterator[CommandLine]:
+    """Twenty grants are projected, and then another store is named, which is empty."""
     cli("import", "-", stdin=lines(*range(20)))
     assert cli("project").returncode == 0
-    Scoring(sqlite_env(cli.cwd / "mistyped.sqlite")).close()
-    return CommandLine(cli.cwd, {**cli.env, "SQLITE_DBNAME": "mistyped.sqlite"})
+    if cli.env["SCORE_LEDGER_EVENTS"] == "sqlite":
+        Scoring(sqlite_env(cli.cwd / "mistyped.sqlite")).close()
+        yield CommandLine(cli.cwd, {**cli.env, "SQLITE_DBNAME": "mistyped.sqlite"})
+        return
+    database = f"{cli.env['MONGO_DATABASE']}_mistyped"
+    with connect(cli.env["MONGO_URI"]) as client:
+        client[database].create_collection("scoring_events")
+        yield CommandLine(cli.cwd, {**cli.env, "SCORING_MONGO_DATABASE": database})
+        client.drop_database(database)
 
 
+@pytest.mark.parametrize(
+    ("cli", "named"),
+    [
+        ("sqlite", "eventsourcing.sqlite mistyped.sqlite"),
+        ("mongo", "projections.mongo cli_"),
+    ],
+    indirect=["cli"],
+)
 def test_no_command_takes_a_mistyped_store_for_the_right_one(
-    cli: CommandLine, mistyped: CommandLine
+    cli: CommandLine, mistyped: CommandLine, named: str
 ) -> None:
     """Each says so, and a good board is not repaired away."""
     board = cli("leaderboard", "--json").stdout
     for command in (["project"], ["rebuild", "--fresh"], ["verify", "--repair"]):
         done = mistyped(*command)
         assert done.returncode == 1, command
-        assert done.stderr.startswith("error: the event store eventsourcing.sqlite mistyped.sqlite")
+        assert done.stderr.startswith(f"error: the event store {named}")
         assert "run score-ledger rebuild --adopt" in done.stderr
         assert done.stderr.count("\n") == 1
     shown = mistyped("status")

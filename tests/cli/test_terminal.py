@@ -19,6 +19,7 @@ import pytest
 
 from command_line import COMMAND, CommandLine
 from projections.cli.jsonl import NotJsonLines, read_lines
+from projections.mongo import connect
 from support import make_grant
 
 GRANT = (
@@ -55,6 +56,40 @@ def test_a_command_that_looks_makes_no_ledger(cli: CommandLine, command: tuple[s
     assert f"would be in {cli.cwd.resolve()}/.score-ledger/events.sqlite" in done.stderr
     assert "--folder, SCORE_LEDGER_FOLDER" in done.stderr
     assert list(cli.cwd.iterdir()) == []
+
+
+@pytest.mark.parametrize("cli", ["mongo"], indirect=True)
+@pytest.mark.parametrize("command", [("verify",), ("status",), ("project",)], ids=lambda it: it[0])
+def test_a_command_that_looks_makes_no_events_in_mongodb(
+    cli: CommandLine, command: tuple[str, ...]
+) -> None:
+    """On a server that is named, and in the folder, where no server is started for it."""
+    place = f"{cli.env['MONGO_URI'].rpartition('@')[2].partition('/')[0]}/"
+    done = cli(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"would be in MongoDB at {place}{cli.env['MONGO_DATABASE']}; name" in done.stderr
+    with connect(cli.env["MONGO_URI"]) as client:
+        assert cli.env["MONGO_DATABASE"] not in client.list_database_names()
+    done = cli(*command, MONGO_URI="")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"would be in the MongoDB of {cli.cwd.resolve()}/.score-ledger/mongo;" in done.stderr
+    assert list(cli.cwd.iterdir()) == []
+
+
+def test_what_records_beside_a_server_that_is_named_says_where_events_are(
+    cli: CommandLine,
+) -> None:
+    """Unless that was said: the first day's file may not be meant to be the truth for ever."""
+    said = f"events are in the SQLite file {cli.cwd.resolve()}/.score-ledger/events.sqlite, since"
+    named = cli.env.pop("SCORE_LEDGER_EVENTS")
+    for command in (GRANT, ("status",), GRANT):
+        done = cli(*command)
+        assert (done.returncode, done.stderr.count(said)) == (0, 1), done.stderr
+        assert "SCORE_LEDGER_EVENTS=mongo" in done.stderr
+    assert said not in cli("leaderboard").stderr
+    assert cli(*GRANT, SCORE_LEDGER_EVENTS=named).stderr == ""
+    assert cli(*GRANT, PERSISTENCE_MODULE="eventsourcing.sqlite").stderr == ""
+    assert cli(*GRANT, SCORING_PERSISTENCE_MODULE="eventsourcing.sqlite").stderr == ""
 
 
 def test_a_store_that_is_named_but_not_there_is_not_made_by_looking(cli: CommandLine) -> None:
@@ -137,7 +172,7 @@ def test_a_refused_connection_is_told_after_two_seconds(cli: CommandLine) -> Non
     started = time.monotonic()
     cli("--version")
     overhead = time.monotonic() - started
-    postgres = {"PERSISTENCE_MODULE": "eventsourcing.postgres", "POSTGRES_DBNAME": "scores"}
+    postgres = {"SCORE_LEDGER_EVENTS": "postgres", "POSTGRES_DBNAME": "scores"}
     for name, env in (
         ("MongoDB", {"MONGO_URI": f"mongodb://127.0.0.1:{port}/?directConnection=true"}),
         ("PostgreSQL", {**postgres, "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(port)}),

@@ -7,11 +7,12 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from projections.connections import open_scoring
+from projections.connections import Stores
 from projections.settings import Settings
 from scoring import BatchFailed, Scoring, ScoringError
 from support import make_grant, sqlite_env
@@ -128,8 +129,8 @@ def test_the_file_and_its_log_are_private(folder: Path) -> None:
 def test_the_folder_of_the_default_store_is_private(tmp_path: Path) -> None:
     """As that of the embedded server in it is."""
     settings = Settings(folder=tmp_path / "here" / ".score-ledger")
-    with open_scoring(settings) as app:
-        app.grant(**make_grant().model_dump())
+    with ExitStack() as stack:
+        Stores(settings, stack).scoring().grant(**make_grant().model_dump())
     assert stat.S_IMODE(settings.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(settings.events_file.stat().st_mode) == 0o600
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from threading import Barrier, Thread
 
 import pytest
@@ -15,14 +15,21 @@ from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
 from projections.queries.history import UserHistory
 from scoring import GrantStatus, Scoring, UserScore
-from support import NOON, make_grant, sqlite_env
+from support import NOON, make_grant
 
 
-def test_grants_persist(scoring: Scoring, read_model: ReadModel, tmp_path: Path) -> None:
+@pytest.fixture
+def scoring(new_env: Callable[[], dict[str, str]]) -> Iterator[Scoring]:
+    """The write side on an event store of each kind."""
+    with Scoring(new_env()) as app:
+        yield app
+
+
+def test_grants_persist(scoring: Scoring, read_model: ReadModel) -> None:
     """In the event store, for another process; and in ``score_grants``, field by field."""
     grants = [make_grant(number, user_id="ada") for number in range(20)]
     scoring.grant_many(grants)
-    with Scoring(sqlite_env(tmp_path / "events.sqlite")) as another:
+    with Scoring(scoring.env) as another:
         assert another.score_of("ada").total_score == sum(grant.amount for grant in grants)
         ProjectionWorker(another, MongoScoreView(read_model)).catch_up()
     rows = UserHistory(read_model).history("ada")

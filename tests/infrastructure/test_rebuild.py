@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
@@ -11,7 +11,6 @@ from uuid import uuid4
 import pytest
 from eventsourcing.persistence import Tracking
 
-from postgres_server import PostgresServer
 from projections import (
     EventStoreReplaced,
     MongoScoreView,
@@ -82,12 +81,13 @@ def test_a_rebuild_makes_the_same_read_model_anew(scoring: Scoring, live: ReadMo
     assert verify_events(scoring, live).ok
 
 
-def test_the_read_model_of_a_postgresql_store_is_rebuilt_repaired_and_verified(
-    postgres: PostgresServer, read_model: ReadModel
+@pytest.mark.parametrize("new_env", ["postgres", "mongo"], indirect=True)
+def test_the_read_model_of_a_store_on_a_server_is_rebuilt_repaired_and_verified(
+    new_env: Callable[[], dict[str, str]], read_model: ReadModel
 ) -> None:
     """With grants and buckets of the old way arriving while it is made."""
     with (
-        Scoring(postgres.new_env()) as scoring,
+        Scoring(new_env()) as scoring,
         closing(MongoScoreView(read_model)) as view,
     ):
         scoring.grant_many([make_grant(number) for number in range(300)])

@@ -13,7 +13,6 @@ import pytest
 from pymongo import MongoClient
 
 from projections import LedgerError, ProjectionError, ReadModelUnavailable, ScoreLedger, Settings
-from projections.connections import open_scoring
 from projections.embedded import find_mongod
 from projections.embedded.launch import free_port
 from projections.mongo import connect
@@ -165,7 +164,7 @@ def test_an_event_store_that_is_none_is_named(tmp_path: Path) -> None:
     file = tmp_path / "events.sqlite"
     file.write_bytes(b"not a database" * 1000)
     with pytest.raises(ProjectionError, match="name a file that is SQLite's") as refused:
-        open_scoring(Settings(), event_store=sqlite_env(file))
+        ScoreLedger.open(event_store=sqlite_env(file))
     assert str(file) in str(refused.value)
     assert str(refused.value).count("cannot be opened") == 1
 

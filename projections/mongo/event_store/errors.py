@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bson.errors import BSONError
 from eventsourcing.persistence import (
+    ConnectionPoolClosedError,
     DataError,
     IntegrityError,
     InterfaceError,
@@ -22,16 +23,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def as_persistence_error(error: PyMongoError | BSONError) -> PersistenceError:
+CLOSED: Final = "the event store was closed"
+
+
+def as_persistence_error(
+    error: PyMongoError | BSONError,
+) -> PersistenceError | ConnectionPoolClosedError:
     """Return what the library calls an error of the driver."""
     if isinstance(error, BSONError):
         return DataError(str(error))
+    if isinstance(error, InvalidOperation):
+        # What the driver says of a client that is closed, or of a session that ended with it.
+        return ConnectionPoolClosedError(CLOSED)
     kind: type[PersistenceError]
     if is_duplicate_key(error):
         kind = IntegrityError
     elif is_transient(error):
         kind = OperationalError
-    elif isinstance(error, InvalidOperation | ConfigurationError):
+    elif isinstance(error, ConfigurationError):
         kind = InterfaceError
     elif refusal(error) is not None:
         kind = DataError

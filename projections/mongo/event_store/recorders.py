@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,6 +10,7 @@ import pymongo
 from eventsourcing.persistence import (
     AggregateRecorder,
     ApplicationRecorder,
+    ConnectionPoolClosedError,
     IntegrityError,
     ListenNotifySubscription,
     ProcessRecorder,
@@ -27,7 +29,7 @@ from projections.mongo.event_store.documents import (
     notifications,
     stream_key,
 )
-from projections.mongo.event_store.errors import persistence_errors
+from projections.mongo.event_store.errors import CLOSED, persistence_errors
 from projections.mongo.event_store.foundations import Foundations
 from projections.mongo.event_store.listeners import Listeners
 from projections.mongo.event_store.queue import Commit, CommitQueue
@@ -35,7 +37,7 @@ from projections.mongo.sessions import in_session
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Notification, StoredEvent, Subscription, Tracking
@@ -50,7 +52,27 @@ _CONDITIONS_AT_ONCE: Final = 250
 """Of one query: the server plans each one for itself, and more take longer than two queries."""
 
 
-class MongoAggregateRecorder(AggregateRecorder):
+class _MongoRecorder(Recorder):
+    """Works until it is closed, also where the client is somebody else's and stays open."""
+
+    _is_closed = False
+
+    def close(self) -> None:
+        """Refuse what is asked from now on; what has begun ends as it would have."""
+        self._is_closed = True
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ConnectionPoolClosedError(CLOSED)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        self._check_open()
+        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+            yield
+
+
+class MongoAggregateRecorder(_MongoRecorder, AggregateRecorder):
     """Events or snapshots without positions: one document each."""
 
     def __init__(self, client: MongoClient[Any], database: str, name: str) -> None:
@@ -77,7 +99,7 @@ class MongoAggregateRecorder(AggregateRecorder):
             documents.append({"_id": {"s": item.pop("s"), "v": item.pop("v")}, **item})
         if not documents:
             return None
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             if len(documents) == 1:
                 self._collection.insert_one(documents[0])
             else:
@@ -106,7 +128,7 @@ class MongoAggregateRecorder(AggregateRecorder):
             "$gt": {"s": key, "v": gt} if gt is not None else {"s": key},
             "$lte": {"s": key, "v": lte if lte is not None else float("inf")},
         }
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             found = list(
                 self._collection.find({"_id": bounds})
                 .sort("_id", DESCENDING if desc else 1)
@@ -115,7 +137,7 @@ class MongoAggregateRecorder(AggregateRecorder):
         return [decoded({**document, **document["_id"]}) for document in found]
 
 
-class _ChainRecorder(Recorder):
+class _ChainRecorder(_MongoRecorder):
     """What commits go through: one queue and one end of the chain for all threads."""
 
     def __init__(self, client: MongoClient[Any], database: str, prefix: str) -> None:
@@ -142,7 +164,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         Raises:
             PersistenceError: if the server failed.
         """
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             self._events.create_indexes([UNIQUE_EVENTS])
             self._chain.prepare()
 
@@ -166,6 +188,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             raise IntegrityError("the same version of a stream is to be recorded twice")
         if not commit.events and commit.tracking is None:
             return []
+        self._check_open()
         self._queue.record(commit)
         self.listeners.notify()
         return list(range(commit.first, commit.first + len(commit.events)))
@@ -202,7 +225,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             {"$match": {"e": {"$elemMatch": wanted}}},
             {"$project": {"e": {"$filter": {"input": "$e", "cond": {"$and": conditions}}}}},
         ]
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             found = in_session(
                 self._client,
                 lambda session: list(self._events.aggregate(pipeline, session=session)),
@@ -232,7 +255,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         else:
             conditions = [{"s": stream, "v": {"$in": some}} for stream, some in by_stream.items()]
         found: dict[tuple[bytes | str, int], StoredEvent] = {}
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             for start in range(0, len(conditions), _CONDITIONS_AT_ONCE):
                 some = conditions[start : start + _CONDITIONS_AT_ONCE]
                 either = [{"e": {"$elemMatch": condition}} for condition in some]
@@ -263,7 +286,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         if topics:
             wanted["e.t"] = {"$in": list(topics)}
         found: list[Notification] = []
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             documents = self._events.find(wanted, {"c": 0}).sort("_id").limit(limit)
             # Not all at once: they may have twenty events each.
             with documents.batch_size(max(_LEAST_BATCH, limit // 10)):
@@ -279,7 +302,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         Raises:
             PersistenceError: if the server failed.
         """
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             last = self._events.find_one({}, {"l": 1}, sort=[("_id", DESCENDING)])
         return None if last is None else last["l"]
 
@@ -338,6 +361,7 @@ class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
             IntegrityError: if it or a later one is recorded.
             PersistenceError: if the server failed.
         """
+        self._check_open()
         self._queue.record(Commit([], tracking))
 
     def insert_tracking_with(
@@ -364,7 +388,7 @@ class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
         Raises:
             PersistenceError: if the server failed.
         """
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        with self._asking():
             found = self._tracking.find_one({"_id": application_name})
         return None if found is None else found["position"]
 
