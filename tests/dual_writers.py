@@ -20,7 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 from pymongo import MongoClient
 
 from projections.mongo import connect
@@ -138,7 +138,7 @@ def in_the_events(file: Path) -> Buckets:
         rows = database.execute("SELECT topic, state FROM stored_events ORDER BY rowid")
         for topic, state in rows:
             if topic in {"scoring:UserScore.BucketSet", "scoring:UserScore.GrantRecorded"}:
-                said = orjson.loads(state)
+                said = msgspec.json.decode(state)
                 points = said["points"] if "points" in said else said["amount"]
                 place = said["user_id"], said["key"]
                 buckets[place] = points, said["category"], said["source"]

@@ -61,7 +61,6 @@ def database(mongo_uri: str) -> Iterator[Any]:
         (InvalidSetting, {"event_store": {"SQLITE_LOCK_TIMEOUT": "x"}}, "SQLITE_LOCK_TIMEOUT"),
         (InvalidSetting, {"event_store": {"AGGREGATE_CACHE_MAXSIZE": "x"}}, "an integer"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_meant_is_refused(
     kind: type[Exception],
