@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from eventsourcing.persistence import (
+    ConnectionPoolClosedError,
     IntegrityError,
     InterfaceError,
     OperationalError,
@@ -26,7 +27,7 @@ from psycopg import Connection
 from psycopg.errors import LockNotAvailable, QueryCanceled
 from psycopg.rows import DictRow
 from psycopg.sql import SQL, Identifier
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from scoring.event_store import GaplessRecorder, StoreWentBack, predecessors_of
 from scoring.retries import ATTEMPT_SECONDS, remaining_seconds
@@ -83,6 +84,8 @@ class BoundedConnection(Connection[DictRow]):
             return super().wait(self._bounded(gen), *args, **kwargs)
         except (LockNotAvailable, QueryCanceled) as error:  # the server's own limits
             raise NoAnswer(str(error)) from error
+        except PoolClosed as error:
+            raise ConnectionPoolClosedError(str(error)) from error
 
     def _bounded(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         seconds = ends_at = 0.0
@@ -127,13 +130,28 @@ class BoundedConnection(Connection[DictRow]):
 
 
 class BoundedConnectionPool(ConnectionPool[BoundedConnection]):
-    """A pool of such connections, which are not waited for longer than the command has time."""
+    """A pool of such connections, which are not waited for longer than the command has time.
+
+    Once closed it says so in the library's terms: what psycopg says would be tried again.
+    """
+
+    def open(self, *args: Any, **kwargs: Any) -> None:
+        """Open the pool, as psycopg's does.
+
+        Raises:
+            ConnectionPoolClosedError: if it was closed.
+        """
+        try:
+            super().open(*args, **kwargs)
+        except PoolClosed as error:
+            raise ConnectionPoolClosedError(str(error)) from error
 
     def getconn(self, timeout: float | None = None) -> BoundedConnection:
         """Return a connection, as psycopg's pool does.
 
         Raises:
             NoAnswer: if there is none in time.
+            ConnectionPoolClosedError: if the pool was closed.
         """
         try:
             return super().getconn(min(timeout or self.timeout, remaining_seconds()))

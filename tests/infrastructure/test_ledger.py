@@ -34,8 +34,16 @@ from support import NOON, make_grant, sqlite_env
 
 
 @pytest.fixture
-def event_store(tmp_path: Path) -> dict[str, str]:
-    return sqlite_env(tmp_path / "events.sqlite")
+def event_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """In SQLite, or in MongoDB beside the read model where a test asks for that as well."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return sqlite_env(tmp_path / "events.sqlite")
+    name = request.getfixturevalue("database").name
+    uri = request.getfixturevalue("mongo_uri")
+    return {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": uri, "MONGO_DATABASE": name}
+
+
+on_both = pytest.mark.parametrize("event_store", ["sqlite", "mongo"], indirect=True)
 
 
 @pytest.fixture
@@ -100,6 +108,7 @@ def in_child(work: Callable[[], object]) -> str:
     return answer
 
 
+@on_both
 def test_many_contributions_are_projected_like_single_ones(
     database: Any, event_store: dict[str, str]
 ) -> None:
@@ -142,6 +151,7 @@ def test_a_database_of_the_application_is_used(database: Any, event_store: dict[
         ScoreLedger.open(mongo=database, mongo_database="other", event_store=event_store)
 
 
+@on_both
 def test_a_uri_and_settings_objects_are_taken(
     mongo_uri: str, database: Any, event_store: dict[str, str]
 ) -> None:
@@ -210,6 +220,7 @@ def test_a_closed_ledger_says_so(database: Any, event_store: dict[str, str]) -> 
         pass
 
 
+@on_both
 def test_closing_ends_a_wait_of_another_thread(database: Any, event_store: dict[str, str]) -> None:
     """At once, and with the sentence of a closed ledger."""
     ledger = ScoreLedger.open(mongo=database, event_store=event_store, worker=False)
@@ -230,6 +241,7 @@ def test_closing_ends_a_wait_of_another_thread(database: Any, event_store: dict[
     assert [type(error) for error in raised] == [LedgerNotOpen]
 
 
+@on_both
 def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, str]) -> None:
     """Every thread that grants is told in words, and all that was answered is in the store."""
     ledger = ScoreLedger.open(mongo=database, event_store=event_store)
@@ -265,6 +277,7 @@ def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, 
             )
 
 
+@on_both
 def test_threads_share_a_ledger(database: Any, event_store: dict[str, str]) -> None:
     """Eight threads grant, wait and read at once; every point is counted once."""
     with ScoreLedger.open(mongo=database, event_store=event_store) as ledger:
@@ -289,6 +302,7 @@ def test_threads_share_a_ledger(database: Any, event_store: dict[str, str]) -> N
         assert ledger.totals("ada").total_score == ledger.score_of("ada").total_score == 8 * 15
 
 
+@on_both
 def test_a_user_who_has_nothing_has_zeros_wherever_it_is_asked(
     database: Any, event_store: dict[str, str]
 ) -> None:
@@ -369,6 +383,7 @@ def wait_for(file: Path) -> None:
         time.sleep(0.01)
 
 
+@on_both
 def test_of_a_forked_child_and_its_parent_nobody_loses_a_grant(
     mongo_uri: str, database: Any, event_store: dict[str, str], tmp_path: Path
 ) -> None:
@@ -448,7 +463,7 @@ ledger.close()
 
 
 @pytest.mark.parametrize("child", ["new", "none"])
-@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+@pytest.mark.parametrize("store", ["sqlite", "postgres", "mongo"])
 def test_a_child_that_ends_does_not_disturb_its_parent(
     store: str,
     child: str,
@@ -458,7 +473,8 @@ def test_a_child_that_ends_does_not_disturb_its_parent(
     request: pytest.FixtureRequest,
 ) -> None:
     """Its garbage collector closes nothing of the parent's, with a ledger of its own or without."""
-    env = request.getfixturevalue("event_store" if store == "sqlite" else "postgres_env")
+    fixture = {"sqlite": "event_store", "postgres": "postgres_env"}.get(store)
+    env = request.getfixturevalue(fixture) if fixture else {"SCORE_LEDGER_EVENTS": store}
     name = f"{database.name}_{store}"
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", _FORKING, name, child, postgres_uri],
