@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         BatchRefused,
         BatchTooSlow,
         EventStoreReplaced,
+        EventStoresDiffer,
         ForeignDocument,
         LedgerNotOpen,
         NameTaken,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         ReadModelUnavailable,
         RebuildSuperseded,
         ShapeChanged,
+        SourceWritten,
         StreamParked,
         TooManyParked,
     )
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
     from projections.queries.history import GrantRow, UserHistory, UserTotals
     from projections.queries.leaderboard import By, Leaderboard, LeaderboardRow
+    from projections.relocation import CopyProgress, EventCopy, copy_events
     from projections.settings import Settings
     from projections.status import LedgerStatus
     from projections.verification.report import Difference, Verification, VerificationProgress
@@ -62,10 +65,13 @@ __all__ = [
     "By",
     "Comparison",
     "ComparisonProgress",
+    "CopyProgress",
     "Difference",
     "DifferenceKind",
     "Drift",
+    "EventCopy",
     "EventStoreReplaced",
+    "EventStoresDiffer",
     "ForeignDocument",
     "GrantRow",
     "InvalidSetting",
@@ -101,6 +107,7 @@ __all__ = [
     "ScoreSide",
     "Settings",
     "ShapeChanged",
+    "SourceWritten",
     "StreamParked",
     "Tolerance",
     "TooManyParked",
@@ -111,10 +118,12 @@ __all__ = [
     "UserTotals",
     "Verification",
     "VerificationProgress",
+    "copy_events",
 ]
 
 _MODULES = (
-    *("errors", "drift", "ledger", "migration", "mongo", "ports", "settings", "status"),
+    *("errors", "drift", "ledger", "migration", "mongo", "ports", "relocation", "settings"),
+    "status",
     *("mongo.batches", "mongo.parking", "mongo.read_model"),
     *("queries.history", "queries.leaderboard"),
     *("verification.report", "worker.projection", "worker.rebuild", "worker.unparker"),

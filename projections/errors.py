@@ -157,6 +157,49 @@ class EventStoreReplaced(ProjectionError):  # noqa: N818 - a state, not a mistak
         )
 
 
+class EventStoresDiffer(ProjectionError):  # noqa: N818 - a state, not a mistake
+    """An event store cannot become a copy of another one, as it has something else in it.
+
+    Attributes:
+        source: What is copied from.
+        target: What is copied into.
+        expected: What the source has at the first place where they differ, in words.
+        found: What the target has there.
+    """
+
+    def __init__(self, *, source: str, target: str, expected: str, found: str) -> None:
+        """Name both stores, and the first difference."""
+        self.source = source
+        self.target = target
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"the event store {target} has {found} where {source} has {expected}: copy into an "
+            "empty store, or carry on with one that an interrupted copy of this source has left "
+            "and nobody has written to"
+        )
+
+
+class SourceWritten(ProjectionError):  # noqa: N818 - what happened to it
+    """Something was recorded in an event store while it was copied.
+
+    Attributes:
+        source: The store.
+        expected: Its newest position before.
+        found: Its newest position afterwards.
+    """
+
+    def __init__(self, *, source: str, expected: int, found: int | None) -> None:
+        """Name the store and both positions."""
+        self.source = source
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"the event store {source} was written to while it was copied (its newest position was "
+            f"{expected} and is {found}): stop whoever writes and copy again, which carries on"
+        )
+
+
 class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
     """The generation that was being built is gone: it was finished or given up elsewhere.
 

@@ -135,9 +135,13 @@ class Settings(BaseModel):
             return None
         return Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
 
-    def postgres_node(self) -> tuple[str, int] | None:
-        """Return host and port of an event store in PostgreSQL; ``None`` for all others."""
-        env = self._environment(self.event_store())
+    def postgres_node(self, environ: Mapping[str, str] | None = None) -> tuple[str, int] | None:
+        """Return host and port of an event store in PostgreSQL; ``None`` for all others.
+
+        Args:
+            environ: Variables that beat those of the process's environment.
+        """
+        env = self._environment({**(environ or {}), **self.event_store(environ)})
         host, port = env.get("POSTGRES_HOST"), env.get("POSTGRES_PORT") or "5432"
         if kind_of(env) != POSTGRES or not host:
             return None

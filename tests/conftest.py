@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 
+from event_store_kinds import EVENT_STORES
 from projections.embedded import open_server
 from projections.mongo import MongoScoreView, connect
 from projections.mongo.read_model import ReadModel
@@ -113,28 +114,6 @@ def scoring(tmp_path: Path) -> Iterator[Scoring]:
     """The write side on a SQLite file."""
     with Scoring(sqlite_env(tmp_path / "events.sqlite")) as app:
         yield app
-
-
-def _sqlite_stores(request: pytest.FixtureRequest) -> Callable[[], dict[str, str]]:
-    folder: Path = request.getfixturevalue("tmp_path")
-    return lambda: sqlite_env(folder / f"events-{uuid4().hex[:8]}.sqlite")
-
-
-def _postgres_stores(request: pytest.FixtureRequest) -> Callable[[], dict[str, str]]:
-    make: Callable[[], dict[str, str]] = request.getfixturevalue("postgres").new_env
-    return make
-
-
-def _mongo_stores(request: pytest.FixtureRequest) -> Callable[[], dict[str, str]]:
-    uri: str = request.getfixturevalue("mongo_uri")
-    return lambda: {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": uri,
-        "MONGO_DATABASE": f"events_{uuid4().hex[:8]}",
-    }
-
-
-EVENT_STORES = {"sqlite": _sqlite_stores, "postgres": _postgres_stores, "mongo": _mongo_stores}
 
 
 @pytest.fixture(params=EVENT_STORES)

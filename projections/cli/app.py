@@ -11,6 +11,7 @@ import typer
 
 from projections.cli.compare import compare
 from projections.cli.console import err, out, shown, speak_plainly
+from projections.cli.copy_events import copy_events_
 from projections.cli.demo import demo
 from projections.cli.drift import drift
 from projections.cli.grants import contribute, grant
@@ -128,6 +129,13 @@ _add(
     "score-ledger compare --from-mongo old.toml",
     "score-ledger compare --from-mongo old.toml --repair     every night",
     "score-ledger compare --from-mongo site.scores --field buckets=buckets --html compare.html",
+)
+_add(
+    copy_events_,
+    "score-ledger copy-events --from sqlite --to env:/etc/score-ledger.env",
+    "score-ledger copy-events --from sqlite:events.sqlite --to mongodb://m1.internal/scores",
+    "score-ledger copy-events --from postgres --to sqlite:events.sqlite",
+    name="copy-events",
 )
 _add(
     unpark,

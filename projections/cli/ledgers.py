@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ _PAUSE_SECONDS = 0.1
 def open_events(folder: Path | None) -> Iterator[Scoring]:
     """Open the event store to record in it; one that is made for it is named."""
     settings = Settings.from_environment(folder=folder)
-    _await_postgres(settings)
+    await_postgres(settings)
     if settings.mongo_uri is not None and kind_of(settings.event_store()) == MONGO:
         await_mongo(settings.mongo_uri)
     note_default(settings)
@@ -63,7 +63,7 @@ def open_ledger(
         ProjectionError: if it cannot be opened, in one sentence.
     """
     settings = settings or Settings.from_environment(folder=folder)
-    _await_postgres(settings)
+    await_postgres(settings)
     if settings.mongo_uri is not None:
         await_mongo(settings.mongo_uri)
     elif not (create or create_folder or settings.folder.is_dir() or _is_default(settings)):
@@ -137,8 +137,17 @@ def await_mongo(uri: str) -> None:
         )
 
 
-def _await_postgres(settings: Settings) -> None:
-    node = settings.postgres_node()
+def await_postgres(settings: Settings, environ: Mapping[str, str] | None = None) -> None:
+    """Give a server that refuses connections a moment, if it has the event store.
+
+    Args:
+        settings: Where it is.
+        environ: Variables that beat those of the process's environment.
+
+    Raises:
+        ProjectionError: if it still does.
+    """
+    node = settings.postgres_node(environ)
     if node is not None and _all_refuse([node]):
         raise ProjectionError(
             f"PostgreSQL cannot be reached (connection refused by {_named([node])}): check that it "

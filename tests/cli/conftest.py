@@ -1,4 +1,4 @@
-"""The command on a server and in a folder of its own."""
+"""The command on servers and in a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from uuid import uuid4
 import pytest
 
 from command_line import CommandLine
+from postgres_server import PostgresServer, running_postgres
 from projections.mongo import connect
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real server that serves the whole run."""
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture

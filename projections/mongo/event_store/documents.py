@@ -11,12 +11,16 @@ stream and version goes across documents. Snapshots and positions of other appli
     {_id: {s: stream, v: 3}, t: topic, d: state}
     {_id: application, position: 17, c: <8 random bytes>}
 
+Where events were copied from another store, positions that it had left out are left out here, too:
+a document then begins further on than the one before it ends. Nobody asks for that place.
+
 A stream is 16 plain bytes if its id is a UUID, else text.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from os import urandom
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -76,6 +80,19 @@ def chained(items: Sequence[Document], first: int, token: bytes) -> list[Documen
         }
         for start in range(0, len(items), MOST_EVENTS)
     ]
+
+
+def transferred(events: Sequence[Notification]) -> list[Document]:
+    """Return the documents of events that have positions already; a gap begins a new document."""
+    documents: list[Document] = []
+    runs: list[list[Notification]] = []
+    for event in events:
+        if not runs or event.id != runs[-1][-1].id + 1:
+            runs.append([])
+        runs[-1].append(event)
+    for run in runs:
+        documents += chained([encoded(event) for event in run], run[0].id, urandom(8))
+    return documents
 
 
 def decoded(item: Document) -> StoredEvent:

@@ -28,6 +28,7 @@ from projections.mongo.event_store.documents import (
     encoded,
     notifications,
     stream_key,
+    transferred,
 )
 from projections.mongo.event_store.errors import CLOSED, persistence_errors
 from projections.mongo.event_store.foundations import Foundations
@@ -136,6 +137,20 @@ class MongoAggregateRecorder(_MongoRecorder, AggregateRecorder):
             )
         return [decoded({**document, **document["_id"]}) for document in found]
 
+    def select_after(self, last: StoredEvent | None, limit: int) -> Sequence[StoredEvent]:
+        """Return events ordered by stream and version: those after one, or the first.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        wanted: dict[str, Any] = {}
+        if last is not None:
+            place = {"s": stream_key(last.originator_id), "v": last.originator_version}
+            wanted = {"_id": {"$gt": place}}
+        with self._asking():
+            found = list(self._collection.find(wanted).sort("_id").limit(limit))
+        return [decoded({**document, **document["_id"]}) for document in found]
+
 
 class _ChainRecorder(_MongoRecorder):
     """What commits go through: one queue and one end of the chain for all threads."""
@@ -192,6 +207,27 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         self._queue.record(commit)
         self.listeners.notify()
         return list(range(commit.first, commit.first + len(commit.events)))
+
+    def insert_notifications(self, events: Sequence[Notification]) -> None:
+        """Insert events of another store at the positions that they have there.
+
+        They become visible in order, and if this fails the first ones may be there. Positions that
+        are left out stay free for ever, and so do those before the first event.
+
+        Raises:
+            IntegrityError: if an event or a position is there already.
+            PersistenceError: if the server failed.
+        """
+        with self._asking():
+            self._events.insert_many(transferred(events))
+        self.listeners.notify()
+
+    def place(self) -> str:
+        """Return where the events are: the nodes of the set, database and collection."""
+        with self._asking():
+            self._client.admin.command("ping")
+            nodes = sorted(f"{host}:{port}" for host, port in self._client.nodes)
+        return f"{','.join(nodes)}/{self._events.full_name}"
 
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         return Commit([encoded(event) for event in stored_events], kwargs.get("tracking"))

@@ -1,0 +1,9 @@
+"""Moving house: copying one event store into another, of whatever kind.
+
+It may import ``projections.mongo`` and what is below it. ``event_copy`` has the order of things,
+``stores`` what each kind of store does to give and take events with their positions.
+"""
+
+from projections.relocation.event_copy import CopyProgress, EventCopy, copy_events
+
+__all__ = ["CopyProgress", "EventCopy", "copy_events"]

@@ -1,0 +1,158 @@
+"""``score-ledger copy-events``: how stores are named, and being killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from eventsourcing.persistence import PersistenceError
+
+from command_line import CommandLine
+from postgres_server import PostgresServer
+from projections.mongo import connect
+from scoring import Scoring
+from support import make_grant, sqlite_env
+
+GRANTS = 5000
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """A file with a few grants."""
+    file = tmp_path / "old.sqlite"
+    with Scoring(sqlite_env(file)) as scoring:
+        scoring.grant_many([make_grant(number) for number in range(30)])
+    return file
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with grants for some pages of events."""
+    file = tmp_path_factory.mktemp("large") / "large.sqlite"
+    with Scoring(sqlite_env(file)) as scoring:
+        scoring.grant_many([make_grant(number) for number in range(GRANTS)])
+    return file
+
+
+def variables(env: dict[str, str], file: Path) -> str:
+    """Write a file of variables, and return how it is named."""
+    lines = [f'{name}="{value}"' for name, value in env.items()]
+    file.write_text("\n".join(["# of the service", "", *lines, ""]))
+    return f"env:{file}"
+
+
+def test_stores_are_named_by_kind_by_place_and_by_a_file(
+    cli: CommandLine, filled: Path, postgres: PostgresServer
+) -> None:
+    """From SQLite by way of both others and back: what is named beats what the environment says."""
+    grown_up = variables(postgres.new_env(), cli.cwd / "postgres.env")
+    mongo = variables({**cli.env, "SCORE_LEDGER_EVENTS": "mongo"}, cli.cwd / "mongo.env")
+    misleading = {"SCORING_SQLITE_DBNAME": "wrong.sqlite", "SCORING_MONGO_DATABASE": "wrong"}
+    misled = CommandLine(cli.cwd, {**cli.env, **misleading})
+    steps = [("sqlite:old.sqlite", grown_up), (grown_up, mongo), (mongo, "sqlite:new.sqlite")]
+    for source, target in steps:
+        done = misled("copy-events", "--from", source, "--to", target, "--json")
+        assert done.returncode == 0, done.stderr
+        outcome = json.loads(done.stdout)
+        assert (outcome["is_complete"], outcome["events_copied"]) == (True, outcome["events"])
+    assert not (cli.cwd / "wrong.sqlite").exists()
+    # By kind, where the environment has the rest; a copy that is complete is compared again.
+    done = cli("copy-events", "--from", "sqlite", "--to", "mongo", SQLITE_DBNAME="old.sqlite")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ok  67 events up to position 67 and 0 snapshots are the same in")
+    assert done.stdout.count("\n") == 1
+    with Scoring(sqlite_env(cli.cwd / "new.sqlite")) as copied, Scoring(sqlite_env(filled)) as old:
+        copied_events = copied.recorder.select_notifications(1, 1000)
+        assert copied_events == old.recorder.select_notifications(1, 1000)
+
+
+def test_what_does_not_name_a_store_is_refused(cli: CommandLine, filled: Path) -> None:
+    """In a sentence that quotes no password; and nothing is made."""
+    (cli.cwd / "broken.env").write_text("PERSISTENCE_MODULE=x\nsecret password\n")
+    (cli.cwd / "silent.env").write_text("MONGO_URI=mongodb://127.0.0.1\n")
+    said = {
+        "old.sqlite": "an event store is named as",
+        "sqlite:": "an event store is named as",
+        "mongodb://ada:secret@127.0.0.1/scores": "everybody on this machine can read",
+        "mongodb://127.0.0.1": "has to name the database",
+        "env:broken.env": "line 2 of broken.env is not NAME=VALUE",
+        "env:silent.env": "sets neither SCORE_LEDGER_EVENTS nor PERSISTENCE_MODULE",
+    }
+    for name, expected in said.items():
+        done = cli("copy-events", "--from", "sqlite:old.sqlite", "--to", name, COLUMNS="1000")
+        assert done.returncode == 2, name
+        assert expected in done.stderr
+        assert "secret" not in done.stderr
+    for source, target, expected in (
+        ("sqlite:none.sqlite", "sqlite:new.sqlite", "there is no ledger yet"),
+        ("sqlite:old.sqlite", "sqlite::memory:", "name a file"),
+        ("sqlite:old.sqlite", "sqlite:no/folder/new.sqlite", "cannot be opened"),
+        ("sqlite:old.sqlite", "env:none.env", "none.env"),
+        ("sqlite:old.sqlite", "mongodb://127.0.0.1:1/scores", "refused by 127.0.0.1:1"),
+        ("sqlite:old.sqlite", "sqlite:./old.sqlite", "into itself"),
+    ):
+        done = cli("copy-events", "--from", source, "--to", target)
+        assert (done.returncode, done.stdout) == (1, ""), (source, target)
+        assert done.stderr.startswith("error: ")
+        assert expected in done.stderr
+        assert done.stderr.count("\n") == 1
+    made = {file.name for file in cli.cwd.iterdir()}
+    assert made == {"broken.env", "silent.env", "old.sqlite"}
+
+
+def test_a_copy_that_is_killed_again_and_again_is_carried_on(
+    cli: CommandLine, large: Path, new_env: Callable[[], dict[str, str]]
+) -> None:
+    """Wherever it is hit, the target is a beginning of the source; one more run completes it."""
+    env, rng = new_env(), random.Random(2026)
+    shutil.copy(large, cli.cwd / "old.sqlite")
+    target = variables(env, cli.cwd / "new.env")
+    asked = ("copy-events", "--from", "sqlite:old.sqlite", "--to", target)
+    kills = 0
+    with Scoring(sqlite_env(large)) as source:
+        events = source.recorder.select_notifications(1, 10 * GRANTS)
+        with Scoring(env) as copied:
+            for share in (0.2, 0.6):
+                process = cli.start(*asked)
+                wanted = share * len(events)
+                while process.poll() is None and (newest_of(copied) or 0) < wanted:
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, 0.02))
+                kills += process.poll() is None
+                process.kill()
+                process.communicate()
+                found = copied.recorder.select_notifications(1, 10 * GRANTS)
+                assert found == events[: len(found)]
+            assert kills
+            done = cli(*asked, "--json")
+            assert done.returncode == 0, done.stderr
+            outcome = json.loads(done.stdout)
+            assert outcome["events"] == len(events)
+            assert outcome["events_copied"] < len(events)
+            assert copied.recorder.select_notifications(1, 10 * GRANTS) == events
+
+
+def newest_of(scoring: Scoring) -> int | None:
+    with suppress(PersistenceError):
+        return scoring.recorder.max_notification_id()
+    return None
+
+
+def test_sigterm_stops_it_between_two_pages(cli: CommandLine, large: Path) -> None:
+    """It says how to go on."""
+    shutil.copy(large, cli.cwd / "old.sqlite")
+    process = cli.start("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
+    with connect(cli.env["MONGO_URI"]) as client:
+        events = client[cli.env["MONGO_DATABASE"]].scoring_events
+        while process.poll() is None and events.find_one() is None:
+            time.sleep(0.001)
+        process.terminate()
+        _, said = process.communicate()
+        assert (process.returncode, said) == (128 + 15, b"interrupted: run it again to carry on\n")
+    assert cli("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo").returncode == 0
