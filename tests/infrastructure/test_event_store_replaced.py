@@ -31,6 +31,7 @@ from projections import (
     ScoreGrantsProjection,
     ScoreLedger,
 )
+from projections.mongo import connect
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
@@ -114,15 +115,42 @@ class PostgresStore:
         return self._server.execute(sql.SQL(statement).format(schema))
 
 
-Store = SQLiteStore | PostgresStore
+class MongoStore:
+    """Put back by deleting the documents of what came later."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.env = env
+        self._newest = 0
+
+    def back_up(self) -> None:
+        with Scoring(self.env) as app:
+            self._newest = app.recorder.max_notification_id() or 0
+
+    def put_back(self) -> None:
+        with connect(self.env["MONGO_URI"]) as client:
+            events = client[self.env["MONGO_DATABASE"]]["scoring_events"]
+            events.delete_many({"_id": {"$gt": self._newest}})
+
+    def empty(self) -> None:
+        with connect(self.env["MONGO_URI"]) as client:
+            client[self.env["MONGO_DATABASE"]]["scoring_events"].delete_many({})
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+Store = SQLiteStore | PostgresStore | MongoStore
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mongo"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """A store with a backup of 3 grants, in which 10 more were recorded since."""
     new: Store
     if request.param == "postgres":
         new = PostgresStore(request.getfixturevalue("postgres"))
+    elif request.param == "mongo":
+        name = request.getfixturevalue("read_model").database.name
+        uri = request.getfixturevalue("mongo_uri")
+        new = MongoStore(
+            {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": uri, "MONGO_DATABASE": name}
+        )
     else:
         new = (SQLiteStore if request.param == "sqlite" else SQLiteFile)(tmp_path)
     record(new.env, 0, 3)
@@ -199,7 +227,7 @@ COMMANDS: dict[str, Callable[[ScoreLedger], object]] = {
 @pytest.mark.parametrize(
     ("store", "way"),
     [
-        *((kind, way) for kind in ("sqlite", "postgres") for way in WAYS),
+        *((kind, way) for kind in ("sqlite", "postgres", "mongo") for way in WAYS),
         *(("file", way) for way in WAYS if not way.empties),
     ],
     ids=str,

@@ -40,12 +40,15 @@ def new_uri(mongo_uri: str) -> Iterator[Callable[..., str]]:
             admin.admin.command("dropUser", name)
 
 
+@pytest.mark.parametrize("events", ["sqlite", "mongo"])
 def test_a_user_who_may_only_read_can_read(
-    new_uri: Callable[..., str], mongo_uri: str, read_model: ReadModel, tmp_path: Path
+    new_uri: Callable[..., str], mongo_uri: str, read_model: ReadModel, tmp_path: Path, events: str
 ) -> None:
     """By the library and by the commands; and whatever would write says why it does not."""
     name = read_model.database.name
-    env = sqlite_env(tmp_path / "events.sqlite")
+    env = {"PERSISTENCE_MODULE": "projections.mongo"}
+    if events == "sqlite":
+        env = sqlite_env(tmp_path / "events.sqlite")
     with ScoreLedger.open(
         event_store=env, mongo=mongo_uri, mongo_database=name, worker=False
     ) as ledger:
