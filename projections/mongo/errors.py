@@ -259,8 +259,10 @@ def refusal(error: PyMongoError) -> str | None:
 
 
 def _codes(error: PyMongoError) -> set[int]:
-    """Return all codes in an error: its own, and of the single writes in it."""
-    codes = {item["code"] for item in _write_errors(error)}
+    """Return all codes in an error: its own, of the single writes in it, of their replication."""
+    details = error.details if isinstance(error, OperationFailure) else None
+    concerns = (details or {}).get("writeConcernErrors") or ()
+    codes = {item["code"] for item in [*_write_errors(error), *concerns]}
     if isinstance(error, OperationFailure) and error.code is not None:
         codes.add(error.code)
     return codes

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from scoring import Scoring
     from scoring.retries import Retries
 
-_PAGE: Final = 2000
+_EVENTS_AT_ONCE: Final = 2000
+_SNAPSHOTS_AT_ONCE: Final = 100
+"""Of users with many buckets they are large."""
 
 T = TypeVar("T", bound=StoredEvent)
 
@@ -113,6 +115,7 @@ class _Part(Generic[T]):
         theirs: Likewise, of the target.
         add: Adds rows to the target.
         place: Returns what the order is by.
+        at_once: How many rows are read and added at once.
         total: The last position; 0 for snapshots.
         copied: How many were added so far.
         compared: How many were found to be the same when this was last looked at.
@@ -123,6 +126,7 @@ class _Part(Generic[T]):
     theirs: Callable[[T | None, int], Sequence[T]]
     add: Callable[[Sequence[T]], None]
     place: Callable[[T], Any]
+    at_once: int
     total: int = 0
     copied: int = 0
     compared: int = 0
@@ -155,6 +159,7 @@ class _Copy:
             theirs=target.events,
             add=target.add_events,
             place=attrgetter("id"),
+            at_once=_EVENTS_AT_ONCE,
             total=self._newest,
         )
         snapshots = _Part(
@@ -163,6 +168,7 @@ class _Copy:
             theirs=target.snapshots,
             add=target.add_snapshots,
             place=attrgetter("originator_id", "originator_version"),
+            at_once=_SNAPSHOTS_AT_ONCE,
         )
         # Before anything is added: what is there is a beginning of the source, or not to be
         # touched. Snapshots may have been taken in any stream since they were copied.
@@ -187,7 +193,7 @@ class _Copy:
     def _complete(self, part: _Part[T], last: T | None) -> bool:
         """Add what the target does not have behind a row; tell whether it came to an end."""
         retries = retries_until(self._stop)
-        while page := read_event_store(partial(part.ours, last, _PAGE)):
+        while page := read_event_store(partial(part.ours, last, part.at_once)):
             if self._stop.is_set():
                 return False
             missing = self._missing(part, last, page)
@@ -241,7 +247,7 @@ class _Copy:
         """Return the last row of the target, if all of them are the first ones of the source."""
         last, part.compared = None, 0
         while not self._stop.is_set():
-            theirs = read_event_store(partial(part.theirs, last, _PAGE))
+            theirs = read_event_store(partial(part.theirs, last, part.at_once))
             if not theirs:
                 break
             ours = read_event_store(partial(part.ours, last, len(theirs)))

@@ -16,6 +16,7 @@ from eventsourcing.persistence import Notification, StoredEvent
 from psycopg import sql
 
 from event_store_kinds import EVENT_STORES
+from fail_points import failing
 from postgres_server import PostgresServer
 from projections import (
     CopyProgress,
@@ -167,7 +168,7 @@ def test_two_that_copy_at_once_help_each_other(
     kind: str, scoring: Scoring, stores: Callable[[str], Scoring], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is there twice, and both say that it is all there."""
-    monkeypatch.setattr("projections.relocation.event_copy._PAGE", 20)
+    monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 20)
     fill(scoring)
     target = stores(kind)
     with Scoring(target.env) as again, ThreadPoolExecutor() as threads:
@@ -217,6 +218,44 @@ def test_a_store_that_has_something_else_is_refused(
         assert caught.value.found.startswith("version 1 of stream")
         assert str(caught.value).count("\n") == 0
         assert events_of(target) == events
+
+
+@pytest.mark.parametrize("kind", EVENT_STORES)
+def test_a_grant_in_a_half_filled_store_is_noticed(
+    kind: str, scoring: Scoring, stores: Callable[[str], Scoring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the way of the events to come, and copying stops at it at once."""
+    monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 100)
+    fill(scoring)
+    target = stores(kind)
+    early = iter([make_grant(8000, user_id="early")])
+
+    def grant_early(_: CopyProgress) -> None:
+        for grant in early:
+            target.grant(**grant.model_dump())
+
+    with pytest.raises(EventStoresDiffer, match=r"version 1 of stream .* at position 101 where"):
+        copy_events(scoring, target, on_progress=grant_early)
+    assert target.recorder.max_notification_id() == 103
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"closeConnection": True},
+        {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}},
+    ],
+    ids=["not-done", "done"],
+)
+def test_an_answer_that_is_lost_is_asked_for_again(
+    failure: dict[str, object], scoring: Scoring, stores: Callable[[str], Scoring], mongo_uri: str
+) -> None:
+    """Whether MongoDB had inserted the page or not."""
+    fill(scoring)
+    target = stores("mongo")
+    with failing(mongo_uri, "insert", mode={"times": 3}, **failure):
+        assert copy_events(scoring, target).is_complete
+    assert_same(scoring, target)
 
 
 def test_the_last_look_sees_every_event_and_snapshot(
@@ -269,7 +308,7 @@ def test_a_copy_that_is_stopped_is_carried_on(
     scoring: Scoring, stores: Callable[[str], Scoring], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops between two pages, says that it is not complete, and leaves a beginning."""
-    monkeypatch.setattr("projections.relocation.event_copy._PAGE", 100)
+    monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 100)
     fill(scoring)
     target, stop = stores("mongo"), Event()
     stopped = copy_events(scoring, target, stop=stop, on_progress=lambda _: stop.set())
