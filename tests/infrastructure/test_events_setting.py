@@ -12,6 +12,7 @@ import pytest
 from projections import ProjectionError, ScoreLedger, Settings
 from projections.errors import ReadModelUnavailable
 from projections.mongo import connect
+from projections.mongo.event_store import foundations
 from scoring import InvalidSetting, Scoring
 from support import make_grant, sqlite_env
 
@@ -180,3 +181,23 @@ def test_a_rebuild_leaves_the_events_beside_it_alone(database: Any) -> None:
         assert after == before
         assert ledger.verify().ok
         assert ledger.score_of("ada").grant_count == 120
+
+
+@pytest.mark.parametrize("look_after", [0, 3])
+def test_events_that_are_dropped_under_a_process_are_noticed_and_made_unique_again(
+    database: Any, monkeypatch: pytest.MonkeyPatch, look_after: int
+) -> None:
+    """At the next look, also if others were recorded before; nothing builds on what is gone."""
+    monkeypatch.setattr(foundations, "_LOOKS_BACK_SECONDS", 1e9)
+    with ScoreLedger.open(events="mongo", mongo=database, worker=False) as ledger:
+        for number in range(5):
+            ledger.grant(**make_grant(number, user_id="ada", amount=1).model_dump())
+        database.client.drop_database(database.name)
+        for number in range(look_after):
+            ledger.grant(**make_grant(100 + number, user_id="bob", amount=1).model_dump())
+        monkeypatch.setattr(foundations, "_LOOKS_BACK_SECONDS", 0)
+        receipt = ledger.grant(**make_grant(0, user_id="ada", amount=1).model_dump())
+        assert (receipt.status, receipt.total_before) == ("RECORDED", 0)
+        assert ledger.score_of("ada").grant_count == 1
+        [index] = [ix for ix in database["scoring_events"].list_indexes() if ix["name"] != "_id_"]
+        assert (index["key"], index["unique"]) == ({"e.s": 1, "e.v": 1}, True)

@@ -32,7 +32,7 @@ from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from projections.mongo.errors import duplicate_key, is_transient
-from projections.mongo.event_store.documents import MOST_EVENTS, chained
+from projections.mongo.event_store.documents import MOST_EVENTS, UNIQUE_EVENTS, chained
 from projections.mongo.event_store.errors import as_persistence_error
 from projections.mongo.event_store.writers import Writers
 from projections.mongo.sessions import discarding
@@ -154,6 +154,8 @@ class EventChain:
         session = self._session_in_use()
         if self._foundations is not None and self._foundations.fail_baseless(commits, session):
             self._end = None
+            # If it was dropped it may have been made again on the way, by an insert, without this.
+            self._events.create_indexes([UNIQUE_EVENTS])
             return
         try:
             first = self._insert(commits, token, session)

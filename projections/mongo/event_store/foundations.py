@@ -2,13 +2,17 @@
 
 A store may be put back to an earlier state under a process that goes on. Nobody can take events out
 of the chain otherwise, so what was stored once need not be looked for again while the server has
-the same primary, in the same term; the newest event is looked for now and then all the same.
+the same primary, in the same term; the newest event is looked for now and then all the same. So is
+the first one, which tells a store from another: a new one, under the name of one that was dropped,
+may have the newest event by then.
 """
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any, Final
+
+from pymongo import ASCENDING
 
 from projections.mongo.event_store.documents import stream_key
 from scoring.event_store import StoreWentBack
@@ -36,6 +40,7 @@ class Foundations:
         self._term: object = None
         self._versions: dict[bytes | str, int] = {}
         self._looked_back_at = float("-inf")
+        self._origin: bytes | None = None
 
     def fail_baseless(self, commits: Sequence[Commit], session: ClientSession) -> bool:
         """Fail the commits that build on what is not stored; tell whether there are any."""
@@ -44,7 +49,8 @@ class Foundations:
         if term is None or term != self._term or len(self._versions) > _MOST_STREAMS:
             self._term, self._looked_back_at = term, float("-inf")
             self._versions.clear()
-        looks_back = now - self._looked_back_at > _LOOKS_BACK_SECONDS
+        is_time = now - self._looked_back_at > _LOOKS_BACK_SECONDS
+        looks_back = is_time or self._origin is None
         wanted = {
             commit: [
                 (key, version, None)
@@ -55,11 +61,12 @@ class Foundations:
             for commit in commits
         }
         stored = self._stored([place for places in wanted.values() for place in places], session)
+        has_failed = is_other = False
         if looks_back:
             self._looked_back_at = now
-        has_failed = False
+            is_other = self._has_other_origin(session)
         for commit, places in wanted.items():
-            if all(
+            if not is_other and all(
                 (key, version) in stored and state in {None, stored[key, version]}
                 for key, version, state in places
             ):
@@ -77,6 +84,11 @@ class Foundations:
         for commit in commits:
             for item in commit.events:
                 self._versions[item["s"]] = item["v"]
+
+    def _has_other_origin(self, session: ClientSession) -> bool:
+        first = self._events.find_one({}, {"c": 1}, sort=[("_id", ASCENDING)], session=session)
+        before, self._origin = self._origin, None if first is None else first["c"]
+        return before not in {None, self._origin}
 
     def _stored(
         self, places: Sequence[tuple[bytes | str, int, bytes | None]], session: ClientSession
