@@ -220,6 +220,39 @@ def test_a_store_that_has_something_else_is_refused(
         assert events_of(target) == events
 
 
+def test_what_is_recorded_meanwhile_is_not_run_after(
+    scoring: Scoring, stores: Callable[[str], Scoring]
+) -> None:
+    """A source that is written to all the time is copied to an end; a single grant is noticed."""
+    fill(scoring)
+    target, before = stores("sqlite"), scoring.recorder.max_notification_id()
+    late = iter([make_grant(7000)])
+
+    def grant_late(_: CopyProgress) -> None:
+        for grant in late:
+            scoring.grant(**grant.model_dump())
+
+    with pytest.raises(SourceWritten):
+        copy_events(scoring, target, on_progress=grant_late)
+    assert target.recorder.max_notification_id() == before
+
+
+def test_nothing_is_added_before_all_that_is_there_was_compared(
+    scoring: Scoring, stores: Callable[[str], Scoring], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of somebody else's is left alone, though its positions begin behind some pages."""
+    monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 100)
+    fill(scoring)
+    target = stores("sqlite")
+    target.grant(**make_grant(8000).model_dump())
+    with closing(sqlite3.connect(target.env["SQLITE_DBNAME"])) as database, database:
+        database.execute("UPDATE stored_events SET rowid = rowid + 500")
+    events = events_of(target)
+    with pytest.raises(EventStoresDiffer):
+        copy_events(scoring, target)
+    assert events_of(target) == events
+
+
 @pytest.mark.parametrize("kind", EVENT_STORES)
 def test_a_grant_in_a_half_filled_store_is_noticed(
     kind: str, scoring: Scoring, stores: Callable[[str], Scoring], monkeypatch: pytest.MonkeyPatch
