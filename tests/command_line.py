@@ -11,6 +11,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
+on_both_stores = pytest.mark.parametrize("cli", ["sqlite", "mongo"], indirect=True)
+"""Has a test run with events in a file, and in MongoDB beside the read model."""
+
 COMMAND = str(Path(sys.executable).with_name("score-ledger"))
 _HERE = Path(__file__).parent
 

@@ -11,6 +11,7 @@ from eventsourcing.utils import get_topic
 
 from projections.events.decoder import EventDecoder
 from projections.events.model import GrantEvent
+from projections.mongo import connect
 from projections.mongo.batches import grant_document
 from projections.mongo.read_model import ReadModel
 from projections.verification.totals import verify_totals
@@ -72,6 +73,21 @@ def damaged(
     finally:
         with closing(sqlite3.connect(file)) as database:
             _write(database, states)
+
+
+@contextmanager
+def damaged_in_mongo(uri: str, database: str, position: int) -> Iterator[None]:
+    """The event at this position cannot be decoded inside the block."""
+    with connect(uri) as client:
+        events = client[database]["scoring_events"]
+        document = events.find_one({"_id": {"$lte": position}}, sort=[("_id", -1)])
+        assert document is not None
+        state = f"e.{position - document['_id']}.d"
+        events.update_one({"_id": document["_id"]}, {"$set": {state: b"{"}})
+        try:
+            yield
+        finally:
+            events.replace_one({"_id": document["_id"]}, document)
 
 
 def _write(database: sqlite3.Connection, states: dict[int, bytes]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from command_line import CommandLine
+from command_line import CommandLine, on_both_stores
 from fail_points import failing
 from projections.mongo import connect
 
@@ -23,7 +23,7 @@ GRANT = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("cli", ["sqlite", "mongo"], indirect=True)
+@on_both_stores
 def test_from_a_grant_to_the_leaderboard(cli: CommandLine) -> None:
     """The first day with the ledger."""
     granted = json.loads(cli(*GRANT, "--json").stdout)
@@ -116,6 +116,7 @@ def test_verify_finds_a_wrong_total_and_exits_with_1(cli: CommandLine) -> None:
     assert "2 differences in 1 users" in done.stderr
 
 
+@on_both_stores
 def test_following_stops_on_sigterm_and_leaves_nothing_behind(cli: CommandLine) -> None:
     """What was granted while it ran is projected; it stops between two batches."""
     process = cli.start("project", "--follow", "--json")

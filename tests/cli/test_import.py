@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from command_line import CommandLine
+from command_line import CommandLine, on_both_stores
 from projections.cli.importer import Import, ImportSummary, parsed
 from projections.cli.jsonl import MAX_LINE_BYTES, Line, parse_grant, read_lines
 from scoring import Scoring
@@ -25,6 +25,7 @@ def line(number: int, **changes: Any) -> bytes:
     return (json.dumps({**values, **changes}, ensure_ascii=False) + "\n").encode()
 
 
+@on_both_stores
 def test_importing_a_file_and_importing_it_again(cli: CommandLine, tmp_path: Path) -> None:
     """The second time everything is a duplicate and the ledger is the same."""
     (tmp_path / "grants.jsonl").write_bytes(b"".join(line(n) for n in range(1500)))

@@ -19,7 +19,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from command_line import CommandLine
+from command_line import CommandLine, on_both_stores
 from projections.mongo import connect
 from scoring import Scoring
 from scoring.contributions import Contribution
@@ -309,6 +309,7 @@ def contribution(number: int, **changes: Any) -> bytes:
     return (json.dumps({**values, **changes}) + "\n").encode()
 
 
+@on_both_stores
 def test_importing_contributions_and_importing_them_again(cli: CommandLine) -> None:
     """A bad line is said and keeps no other out; gzip is unpacked; nothing is written twice."""
     lines = b"".join(contribution(n) for n in range(1500))

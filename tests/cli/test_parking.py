@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 
-from command_line import CommandLine
-from event_store import damaged
+from command_line import CommandLine, on_both_stores
+from event_store import damaged, damaged_in_mongo
 from support import make_grant
 
 
@@ -14,11 +15,17 @@ def lines(*numbers: int, user_id: str) -> bytes:
     return "".join(grant.model_dump_json() + "\n" for grant in grants).encode()
 
 
+def poisoned(cli: CommandLine, position: int) -> AbstractContextManager[None]:
+    if cli.env["SCORE_LEDGER_EVENTS"] == "mongo":
+        return damaged_in_mongo(cli.env["MONGO_URI"], cli.env["MONGO_DATABASE"], position)
+    return damaged(cli.cwd / ".score-ledger" / "events.sqlite", position)
+
+
+@on_both_stores
 def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
     """What somebody does who finds it in the morning."""
     cli("import", "-", stdin=lines(1, 2, 3, user_id="bob") + lines(4, 5, user_id="ada"))
-    file = cli.cwd / ".score-ledger" / "events.sqlite"
-    with damaged(file, 4):  # bob's second grant: the claim on the first is at 3
+    with poisoned(cli, 4):  # bob's second grant: the claim on the first is at 3
         stopped = cli("project")
         assert stopped.returncode == 1
         assert "the event at position 4" in stopped.stderr
@@ -54,7 +61,7 @@ def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
 def test_the_setting_parks_too(cli: CommandLine) -> None:
     """For workers that run under a supervisor."""
     cli("import", "-", stdin=lines(1, user_id="bob"))
-    with damaged(cli.cwd / ".score-ledger" / "events.sqlite", 2):
+    with poisoned(cli, 2):
         assert cli("project", SCORE_LEDGER_ON_ERROR="park").returncode == 0
         wrong = cli("project", SCORE_LEDGER_ON_ERROR="ignore")
     assert wrong.returncode == 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
-from command_line import CommandLine
+from command_line import CommandLine, on_both_stores
 from projections.mongo import connect
 from support import make_grant
 
 
+@on_both_stores
 def test_a_rebuild_replaces_the_read_model_and_keeps_the_old_one(cli: CommandLine) -> None:
     """Until it is dropped; status says what there is."""
     lines = "\n".join(make_grant(number).model_dump_json() for number in range(20))
