@@ -19,6 +19,7 @@ from projections.events.stores import MONGO, kind_of
 from projections.ledger import ScoreLedger
 from projections.settings import Settings
 from scoring import Scoring
+from scoring.retries import read_event_store
 
 _REFUSED_SECONDS = 2.0
 _CONNECT_SECONDS = 0.5
@@ -36,6 +37,11 @@ def open_events(folder: Path | None) -> Iterator[Scoring]:
     with ExitStack() as stack:
         with _named_if_new(settings):
             scoring = Stores(settings, stack).scoring()
+        if kind_of(scoring.env) == MONGO and not read_event_store(
+            scoring.recorder.max_notification_id
+        ):
+            database = scoring.env.get("MONGO_DATABASE", "")
+            err.print(f"[yellow]note:[/] a new ledger is begun in MongoDB, in {shown(database)}")
         yield scoring
 
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 
 import pytest
 
-from command_line import COMMAND, CommandLine
+from command_line import COMMAND, CommandLine, on_both_stores
 from projections.cli.jsonl import NotJsonLines, read_lines
 from projections.mongo import connect
 from support import make_grant
@@ -111,12 +111,15 @@ def test_a_read_model_is_not_made_by_looking(embedded_cli: CommandLine) -> None:
     assert not (cli.cwd / ".score-ledger").exists()
 
 
+@on_both_stores
 def test_a_ledger_that_is_made_is_named_once(cli: CommandLine) -> None:
     """And none is made for a grant that is refused."""
     refused = cli(*[word.replace("25", "0") if word == "25" else word for word in GRANT])
     assert refused.returncode == 1
     assert list(cli.cwd.iterdir()) == []
     made = f"note: a new ledger was begun in {cli.cwd.resolve()}/.score-ledger/events.sqlite\n"
+    if cli.env["SCORE_LEDGER_EVENTS"] == "mongo":
+        made = f"note: a new ledger is begun in MongoDB, in {cli.env['MONGO_DATABASE']}\n"
     assert cli(*GRANT).stderr == made
     assert cli(*GRANT).stderr == ""
 
