@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,9 @@ def pytest_configure(config: pytest.Config) -> None:
     A process that is killed loses nothing of what it wrote, there as on a disk. Long runs write
     more than memory should hold.
     """
+    # Whoever runs the tests in the background has Ctrl-C ignored, and so would what they start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     chosen = "TMPDIR" in os.environ or config.option.basetemp or config.option.markexpr == "soak"
     if not chosen and _MEMORY.is_dir() and _free_memory() > _ENOUGH_BYTES:
         os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
