@@ -8,13 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from eventsourcing.persistence import IntegrityError, StoredEvent, Tracking
+from eventsourcing.persistence import (
+    ConnectionPoolClosedError,
+    IntegrityError,
+    OperationalError,
+    StoredEvent,
+    Tracking,
+)
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 
 from fail_points import failing
 from projections.mongo import connect
@@ -200,6 +208,69 @@ def test_a_store_that_was_put_back_is_noticed_before_anything_is_written(
     with pytest.raises(StoreWentBack):
         recorder.insert_events(events("b", 1, after=1))
     assert recorder.insert_events(events("a", 1, after=3)) == [5]
+
+
+def test_a_page_is_as_long_as_asked_for_wherever_it_begins(recorder: MongoProcessRecorder) -> None:
+    """A document in which it begins may have nothing more of its topics."""
+    first, second = events("a", 2)
+    recorder.insert_events([replace(first, topic="wanted"), second])
+    recorder.insert_events([replace(event, topic="wanted") for event in events("b", 1)])
+    [found] = recorder.select_notifications(start=2, limit=1, topics=["wanted"])
+    assert (found.id, found.originator_id) == (3, "b")
+
+
+@pytest.mark.timeout(30)
+def test_a_view_whose_own_write_meets_a_duplicate_is_told_and_has_not_moved(
+    client: MongoClient[Any], recorder: MongoProcessRecorder, database: str
+) -> None:
+    """Whatever its keys are called: it is not taken for a lost race, or for an event."""
+    seen = client[database]["seen"]
+    seen.create_index("name", unique=True)
+    seen.insert_one({"_id": 1, "name": "ada"})
+    for number, document in enumerate([{"_id": 1}, {"_id": 2, "name": "ada"}], 1):
+        with pytest.raises(IntegrityError, match="E11000"):
+            recorder.insert_tracking_with(
+                Tracking("up", number),
+                lambda session, each=document: seen.insert_one(each, session=session),  # type: ignore[misc]
+            )
+    assert recorder.max_tracking_id("up") is None
+    assert seen.count_documents({}) == 1
+
+
+@pytest.mark.timeout(30)
+def test_a_commit_that_loses_every_race_ends_in_time(
+    recorder: MongoProcessRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.insert_events(events("a", 1))
+    monkeypatch.setattr("projections.mongo.event_store.chain._MOST_SECONDS", 0.3)
+    monkeypatch.setattr(EventChain, "_last_position", lambda *_: 0)
+    recorder._chain.reset_after_fork()
+    with pytest.raises(OperationalError, match="others were faster"):
+        recorder.insert_events(events("b", 1))
+    assert recorded(recorder) == [(1, "a", 1)]
+
+
+def test_what_may_be_recorded_is_not_said_to_be_refused(
+    recorder: MongoProcessRecorder, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was lost, and then the rights to ask."""
+
+    def refuse(*_: object) -> None:
+        raise OperationFailure("not authorized", 13)
+
+    monkeypatch.setattr(EventChain, "_recognise", refuse)
+    with (
+        failing(mongo_uri, "insert", writeConcernError={"code": 91, "errmsg": "shutting down"}),
+        pytest.raises(OperationalError, match="may be recorded"),
+    ):
+        recorder.insert_events(events("a", 1))
+    assert recorded(recorder) == [(1, "a", 1)]
+
+
+def test_a_closed_recorder_takes_no_positions(recorder: MongoProcessRecorder) -> None:
+    recorder.close()
+    with pytest.raises(ConnectionPoolClosedError):
+        recorder.insert_tracking_with(Tracking("up", 1), lambda session: session)
 
 
 def test_none_of_eight_writers_is_starved(client: MongoClient[Any], database: str) -> None:

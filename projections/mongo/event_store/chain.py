@@ -24,14 +24,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
 from bson.errors import BSONError
-from eventsourcing.persistence import IntegrityError
+from eventsourcing.persistence import (
+    ConnectionPoolClosedError,
+    IntegrityError,
+    OperationalError,
+    PersistenceError,
+)
 from pymongo import DESCENDING
 from pymongo.errors import DuplicateKeyError, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from projections.mongo.errors import duplicate_key, is_transient
+from projections.mongo.errors import duplicate_key, is_duplicate_key, is_transient
 from projections.mongo.event_store.documents import MOST_EVENTS, UNIQUE_EVENTS, chained
 from projections.mongo.event_store.errors import as_persistence_error
 from projections.mongo.event_store.writers import Writers
@@ -68,8 +73,8 @@ _FIRST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_SECONDS: Final = 0.25
 
 
-class _TrackingTaken(Exception):  # noqa: N818 - never leaves this module
-    """The recorded position of another application is not behind the new one."""
+class _Refused(Exception):  # noqa: N818 - never leaves this module
+    """What goes with a position cannot be written: it, a later one or a key of a view is there."""
 
 
 class EventChain:
@@ -128,19 +133,18 @@ class EventChain:
                     for commit in waiting:
                         commit.tokens.add(token)
                     self._attempt(waiting, token)
+                if self._has_lost and time.monotonic() > until:
+                    _fail(waiting, OperationalError("others were faster each time"))
                 continue
             except (PyMongoError, BSONError) as error:
                 self._end = None
-                if not (isinstance(error, PyMongoError) and is_transient(error)):
-                    _fail(waiting, error)
-                    return
-                if time.monotonic() > until:
-                    _fail(waiting, error)
+                has_failed = isinstance(error, PyMongoError) and is_transient(error)
+                for commit in waiting:
+                    commit.is_unknown |= has_failed
+                if not has_failed or time.monotonic() > until:
+                    _fail(waiting, as_persistence_error(error), error)
                     return
                 self._writers.abort_the_dead()
-                has_failed = True
-                for commit in waiting:
-                    commit.is_unknown = True
                 logger.info("trying again to append events: %s", error)
             except BaseException:
                 for commit in waiting:
@@ -159,11 +163,11 @@ class EventChain:
             return
         try:
             first = self._insert(commits, token, session)
-        except _TrackingTaken:
+        except _Refused as refused:
             self._recognise(commits)
             for commit in commits:
                 if not commit.is_over:
-                    commit.fail(IntegrityError(f"{commit.tracking} or a later one is recorded"))
+                    commit.fail(IntegrityError(str(refused)))
             return
         except PyMongoError as error:
             key = duplicate_key(error)
@@ -247,9 +251,14 @@ class EventChain:
                     session=session,
                 )
             except DuplicateKeyError as error:
-                raise _TrackingTaken from error
+                raise _Refused(f"{tracking} or a later one is recorded") from error
             if commit.write is not None:
-                commit.write(session)
+                try:
+                    commit.write(session)
+                except PyMongoError as error:
+                    if is_duplicate_key(error):
+                        raise _Refused(str(error)) from error
+                    raise
 
     def _recognise(self, commits: Sequence[Commit]) -> None:
         """Find out which commits an earlier attempt of ours has recorded."""
@@ -315,8 +324,19 @@ def _position_in(document: Document, commit: Commit) -> int:
     return position
 
 
-def _fail(commits: Sequence[Commit], error: PyMongoError | BSONError) -> None:
+def _fail(
+    commits: Sequence[Commit],
+    reason: PersistenceError | ConnectionPoolClosedError,
+    cause: BaseException | None = None,
+) -> None:
     for commit in commits:
-        reason = as_persistence_error(error)
-        reason.__cause__ = error
-        commit.fail(reason)
+        if commit.is_over:
+            continue
+        # Whatever the last attempt met, an earlier one may have done it.
+        error = (
+            OperationalError(f"{reason}; the events may be recorded")
+            if commit.is_unknown and isinstance(reason, PersistenceError)
+            else type(reason)(str(reason))
+        )
+        error.__cause__ = cause
+        commit.fail(error)

@@ -169,6 +169,10 @@ class _ChainRecorder(_MongoRecorder):
     def _foundations(self) -> Foundations | None:
         return None
 
+    def _record(self, commit: Commit) -> None:
+        self._check_open()
+        self._queue.record(commit)
+
 
 class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
     """Events with positions, in one chain of documents; see ``documents`` and ``chain``."""
@@ -203,8 +207,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             raise IntegrityError("the same version of a stream is to be recorded twice")
         if not commit.events and commit.tracking is None:
             return []
-        self._check_open()
-        self._queue.record(commit)
+        self._record(commit)
         self.listeners.notify()
         return list(range(commit.first, commit.first + len(commit.events)))
 
@@ -323,7 +326,8 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             wanted["e.t"] = {"$in": list(topics)}
         found: list[Notification] = []
         with self._asking():
-            documents = self._events.find(wanted, {"c": 0}).sort("_id").limit(limit)
+            # The first one may have nothing of these topics where it is begun in the middle.
+            documents = self._events.find(wanted, {"c": 0}).sort("_id").limit(limit + 1)
             # Not all at once: they may have twenty events each.
             with documents.batch_size(max(_LEAST_BATCH, limit // 10)):
                 for document in documents:
@@ -397,8 +401,7 @@ class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
             IntegrityError: if it or a later one is recorded.
             PersistenceError: if the server failed.
         """
-        self._check_open()
-        self._queue.record(Commit([], tracking))
+        self._record(Commit([], tracking))
 
     def insert_tracking_with(
         self, tracking: Tracking, write: Callable[[ClientSession], object]
@@ -416,7 +419,7 @@ class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
             IntegrityError: if this or a later position is recorded; nothing was written.
             PersistenceError: if the server failed.
         """
-        self._queue.record(Commit([], tracking, write))
+        self._record(Commit([], tracking, write))
 
     def max_tracking_id(self, application_name: str) -> int | None:
         """Return the position of an application, or ``None`` if none was recorded.
