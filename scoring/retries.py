@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import contextmanager
-from contextvars import ContextVar
+from threading import local
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eventsourcing.persistence import (
@@ -34,7 +34,6 @@ from scoring.errors import EventStoreNotOpened, ScoringError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextvars import Token
     from typing import Self
 
 T = TypeVar("T")
@@ -63,7 +62,19 @@ _HOPELESS: Final = (
     ConnectionPoolClosedError,
 )
 
-_ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
+
+
+class _Running(local):
+    """What a thread, or a greenlet, does at this moment.
+
+    Not a context variable: those of CPython 3.11 are freed while they are changed, if the garbage
+    collector comes in between and a finaliser changes another one.
+    """
+
+    ends_at: float | None = None
+
+
+_running: Final = _Running()
 
 
 class TimeLimit:
@@ -76,15 +87,13 @@ class TimeLimit:
         """Begin to count."""
         self._began = time.monotonic()
         ends_at = self._began + MAX_SECONDS
-        outer = _ends_at.get()
-        self._token: Token[float | None] = _ends_at.set(
-            ends_at if outer is None else min(outer, ends_at)
-        )
+        self._outer = outer = _running.ends_at
+        _running.ends_at = ends_at if outer is None else min(outer, ends_at)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Go back to what counted before."""
-        _ends_at.reset(self._token)
+        _running.ends_at = self._outer
 
     @property
     def elapsed_seconds(self) -> float:
@@ -94,7 +103,7 @@ class TimeLimit:
 
 def remaining_seconds() -> float:
     """Return how long what is done at this moment may still take; never nothing at all."""
-    ends_at = _ends_at.get()
+    ends_at = _running.ends_at
     if ends_at is None:
         return MAX_SECONDS
     return max(_LEAST_SECONDS, ends_at - time.monotonic())
@@ -161,7 +170,7 @@ class _StopInTime(stop_base):
     """Stops when the time of what is done at this moment is over."""
 
     def __call__(self, retry_state: RetryCallState) -> bool:  # noqa: ARG002 - as tenacity calls it
-        ends_at = _ends_at.get()
+        ends_at = _running.ends_at
         return ends_at is not None and time.monotonic() >= ends_at
 
 

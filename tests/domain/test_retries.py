@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,3 +145,42 @@ def test_what_is_read_for_a_command_has_no_more_time_than_the_command(
     assert work.calls == 1
     assert remaining_seconds() == 0.5
     assert read_event_store(work) == 3
+
+
+FINALISERS = """
+import gc
+from contextvars import ContextVar, copy_context
+from random import Random
+
+from scoring.retries import TimeLimit
+
+others = [ContextVar(f"other-{number}") for number in range(12)]
+random = Random(1)
+
+class Garbage:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        random.choice(others).set(object())
+
+def limit_often():
+    for other in others[: random.randrange(6)]:
+        other.set(1)
+    for _ in range(5_000):
+        with TimeLimit():
+            for _ in range(random.randrange(9)):
+                Garbage()
+
+gc.set_threshold(50)
+for _ in range(10):
+    copy_context().run(limit_often)
+"""
+
+
+def test_a_time_limit_outlives_finalisers_that_change_context_variables() -> None:
+    """They run wherever memory is asked for; what is recorded must not be answered as failed."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FINALISERS], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
