@@ -63,7 +63,6 @@ _HOPELESS: Final = (
 )
 
 
-
 class _Running(local):
     """What a thread, or a greenlet, does at this moment.
 

@@ -47,16 +47,19 @@ def worker_maker(
 
 
 class Overtaken(CommandListener):
-    """Has something done once, before a client lists collections for the n-th time."""
+    """Has something done once, before a client sends a command for the n-th time."""
 
-    def __init__(self, overtake: Callable[[], object], *, listing: int = 1) -> None:
+    def __init__(
+        self, overtake: Callable[[], object], *, command: str = "listCollections", nth: int = 1
+    ) -> None:
         self._overtake = overtake
-        self._listings_left = listing
+        self._command = command
+        self._left = nth
 
     def started(self, event: CommandStartedEvent) -> None:
-        if event.command_name == "listCollections":
-            self._listings_left -= 1
-            if self._listings_left == 0:
+        if event.command_name == self._command:
+            self._left -= 1
+            if self._left == 0:
                 self._overtake()
 
     def succeeded(self, event: CommandSucceededEvent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from heapq import heappush, heapreplace, nlargest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
@@ -23,10 +24,13 @@ from projections.drift.report import (
 )
 from projections.drift.tolerance import Tolerance
 from projections.mongo.errors import translated
+from projections.mongo.sessions import in_snapshot
 from scoring.identity import is_grant_shaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pymongo.client_session import ClientSession
 
     from projections.mongo.read_model import ReadModel
 
@@ -65,7 +69,7 @@ def measure_drift(
     causes: _Causes = {}
     largest: list[tuple[int, int, LargestDifference]] = []
     with translated():
-        places = Places(*(_first_rows(read_model, field) for field in _RANKED_BY))
+        places = Places(*in_snapshot(read_model.client, partial(_both_boards, read_model)))
         for found in read_users(read_model):
             user = _of_user(found)
             _count(drift, user)
@@ -86,9 +90,13 @@ def measure_drift(
     return drift
 
 
-def _first_rows(read_model: ReadModel, field: str) -> list[Totals]:
+def _both_boards(read_model: ReadModel, session: ClientSession) -> list[list[Totals]]:
+    return [_first_rows(read_model, field, session) for field in _RANKED_BY]
+
+
+def _first_rows(read_model: ReadModel, field: str, session: ClientSession) -> list[Totals]:
     found = read_model.users.find(
-        {"_id": {"$type": "string"}}, {"recomputedTotal": 1, "totalScore": 1}
+        {"_id": {"$type": "string"}}, {"recomputedTotal": 1, "totalScore": 1}, session=session
     )
     return [
         (document["_id"], int(document["recomputedTotal"]), int(document["totalScore"]))

@@ -12,11 +12,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from pymongo import MongoClient
 
 from projections import ScoreLedger
 from projections.drift import keys
+from projections.drift.measurement import measure_drift
+from projections.drift.places import Board
 from projections.mongo import connect
-from support import NOON, sqlite_env
+from projections.mongo.read_model import ReadModel
+from support import NOON, Overtaken, sqlite_env
 
 
 @pytest.fixture
@@ -65,6 +69,26 @@ def test_nobody_is_seen_half_changed(
             assert drift.position >= position
             assert drift.verdict == "A flip is safe: of 40 users, nobody would see another score."
             assert [(board.moved, board.replaced) for board in drift.boards] == [(0, 0), (0, 0)]
+
+
+def test_both_leaderboards_are_of_one_instant(database: Any, mongo_uri: str) -> None:
+    """Somebody who gets in between the reading of one and of the other has not replaced anybody."""
+    ids = [f"user-{number:02d}" for number in range(11)]
+    database.user_scores.insert_many(
+        {"_id": user_id, "recomputedTotal": 100 - place, "totalScore": 100 - place}
+        for place, user_id in enumerate(ids)
+    )
+
+    def climb() -> None:
+        database.user_scores.update_one(
+            {"_id": ids[-1]}, {"$inc": {"recomputedTotal": 50, "totalScore": 50}}
+        )
+
+    overtaken = Overtaken(climb, command="find", nth=2)
+    with MongoClient[Any](mongo_uri, event_listeners=[overtaken]) as client:
+        drift = measure_drift(ReadModel(client, database.name))
+    assert database.user_scores.find_one(ids[-1])["totalScore"] == 140
+    assert drift.boards == [Board(rows=10, moved=0, replaced=0), Board(100, 0, 0)]
 
 
 def test_it_waits_for_what_was_recorded_before_it_was_asked(database: Any, tmp_path: Path) -> None:

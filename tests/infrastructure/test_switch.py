@@ -465,7 +465,7 @@ def test_what_is_dropped_for_being_in_the_way_is_never_a_part_of_a_generation(
     committed(scoring, live)
     walk(live, STEPS - 2)
     live.database.create_collection("score_parked")
-    listener = Overtaken(lambda: roll_forward(live), listing=3)
+    listener = Overtaken(lambda: roll_forward(live), nth=3)
     with MongoClient[dict[str, Any]](mongo_uri, event_listeners=[listener]) as client:
         step = next_step(ReadModel(client, live.database.name))  # which lists twice
         assert step is not None
