@@ -19,7 +19,9 @@ import comparisons
 import consistent_reads
 import embedding_costs
 import event_stores
+import growth
 import leaderboards
+import page
 import read_side
 import write_side
 from measuring import Report
@@ -44,6 +46,8 @@ PARTS = {
     "event-stores": event_stores.event_stores,
     "catch-up-mongo": event_stores.catch_up_from_mongo,
     "wait-mongo": event_stores.waits_on_mongo,
+    "growth": growth.growth,
+    "alternatives": growth.alternatives,
     "compare": comparisons.against_a_bare_scan,
 }
 
@@ -52,17 +56,30 @@ def main() -> None:
     """Run the parts that were asked for, or all of them."""
     parser = argparse.ArgumentParser(prog="python tests/benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=", ".join(PARTS))
+    parser.add_argument(
+        "--page",
+        metavar="FOLDER",
+        type=Path,
+        help="keep the figures in FOLDER/figures/, in place of older ones of the same parts, "
+        "and make FOLDER/figures.md of all that is there",
+    )
+    arguments = parser.parse_args()
     console = Console()
-    report = Report()
+    total = Report()
     try:
-        for name in parser.parse_args().parts or PARTS:
+        for name in arguments.parts or PARTS:
+            report = Report()
             with (
                 console.status(f"measuring {name}"),
                 tempfile.TemporaryDirectory(prefix="score-ledger-benchmark-") as folder,
             ):
                 PARTS[name](Path(folder), report)
+            total.rows += report.rows
+            if arguments.page is not None:
+                about = (PARTS[name].__doc__ or "").partition("\n")[0]
+                page.keep(arguments.page, name, about, report)
     finally:  # what was measured before a part failed, or was interrupted, took minutes
-        console.print(report.table())
+        console.print(total.table())
 
 
 if __name__ == "__main__":

@@ -5,18 +5,39 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
+from pydantic import BaseModel
 from rich.table import Table
 
 
-@dataclass
-class Report:
-    """Rows of: what was measured, against what, the ratio, and what is wanted."""
+class Row(NamedTuple):
+    """What was measured, against what, how many times as fast, and what is wanted."""
 
-    rows: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    what: str
+    measured: str
+    reference: str
+    ratio: str
+    wanted: str
+
+
+class Curve(BaseModel):
+    """How figures grow with the work: each line has a value for every size."""
+
+    title: str
+    unit: str
+    over: str
+    """What a size is a number of."""
+    lines: dict[str, dict[int, float]] = {}
+
+
+class Report(BaseModel):
+    """What was measured."""
+
+    rows: list[Row] = []
+    curves: dict[str, Curve] = {}
 
     def add(
         self, what: str, *, measured: str, reference: str, ratios: list[float], wanted: str
@@ -24,7 +45,13 @@ class Report:
         spread = f"{median(ratios):.2f}"
         if len(ratios) > 1:
             spread += f"  ({min(ratios):.2f} to {max(ratios):.2f})"
-        self.rows.append((what, measured, reference, spread, wanted))
+        self.rows.append(Row(what, measured, reference, spread, wanted))
+
+    def draw(self, title: str, *, unit: str, over: str, size: int, **values: float) -> None:
+        """Add a point to each of a curve's lines; lines are named with underscores for spaces."""
+        curve = self.curves.setdefault(title, Curve(title=title, unit=unit, over=over))
+        for name, value in values.items():
+            curve.lines.setdefault(name.replace("_", " "), {})[size] = value
 
     def table(self) -> Table:
         table = Table(title="Benchmarks", title_justify="left")
