@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 
 from event_store_kinds import EVENT_STORES
+from postgres_server import PostgresServer, running_postgres
 from projections.embedded import open_server
 from projections.mongo import MongoScoreView, connect
 from projections.mongo.read_model import ReadModel
@@ -94,6 +95,13 @@ def replica_set(_replica_set: ReplicaSet) -> Iterator[ReplicaSet]:
     _replica_set.await_healthy()
     yield _replica_set
     _replica_set.await_healthy()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real server that serves the whole run."""
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture

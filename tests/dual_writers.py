@@ -15,7 +15,6 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import msgspec
 from pymongo import MongoClient
 
+from forks import forks
 from projections.mongo import connect
 from scoring import ContributionReceipt, Scoring
 from support import sqlite_env
@@ -31,9 +31,6 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "dual_write.py"
 
 SHARED = [f"telemetry:shared-{number}" for number in range(3)]
 """Keys of one user that all who are to die set in their first moments, and race for."""
-
-_FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(["dual_writers"])
 
 
 def _example() -> Any:
@@ -73,7 +70,7 @@ class Site:
 
     def start(self, number: int, *, dies_after: int | None = None) -> Writer:
         arguments = (self.uri, self.database, str(self.folder), number, dies_after)
-        process = _FORKS.Process(target=_write, args=arguments, daemon=True)
+        process = forks().Process(target=_write, args=arguments, daemon=True)
         process.start()
         return Writer(number, process)
 

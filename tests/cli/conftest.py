@@ -9,15 +9,7 @@ from uuid import uuid4
 import pytest
 
 from command_line import CommandLine
-from postgres_server import PostgresServer, running_postgres
 from projections.mongo import connect
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A real server that serves the whole run."""
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.fixture

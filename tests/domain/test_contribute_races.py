@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from multiprocessing.synchronize import Barrier
 
 import pytest
 
+from forks import forks
 from scoring import Contribution, ContributionReceipt, GrantStatus, Scoring, UserScore
 from support import NOON
 
@@ -21,8 +21,6 @@ PROCESSES = 4
 CALLS = 120
 USERS = ("ada", "bob", "eve")
 KEYS = ("award:badge:7", "content:feed-post:8", "content:feed-post:9", "quiz:best", "profile")
-# Not forked: the parent has threads, and connections that children must not share.
-spawned = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
@@ -97,10 +95,10 @@ def replayed(scoring: Scoring) -> dict[int, tuple[str, str, int, int, int]]:
 
 def test_racing_contributions_leave_one_true_history(env: dict[str, str]) -> None:
     """Each badge and post is one grant; every receipt is borne out by the events."""
-    start: Barrier = spawned.Barrier(PROCESSES)
-    results: Queue[Answers | str] = spawned.Queue()
+    start: Barrier = forks().Barrier(PROCESSES)
+    results: Queue[Answers | str] = forks().Queue()
     processes = [
-        spawned.Process(target=contribute, args=(worker, env, start, results), daemon=True)
+        forks().Process(target=contribute, args=(worker, env, start, results), daemon=True)
         for worker in range(PROCESSES)
     ]
     answers: Answers = []

@@ -42,13 +42,10 @@ grant(0)
 """
 _MANY_THREADS_FORK = """
 sys.setswitchinterval(1e-5)
-until = time.monotonic() + 2
 out = []
 
 def forking(first):
-    number = first
-    while time.monotonic() < until:
-        number += 1
+    for number in range(first, first + 25):
         out.append((grant(number), in_child(lambda: grant(number))))
 
 threads = [threading.Thread(target=forking, args=(n * 10**6,)) for n in range(1, 4)]
@@ -56,7 +53,6 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-assert len(out) > 10, len(out)
 assert set(out) == {("RECORDED", "DUPLICATE")}, set(out)
 assert grant(0) == "DUPLICATE"
 """
@@ -81,7 +77,7 @@ for work in (in_vain, lambda: grant(1), lambda: Scoring(app.env)):
     began = time.monotonic()
     said = in_child(work)
     assert said.startswith("ScoringError") and "in use when this process was forked" in said, said
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 end.set()
 thread.join()
 assert grant(1) == "RECORDED"
@@ -106,7 +102,7 @@ signal.setitimer(signal.ITIMER_REAL, 0.3)
 began = time.monotonic()
 said = in_child(lambda: grant(1))
 assert "in use when this process was forked" in said, said
-assert time.monotonic() - began < 5
+assert time.monotonic() - began < 10
 end.set()
 thread.join()
 assert grant(1) == "RECORDED"
@@ -117,7 +113,7 @@ began = time.monotonic()
 with app.factory.datastore.transaction(commit=False):
     said = in_child(lambda: grant(1))
 assert "in use when this process was forked" in said, said
-assert time.monotonic() - began < 5, "it waited for itself"
+assert time.monotonic() - began < 10, "it waited for itself"
 assert grant(1) == "RECORDED"
 """
 _OTHERS_ASK_MEANWHILE = """
@@ -140,7 +136,7 @@ took = [float(in_child(work)) for _ in range(20)]
 done.set()
 for thread in threads:
     thread.join()
-assert max(took) < 3, took
+assert max(took) < 10, took
 """
 _ANOTHER_DIRECTORY = """
 os.makedirs("elsewhere")
@@ -163,7 +159,7 @@ thread.start()
 begun.wait()
 began = time.monotonic()
 assert in_child(lambda: (grant(0), grant(1))) == "('DUPLICATE', 'RECORDED')"
-assert time.monotonic() - began < 5
+assert time.monotonic() - began < 10
 end.set()
 thread.join()
 assert grant(1) == "DUPLICATE"
@@ -194,7 +190,7 @@ def test_parent_and_child_go_on_or_are_told_why_not(
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -26,9 +26,7 @@ Place = tuple[str | None, str | None]
 
 
 @pytest.fixture
-def site(mongo_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    # The server that forks the writers looks there for what it imports once for all of them.
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+def site(mongo_uri: str, tmp_path: Path) -> Iterator[Site]:
     database = f"site_{uuid4().hex}"
     yield Site(mongo_uri, database, tmp_path)
     with connect(mongo_uri) as client:
