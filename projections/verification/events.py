@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from bson import decode_all
 from pymongo.errors import OperationFailure
 
 from projections.errors import PoisonEvent, ReadModelUnavailable
@@ -13,7 +15,8 @@ from projections.events.anchor import Tracked
 from projections.events.anchored_store import AnchoredStore
 from projections.events.decoder import EventDecoder
 from projections.events.model import TOPICS, BucketEvent, GrantEvent, stream_name
-from projections.mongo.batches import grant_document
+from projections.events.pages import read_page
+from projections.mongo.batches import encoded, grant_document
 from projections.mongo.errors import is_snapshot_gone
 from projections.mongo.joins import outer_join
 from projections.mongo.parking import parked_stream
@@ -201,19 +204,20 @@ class _EventVerification:
     ) -> tuple[list[GrantEvent | BucketEvent | PoisonEvent], int]:
         """Return a page of events and the position up to which it has them all."""
         notifications = read_event_store(
-            lambda: self._scoring.recorder.select_notifications(
-                start=after,
-                limit=_EVENTS_PER_PAGE,
+            lambda: read_page(
+                self._scoring.recorder,
+                after=after,
                 stop=until,
+                limit=_EVENTS_PER_PAGE,
                 topics=TOPICS,
-                inclusive_of_start=False,
             )
         )
         events: list[GrantEvent | BucketEvent | PoisonEvent] = []
         for notification in notifications:
-            parked_at = self._parked.get(stream_name(notification.originator_id))
-            if parked_at is not None and notification.id >= parked_at:
-                continue
+            if self._parked:
+                parked_at = self._parked.get(stream_name(notification.originator_id))
+                if parked_at is not None and notification.id >= parked_at:
+                    continue
             try:
                 events.append(self._decoder.decode(notification))
             except PoisonEvent as poison:
@@ -230,7 +234,18 @@ class _EventVerification:
         ids: Document = {"$lte": end}
         if self._position:
             ids["$gt"] = self._position
-        documents = iter(self._read_model.grants.find({"_id": ids}, session=session).sort("_id", 1))
+        found = self._read_model.grants.find_raw_batches(
+            {"_id": ids}, session=session, batch_size=_EVENTS_PER_PAGE + 1
+        )
+        batches = cast("Iterator[bytes]", found.sort("_id", 1))
+        first, second = next(batches, b""), next(batches, b"")
+        if first == _as_sent(events) and not second:
+            outcome.grants += len(events)
+            return
+        options = self._read_model.grants.codec_options
+        documents: Iterator[Document] = chain.from_iterable(
+            decode_all(batch, options) for batch in chain([first, second], batches)
+        )
         document = next(documents, None)
         for event in events:
             while document is not None and not _is_at_least(document["_id"], event.position):
@@ -341,6 +356,23 @@ class _EventVerification:
     def _report(self, stage: str, done: int, total: int) -> None:
         if self._on_progress is not None:
             self._on_progress(VerificationProgress(stage, done, total))
+
+
+def _as_sent(events: list[GrantEvent | PoisonEvent]) -> bytes | None:
+    """Return the documents of a page as they were sent, or ``None`` if not all can have been.
+
+    If they are stored like that byte for byte, they need not be decoded and compared one by one,
+    which takes three times as long. Stored otherwise they may still be equal.
+    """
+    documents = []
+    for event in events:
+        if isinstance(event, PoisonEvent):
+            return None
+        try:
+            documents.append(encoded(event))
+        except Exception:  # noqa: BLE001 - whatever it is, this grant was never sent
+            return None
+    return b"".join(documents)
 
 
 def _stored(grant: GrantEvent) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
+import bson
 import pytest
+from bson.codec_options import CodecOptions
 from bson.int64 import Int64
 from pymongo import MongoClient
 from pymongo.monitoring import (
@@ -431,6 +434,78 @@ def test_a_mended_stream_that_is_still_parked_is_not_missing(
     read_model.grants.delete_one({"_id": receipts[3].position})
     outcome = verify_events(scoring, read_model)
     assert [(d.what, d.position) for d in outcome.differences] == [(DOCUMENT, receipts[3].position)]
+
+
+def test_documents_that_are_stored_otherwise_but_say_the_same_are_no_difference(
+    scoring: Scoring, projected: ReadModel
+) -> None:
+    """As after a copy by another program: fields in another order, numbers of another type."""
+    for document in projected.grants.find():
+        projected.grants.replace_one(
+            {"_id": document["_id"]},
+            {**dict(sorted(document.items(), reverse=True)), "amount": float(document["amount"])},
+        )
+    outcome = verify_events(scoring, projected)
+    assert (outcome.differences, outcome.grants) == ([], 67)
+
+
+def test_a_page_of_sound_grants_is_not_decoded(
+    scoring: Scoring, projected: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page with damage is, and only that one."""
+    decoded: list[int] = []
+
+    def decode_all(batch: bytes, options: CodecOptions[Document]) -> list[Document]:
+        documents = bson.decode_all(batch, options)
+        decoded.append(len(documents))
+        return documents
+
+    monkeypatch.setattr("projections.verification.events._EVENTS_PER_PAGE", 10)
+    monkeypatch.setattr("projections.verification.events.decode_all", decode_all)
+    assert verify_events(scoring, projected).grants == 67
+    assert sum(decoded) == 0
+    set_grant(amount=99)(projected)
+    assert found(verify_events(scoring, projected)) == {("user-3", "amount")}
+    assert sum(decoded) == 10
+
+
+def test_sums_are_the_same_however_few_of_them_are_kept_in_memory(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels, times out of order, buckets that are set again, with and without grants."""
+    monkeypatch.setattr("projections.verification.events._EVENTS_PER_PAGE", 3)
+    for number in range(24):
+        user = f"user-{number % 4}"
+        labels = {"category": f"c{number % 3}", "source": f"s{number % 2}"}
+        moment = NOON + timedelta(hours=number * 7 % 24)
+        grant = make_grant(number, user_id=user, granted_at=moment, **labels)
+        scoring.grant(**grant.model_dump())
+        scoring.contribute(f"user-{number % 5}", f"k{number % 2}", "x", "s", number)
+    ProjectionWorker(scoring, view).catch_up()
+    for kept in (0, 4, 1000):
+        monkeypatch.setattr("projections.verification.expectation._KEPT_IN_MEMORY", kept)
+        outcome = verify_events(scoring, read_model)
+        assert (outcome.differences, outcome.grants, outcome.users) == ([], 24, 5)
+    read_model.users.update_many({}, {"$inc": {"categoryTotals.c1": 1, "version": 1}})
+    monkeypatch.setattr("projections.verification.expectation._KEPT_IN_MEMORY", 4)
+    assert found(verify_events(scoring, read_model)) == {
+        (f"user-{number}", what) for number in range(5) for what in ("categoryTotals.c1", "version")
+    }
+
+
+def test_sums_beyond_what_any_document_can_hold_are_differences(
+    scoring: Scoring, projected: ReadModel, tmp_path: Path
+) -> None:
+    """As of events that were tampered with."""
+
+    def huge(state: bytes) -> bytes:
+        return re.sub(rb'"amount":\d+', b'"amount":%d' % (2**63 - 1), state)
+
+    positions = [document["_id"] for document in projected.grants.find({"userId": "user-3"})]
+    with unreadable(tmp_path / "events.sqlite", *positions[:3], by=huge):
+        differences = found(verify_events(scoring, projected))
+    assert {("user-3", "amount"), ("user-3", "totalScore")} <= differences
+    assert {user_id for user_id, _ in differences} == {"user-3"}
 
 
 def test_a_user_without_grants_is_compared_wherever_they_sort(
