@@ -203,7 +203,11 @@ class Stores:
             )
         uri = uri or self._settings.mongo_uri
         if uri is None:
-            server = open_server(self._settings.folder / "mongo", mongod=self._settings.mongod)
+            server = open_server(
+                self._settings.folder / "mongo",
+                mongod=self._settings.mongod,
+                linger_seconds=self._settings.linger_seconds,
+            )
             uri = self._stack.enter_context(server).uri
         client = connect(uri)
         self._stack.callback(close, client)

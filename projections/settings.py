@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import unquote, urlsplit
 
 from eventsourcing.sqlite import SQLiteConnectionPool
 from eventsourcing.utils import Environment
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from projections.events.stores import KINDS, POSTGRES, SQLITE, Events, kind_of
 from projections.mongo import DEFAULT_DATABASE
@@ -46,6 +46,9 @@ class Settings(BaseModel):
     without that to SQLite."""
     mongod: str | None = None
     """Path of the ``mongod`` to run in the folder (``SCORE_LEDGER_MONGOD``)."""
+    linger_seconds: Annotated[FiniteFloat, Field(ge=0)] = 30.0
+    """How long that ``mongod`` is kept for the next command after its last user
+    (``SCORE_LEDGER_LINGER_SECONDS``); 0 stops it at once."""
     batch_size: PositiveInt = DEFAULT_BATCH_SIZE
     """Grants in one transaction of the projection (``SCORE_LEDGER_BATCH_SIZE``)."""
     batch_bytes: PositiveInt = DEFAULT_BATCH_BYTES

@@ -34,6 +34,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("MONGO_", "SCORE_LEDGER_", "SCORING_", "SQLITE_", "POSTGRES_")):
             monkeypatch.delenv(name)
     monkeypatch.delenv("PERSISTENCE_MODULE", raising=False)
+    # A test removes its folder, and leaves no server behind.
+    monkeypatch.setenv("SCORE_LEDGER_LINGER_SECONDS", "0")
 
 
 _MEMORY = Path("/dev/shm")

@@ -53,7 +53,7 @@ def demo(
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="score-ledger-demo-") as folder:
-        settings = Settings(folder=Path(folder))
+        settings = Settings(folder=Path(folder), linger_seconds=0)
         # With the application's prefix, so that nothing in the environment can beat it.
         event_store = {
             "SCORING_PERSISTENCE_MODULE": KINDS[events.value].module,

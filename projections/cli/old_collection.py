@@ -160,7 +160,11 @@ def old_client(uri: str | None, settings: Settings) -> Iterator[MongoClient[Any]
             "nothing says on which server the old collection is: name it by --old-uri, or "
             "SCORE_LEDGER_OLD_URI, or MONGO_URI if the read model is there, too"
         )
-    with open_server(folder, mongod=settings.mongod) as server, _connected(server.uri) as client:
+    linger = settings.linger_seconds
+    with (
+        open_server(folder, mongod=settings.mongod, linger_seconds=linger) as server,
+        _connected(server.uri) as client,
+    ):
         yield client
 
 

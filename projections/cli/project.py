@@ -62,6 +62,9 @@ def project(
     settings = Settings.from_environment(folder=folder)
     if on_error is not None:
         settings = settings.model_copy(update={"on_error": on_error.value})
+    if follow:
+        # What a service leaves behind is killed by whoever stops the service.
+        settings = settings.model_copy(update={"linger_seconds": 0})
     with ExitStack() as stack:
         ledger, status = _begin(settings, stack, follow=follow)
         stop = stack.enter_context(stop_on_signals())

@@ -95,6 +95,11 @@ class FileLock:
                 self.unlock()
         self._file.close()
 
+    def read(self) -> str:
+        """Return the file's text."""
+        self._file.seek(0)
+        return self._file.read().decode()
+
     def write(self, text: str) -> None:
         """Replace the file's text; for the holder of the lock."""
         self._file.truncate(0)

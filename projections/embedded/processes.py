@@ -53,19 +53,31 @@ class Mongod:
         if self.alive:
             _signal(self.pid, signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Have it stand still: it costs nothing then, and its files are as after a crash."""
+        if self.alive:
+            _signal(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have it go on; one that does not stand still is not disturbed."""
+        if self.alive:
+            _signal(self.pid, signal.SIGCONT)
+
 
 def running_mongod(layout: Layout) -> Mongod | None:
     """Return the mongod that runs on the folder's data, if there is one.
 
     The supervisor's note and mongod's own lock file are both asked: a supervisor that was killed
-    at the wrong time may have left only the second.
+    at the wrong time may have left only the second. Both may have come with a copy of the folder,
+    while the mongod that they name still has the files that were in its place before.
     """
+    lock = layout.data / "mongod.lock"
     pids = [layout.read_record().get("pid")]
     with contextlib.suppress(OSError, ValueError):
-        pids.append(int((layout.data / "mongod.lock").read_bytes()))
+        pids.append(int(lock.read_bytes()))
     for pid in pids:
         found = pid and _read_mongod(pid, layout.data)
-        if found:
+        if found and _has_open(found.pid, lock):
             return found
     return None
 
@@ -113,6 +125,17 @@ def _read_mongod(pid: int, data: Path) -> Mongod | None:
     return Mongod(pid=pid, port=port, data=data, has_key=_option(words, b"--keyFile") is not None)
 
 
+def _has_open(pid: int, file: Path) -> bool:
+    """Tell whether a process has open what is there, rather than what was there once."""
+    with contextlib.suppress(OSError):
+        there = file.stat()
+        for opened in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(opened.stat(), there):
+                    return True
+    return False
+
+
 def _option(words: list[bytes], name: bytes) -> bytes | None:
     return next((value for word, value in pairwise(words) if word == name), None)
 
@@ -130,6 +153,7 @@ def _terminate(pid: int, still_there: Callable[[], bool], patience_seconds: floa
         if not still_there():
             return
         _signal(pid, number)
+        _signal(pid, signal.SIGCONT)  # who stands still hears nothing
         deadline = Deadline(patience)
         while still_there() and not deadline.passed:
             time.sleep(_POLL_SECONDS)

@@ -46,7 +46,8 @@ def await_primary(
 ) -> str:
     """Return the address of ``mongod`` once it takes writes from there.
 
-    Its replica set and its user are made where that is needed.
+    Its replica set and its user are made where that is needed. One that was kept without a user
+    stands still, and goes on from here.
 
     Args:
         mongod: A server that runs but need not listen yet.
@@ -58,6 +59,7 @@ def await_primary(
         MongoUnavailable: if it did not become writable in time.
     """
     trouble: Exception | None = None
+    mongod.thaw()
     # Knocked at before a client is made: a client that finds nobody in rests for half a second.
     while not _listens(mongod.port):
         _pause(check, deadline, mongod, trouble)

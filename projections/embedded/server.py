@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -34,11 +36,12 @@ class EmbeddedServer:
             ``close()``.
     """
 
-    def __init__(self, layout: Layout, lease: Lease, *, uri: str) -> None:
+    def __init__(self, layout: Layout, lease: Lease, *, uri: str, linger_seconds: float) -> None:
         """Hold a lease that was taken; use ``open_server()`` instead."""
         self.folder = layout.folder
         self.uri = uri
         self._lease = lease
+        self._linger_seconds = linger_seconds
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -51,13 +54,15 @@ class EmbeddedServer:
     def close(self) -> None:
         """Stop using the server. The last user stops it and returns when it is gone.
 
+        With ``linger_seconds`` it returns at once, and the server goes after that time.
+
         A second call does nothing, and neither does one in a forked child.
 
         Raises:
             MongoUnavailable: if the folder's files cannot be used any more.
         """
         with translated():
-            self._lease.release()
+            self._lease.release(linger_seconds=self._linger_seconds)
 
 
 def open_server(
@@ -66,19 +71,26 @@ def open_server(
     mongod: str | None = None,
     extra_args: Sequence[str] = (),
     timeout_seconds: float = 120.0,
+    linger_seconds: float = 0.0,
 ) -> EmbeddedServer:
     """Join the server that runs on ``folder``, or start one there.
 
     Args:
         folder: Where the data is or shall be; made if it does not exist. On a local disk.
         mongod: Path of the program to run; see ``find_mongod``.
-        extra_args: Further mongod options. They count for the one who starts the server.
+        extra_args: Further mongod options. Like ``mongod``, they count for the one who starts the
+            server; one that nobody uses is started anew if it has others.
         timeout_seconds: How long to wait for others who are starting or stopping it, and for the
             server itself, which after a crash with much data may need a while.
+        linger_seconds: How long the server is kept for the next user if this one is the last to
+            close it. It stands still meanwhile. 0 stops it at once.
 
     Raises:
         MongoUnavailable: if there is no server to be had; the message says why and what helps.
+        ValueError: if ``linger_seconds`` is negative or not finite.
     """
+    if not (linger_seconds >= 0 and math.isfinite(linger_seconds)):
+        raise ValueError(f"linger_seconds must be 0 or more, and finite, not {linger_seconds}")
     if not Path("/proc/self/cmdline").exists():
         raise MongoUnavailable("the embedded MongoDB needs Linux: set MONGO_URI to a replica set")
     program = find_mongod(mongod)
@@ -87,45 +99,40 @@ def open_server(
         layout = Layout.create(folder)
         lease = Lease.take(layout, deadline)
         try:
-            uri = _join_or_start(layout, str(program), tuple(extra_args), deadline)
+            uri = _join_or_start(layout, lease, Order(str(program), 0, tuple(extra_args)), deadline)
         except BaseException:
             # Ctrl-C included: whatever was started would run on with nobody to use it.
             lease.release()
             raise
-    return EmbeddedServer(layout, lease, uri=uri)
+    return EmbeddedServer(layout, lease, uri=uri, linger_seconds=linger_seconds)
 
 
-def _join_or_start(
-    layout: Layout, program: str, extra_args: tuple[str, ...], deadline: Deadline
-) -> str:
+def _join_or_start(layout: Layout, lease: Lease, order: Order, deadline: Deadline) -> str:
     with FileLock(layout.start_lock) as turn:
         # One at a time; those who wait find the server there when their turn comes.
         if turn.wait_exclusive(deadline):
-            return _try_to_join_or_start(layout, program, extra_args, deadline)
+            return _try_to_join_or_start(layout, lease, order, deadline)
     raise MongoUnavailable(
         f"somebody else has been starting the MongoDB in {layout.folder} for more than "
         f"{deadline.seconds:g} s: see {layout.log}"
     )
 
 
-def _try_to_join_or_start(
-    layout: Layout, program: str, extra_args: tuple[str, ...], deadline: Deadline
-) -> str:
+def _try_to_join_or_start(layout: Layout, lease: Lease, order: Order, deadline: Deadline) -> str:
     attempts = 0
     while attempts < _ATTEMPTS and not deadline.passed:
         postmortem = Postmortem(layout)
         try:
             if supervisor_runs(layout):
-                joined = _join(layout, deadline)
+                joined = _join(layout, lease, order, deadline)
             else:
                 # A port that was lost to somebody else is not tried again.
                 preferred = None if attempts else layout.read_record().get("port")
                 attempts += 1
-                order = Order(program, free_port(preferred), extra_args)
-                joined = _start(layout, order, deadline)
+                joined = _start(layout, replace(order, port=free_port(preferred)), deadline)
         except ServerDied as death:
             if attempts >= _ATTEMPTS or not (death.unexplained or postmortem.port_was_taken()):
-                raise MongoUnavailable(postmortem.explain(death, program=program)) from None
+                raise MongoUnavailable(postmortem.explain(death, program=order.mongod)) from None
             joined = None
         if joined is not None:
             return joined
@@ -136,11 +143,18 @@ def _try_to_join_or_start(
     )
 
 
-def _join(layout: Layout, deadline: Deadline) -> str | None:
+def _join(layout: Layout, lease: Lease, order: Order, deadline: Deadline) -> str | None:
     """Wait for the server of a supervisor that is there; ``None`` if it has none at present."""
     running = running_mongod(layout)
     if running is None:
-        _check_that_it_can_be_seen(layout)
+        if _cannot_be_seen(layout) and not lease.end_unused(deadline):
+            raise MongoUnavailable(
+                f"the MongoDB in {layout.folder} is run by a process that cannot be seen from "
+                "here, as one in another container: set MONGO_URI to a server that both can reach, "
+                "or give each a folder of its own"
+            )
+        return None
+    if not _is_as_ordered(layout, order) and lease.end_unused(deadline):
         return None
 
     def check() -> None:
@@ -153,17 +167,17 @@ def _join(layout: Layout, deadline: Deadline) -> str | None:
         return None  # its supervisor starts it again, or ends; then it is our turn
 
 
-def _check_that_it_can_be_seen(layout: Layout) -> None:
+def _cannot_be_seen(layout: Layout) -> bool:
     if not runs_elsewhere(layout):
-        return
+        return False
     # The note may be an old run's, with a new supervisor that has not written its own yet.
     time.sleep(_NOTE_SECONDS)
-    if runs_elsewhere(layout) and supervisor_runs(layout):
-        raise MongoUnavailable(
-            f"the MongoDB in {layout.folder} is run by a process that cannot be seen from here, as "
-            "one in another container: set MONGO_URI to a server that both can reach, or give each "
-            "a folder of its own"
-        )
+    return runs_elsewhere(layout) and supervisor_runs(layout)
+
+
+def _is_as_ordered(layout: Layout, order: Order) -> bool:
+    """Tell whether a new server would be no other than the one that runs."""
+    return layout.read_record().get("order") == order.checksum(layout) and layout.key.exists()
 
 
 def _start(layout: Layout, order: Order, deadline: Deadline) -> str | None:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import deque
 from dataclasses import asdict, dataclass
 from enum import Enum, auto
@@ -54,6 +55,12 @@ class Order:
         """Return what ``encode()`` made into an argument."""
         fields: dict[str, Any] = json.loads(text)
         return cls(fields["mongod"], fields["port"], tuple(fields["extra_args"]))
+
+    def checksum(self, layout: Layout) -> int:
+        """Return a number for the program, as it is on disk now, and its options but the port."""
+        program = Path(self.mongod).stat()
+        options = _command(self, layout, port=0)
+        return zlib.crc32(repr((options, program.st_size, program.st_mtime_ns)).encode())
 
 
 class _Presence(Enum):
@@ -95,6 +102,7 @@ class _Supervisor:
         self._release = release
         self._child: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque()
+        self._lingering: Deadline | None = None
         self._log_checked = time.monotonic()
 
     def run(self) -> dict[str, Any] | None:
@@ -131,16 +139,20 @@ class _Supervisor:
                 # The folder was removed, and another may stand in its place. An orderly shutdown
                 # would write old data into the new folder's files.
                 mongod.kill()
+                if self._child is not None:
+                    self._child.wait()  # whoever has the folder now waits for our lock
                 return
             presence = self._presence()
-            if presence is _Presence.NOBODY:
+            if presence is _Presence.NOBODY and not self._lingers(mongod):
                 mongod.stop()
                 return
-            if presence is _Presence.SOMEBODY and not mongod.alive:
-                if not self._may_restart():
-                    print(f"mongod died too often; see {self._layout.log}", file=sys.stderr)  # noqa: T201 - this stream is our log
-                    return
-                mongod = self._spawn(mongod.port)
+            if presence is _Presence.SOMEBODY:
+                self._lingering = None
+                if not mongod.alive:
+                    if not self._may_restart():
+                        print(f"mongod died too often; see {self._layout.log}", file=sys.stderr)  # noqa: T201 - this stream is our log
+                        return
+                    mongod = self._spawn(mongod.port)
             self._tend_log(mongod)
 
     def _presence(self) -> _Presence:
@@ -151,6 +163,19 @@ class _Supervisor:
             return _Presence.NOBODY
         self._release.unlock()
         return _Presence.SOMEBODY
+
+    def _lingers(self, mongod: Mongod) -> bool:
+        """Tell, after ``NOBODY``, whether the last user wished the server kept; let arrivals in."""
+        if wish := self._users.read():
+            self._users.write("")
+            self._lingering = Deadline(float(wish))
+            # Before anybody can come who would have it go on.
+            mongod.freeze()
+        if self._lingering is None or self._lingering.passed or not mongod.alive:
+            return False
+        self._users.unlock()
+        self._release.unlock()  # last: who has this one takes a locked users' lock for a user
+        return True
 
     def _may_restart(self) -> bool:
         now = time.monotonic()
@@ -175,7 +200,12 @@ class _Supervisor:
                 # Signals that are blocked here would stay blocked in mongod. No other thread runs.
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()),  # noqa: PLW1509
             )
-        self._layout.write_record(pid=self._child.pid, port=port, pid_namespace=pid_namespace())
+        self._layout.write_record(
+            pid=self._child.pid,
+            port=port,
+            pid_namespace=pid_namespace(),
+            order=self._order.checksum(self._layout),
+        )
         return Mongod(pid=self._child.pid, port=port, data=self._layout.data, has_key=True)
 
     def _tend_log(self, mongod: Mongod) -> None:

@@ -142,9 +142,23 @@ def test_without_configuration_everything_is_kept_in_one_folder(embedded_cli: Co
     assert processes_mentioning(cli.cwd) == []
 
 
+def test_the_next_command_finds_the_server_of_the_last(embedded_cli: CommandLine) -> None:
+    """Until its time is over, or a command says that it is."""
+    cli = CommandLine(embedded_cli.cwd, {"SCORE_LEDGER_LINGER_SECONDS": "60"})
+    note = cli.cwd / ".score-ledger" / "mongo" / "server.json"
+    assert cli(*GRANT).returncode == 0
+    assert cli("project").returncode == 0
+    started = json.loads(note.read_text())
+    assert cli("verify").returncode == 0
+    done = cli("status", "--json", SCORE_LEDGER_LINGER_SECONDS="0")
+    assert json.loads(done.stdout)["grants"] == 1
+    assert json.loads(note.read_text()) == started
+    assert processes_mentioning(cli.cwd) == []
+
+
 def test_two_commands_at_once_share_the_server_of_a_folder(embedded_cli: CommandLine) -> None:
-    """The second attaches instead of failing."""
-    cli = embedded_cli
+    """The second attaches instead of failing; a worker's end is the end of its server."""
+    cli = CommandLine(embedded_cli.cwd, {"SCORE_LEDGER_LINGER_SECONDS": "60"})
     follower = cli.start("project", "--follow")
     try:
         cli(*GRANT)
@@ -229,6 +243,8 @@ def test_the_demo_runs_in_any_folder(embedded_cli: CommandLine, events: str) -> 
     """It verifies, changes nothing the second time, and leaves nothing behind."""
     done = embedded_cli(
         *("demo", "--events", events),
+        TMPDIR=str(embedded_cli.cwd),
+        SCORE_LEDGER_LINGER_SECONDS="60",
         MONGO_URI="mongodb://nowhere.invalid",
         SCORING_MONGO_URI="mongodb://nowhere.invalid",
         PERSISTENCE_MODULE="no.such",
@@ -239,6 +255,7 @@ def test_the_demo_runs_in_any_folder(embedded_cli: CommandLine, events: str) -> 
     assert "0 recorded, 75 duplicates" in done.stdout
     assert "no git history at hand" in done.stdout
     assert list(embedded_cli.cwd.iterdir()) == []
+    assert processes_mentioning(embedded_cli.cwd) == []
 
 
 def processes_mentioning(folder: Path) -> list[str]:

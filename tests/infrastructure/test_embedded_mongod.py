@@ -22,6 +22,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 import projections.embedded.launch as launch_module
+import projections.embedded.lease as lease_module
 import projections.embedded.server as server_module
 from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, open_server
 from projections.embedded.layout import Layout
@@ -37,7 +38,7 @@ from pathlib import Path
 from projections.embedded import open_server
 print("ready", flush=True)
 sys.stdin.readline()
-server = open_server(Path(sys.argv[1]))
+server = open_server(Path(sys.argv[1]), linger_seconds=float(sys.argv[2]))
 print(server.uri, flush=True)
 sys.stdin.readline()
 server.close()
@@ -61,9 +62,9 @@ time.sleep(60)
 class User:
     """Another process that has the folder open."""
 
-    def __init__(self, folder: Path, program: str = _USER_PROGRAM) -> None:
+    def __init__(self, folder: Path, program: str = _USER_PROGRAM, *, linger: int = 0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, folder],
+            [sys.executable, "-c", program, folder, str(linger)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -395,7 +396,7 @@ def test_a_start_that_is_killed_half_way_does_not_hinder_the_next(
 
 def test_an_interrupted_start_leaves_nothing_behind(folder: Path) -> None:
     """Ctrl-C while the server comes up: the exception gets out, the processes do not."""
-    user = User(folder)
+    user = User(folder, linger=60)
     assert user.hear() == "ready"
     user.go_on()
     assert _eventually(lambda: _mongods(folder))
@@ -486,6 +487,187 @@ def test_a_folder_can_be_moved_and_copied_between_runs(folder: Path, tmp_path: P
         _put(copy.uri, "plum")
 
 
+# --- lingering ---------------------------------------------------------------------------------
+
+
+def _left_lingering(folder: Path, *items: str, extra_args: tuple[str, ...] = ()) -> list[int]:
+    """Open, put items, close for a minute; returns the mongod that waits for the next user."""
+    with open_server(folder, linger_seconds=60, extra_args=extra_args) as server:
+        for item in items:
+            _put(server.uri, item)
+    return _mongods(folder)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_the_next_user_finds_the_server_that_lingers(folder: Path) -> None:
+    """The same process at the same address; who leaves without a wish stops it at once."""
+    before = _left_lingering(folder, "apple")
+    assert len(before) == 1
+    with open_server(folder, linger_seconds=60) as server:
+        assert _all(server.uri) == ["apple"]
+        _put(server.uri, "pear")
+        address = server.uri
+    assert _eventually(lambda: _state(before[0]) == "T")
+    with open_server(folder) as server:
+        assert server.uri == address
+        assert _mongods(folder) == before
+        assert _all(server.uri) == ["apple", "pear"]
+    assert _processes(folder) == []
+
+
+def test_a_server_that_lingers_stands_still_and_then_ends(folder: Path) -> None:
+    """It costs no processor time, writes nothing, and is gone when its time is over."""
+    with open_server(folder, linger_seconds=2) as server:
+        _put(server.uri, "apple")
+        (mongod,) = _mongods(folder)
+    assert _eventually(lambda: _state(mongod) == "T")
+    assert _eventually(lambda: not _processes(folder), seconds=20)
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+
+
+def test_several_users_at_once_find_the_server_that_lingers(folder: Path) -> None:
+    """All of them, at the moment at which it may be made to stand still; the last stops it."""
+    users = [User(folder) for _ in range(3)]
+    assert [user.hear() for user in users] == ["ready"] * 3
+    before = _left_lingering(folder)
+    for user in users:
+        user.go_on()
+    assert len({user.hear() for user in users}) == 1
+    assert _mongods(folder) == before
+    for user in users:
+        user.leave()
+    assert _processes(folder) == []
+
+
+def test_a_killed_user_of_a_server_that_lingered_wishes_nothing(folder: Path) -> None:
+    """What the user before it wished is over; the server stops as if nobody had wished it."""
+    _left_lingering(folder)
+    user = User(folder, linger=60).opened()
+    time.sleep(0.6)  # Two looks of the supervisor.
+    user.kill()
+    assert _eventually(lambda: not _processes(folder), seconds=5)
+
+
+def test_a_server_without_a_supervisor_does_not_linger(folder: Path) -> None:
+    """There would be nobody to end it."""
+    with open_server(folder, linger_seconds=60):
+        os.kill(_supervisors(folder)[0], signal.SIGKILL)
+        assert _eventually(lambda: not _supervisors(folder))
+    assert _processes(folder) == []
+
+
+def test_a_server_that_lost_its_supervisor_while_it_lingered_goes_on(folder: Path) -> None:
+    """The next user finds it standing still, replaces the supervisor, and ends it."""
+    before = _left_lingering(folder, "apple")
+    assert _eventually(lambda: _state(before[0]) == "T")
+    os.kill(_supervisors(folder)[0], signal.SIGKILL)
+    assert _eventually(lambda: not _supervisors(folder))
+    with open_server(folder) as server:
+        assert _mongods(folder) == before
+        assert _all(server.uri) == ["apple"]
+    assert _processes(folder) == []
+
+
+def test_a_signal_to_the_supervisor_ends_a_server_that_lingers(folder: Path) -> None:
+    """As at the shutdown of the machine; mongod says itself that it has shut down."""
+    _left_lingering(folder)
+    os.kill(_supervisors(folder)[0], signal.SIGTERM)
+    assert _eventually(lambda: not _processes(folder), seconds=20)
+    assert '"Shutting down"' in (folder / "mongod.log").read_text()
+
+
+def test_a_folder_can_be_copied_and_moved_while_its_server_lingers(
+    folder: Path, tmp_path: Path
+) -> None:
+    """At once: the copy has everything, and so has the folder in its new place."""
+    _left_lingering(folder, "apple")
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    moved = folder.rename(tmp_path / "moved")
+    with open_server(moved) as original, open_server(copied) as copy:
+        assert _all(original.uri) == _all(copy.uri) == ["apple"]
+        _put(copy.uri, "plum")
+        assert _all(original.uri) == ["apple"]
+    assert not _mongods(folder)
+
+
+def test_a_folder_can_be_removed_while_its_server_lingers(folder: Path) -> None:
+    """At once, and another one that is made in its place has nothing of it."""
+    _left_lingering(folder, "apple")
+    shutil.rmtree(folder)
+    with open_server(folder) as server:
+        assert _all(server.uri) == []
+        _put(server.uri, "pear")
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["pear"]
+
+
+def test_a_copy_that_is_put_in_the_place_of_a_folder_is_what_is_served(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Its notes name a mongod that still runs, on files that are gone."""
+    _left_lingering(folder, "apple")
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    _left_lingering(folder, "pear")
+    (supervisor,) = _supervisors(folder)
+    os.kill(supervisor, signal.SIGSTOP)  # it would be there within a moment
+    shutil.rmtree(folder)
+    copied.rename(folder)
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+        os.kill(supervisor, signal.SIGCONT)
+        _put(server.uri, "plum")
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple", "plum"]
+
+
+def test_a_server_that_lingers_is_started_anew_for_other_options(folder: Path) -> None:
+    """As it would be without lingering; one that somebody uses is left to them."""
+    before = _left_lingering(folder, "apple")
+    extra_args = ("--setParameter", "enableTestCommands=1")
+    with open_server(folder, extra_args=extra_args) as server:
+        assert _mongods(folder) != before
+        assert _all(server.uri) == ["apple"]
+        with _items(server.uri) as items:
+            items.database.client.admin.command("configureFailPoint", "failCommand", mode="off")
+        before = _mongods(folder)
+        with open_server(folder):
+            assert _mongods(folder) == before
+
+
+def test_a_key_that_is_lost_while_a_server_lingers_is_made_again(folder: Path) -> None:
+    """As between two runs."""
+    _left_lingering(folder, "apple")
+    (folder / "key").unlink()
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+
+
+def test_a_server_that_lingers_where_it_cannot_be_seen_makes_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in another container: its processes get no signal from here, but its supervisor reads."""
+    before = _left_lingering(folder, "apple")
+    Layout(folder).write_record(pid_namespace=1)
+    for module in (server_module, lease_module):
+        monkeypatch.setattr(module, "running_mongod", lambda _layout: None)
+    monkeypatch.setattr(lease_module, "stop_supervisor", lambda _layout: None)
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+        assert _mongods(folder) != before
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan")])
+def test_a_time_to_linger_that_is_none_is_refused(folder: Path, seconds: float) -> None:
+    """Nothing is started for it."""
+    with pytest.raises(ValueError, match="linger_seconds must be 0 or more, and finite, not"):
+        open_server(folder, linger_seconds=seconds)
+
+
 # --- the password ------------------------------------------------------------------------------
 
 
@@ -571,8 +753,9 @@ def test_a_key_that_was_lost_or_opened_is_mended_at_the_next_start(folder: Path,
 def test_a_folder_whose_server_runs_in_another_container_says_so_at_once(folder: Path) -> None:
     """Its lock is held and its processes are not to be seen, as over a mounted volume."""
     layout = Layout.create(folder)
-    with FileLock(layout.supervisor_lock) as lock:
+    with FileLock(layout.supervisor_lock) as lock, FileLock(layout.users_lock) as user:
         assert lock.try_exclusive()
+        assert user.wait_shared(Deadline(1))
         layout.write_record(pid=12, port=27017, pid_namespace=1)
         began = time.monotonic()
         with pytest.raises(MongoUnavailable, match=r"in another container: set MONGO_URI"):

@@ -82,6 +82,8 @@ def test_what_cannot_be_meant_is_refused(
     ("variable", "text"),
     [
         ("SCORE_LEDGER_BATCH_SIZE", "many"),
+        ("SCORE_LEDGER_LINGER_SECONDS", "-1"),
+        ("SCORE_LEDGER_LINGER_SECONDS", "inf"),
         ("SCORE_LEDGER_ON_ERROR", "ignore"),
         ("SCORE_LEDGER_RANK_BY", "points"),
         ("MONGO_URI", "http://127.0.0.1"),
@@ -107,10 +109,12 @@ def test_settings_made_by_hand_do_not_read_the_environment(
     """An application that has its own configuration gives what that says, and the defaults."""
     monkeypatch.setenv("MONGO_URI", "mongodb://elsewhere")
     monkeypatch.setenv("SCORE_LEDGER_BATCH_SIZE", "7")
+    monkeypatch.setenv("SCORE_LEDGER_LINGER_SECONDS", "1.5")
     monkeypatch.setenv("SCORE_LEDGER_RANK_BY", "")
     made, read = Settings(folder=tmp_path), Settings.from_environment(folder=tmp_path)
     assert (made.folder, made.mongo_uri, made.batch_size) == (tmp_path, None, 20_000)
     assert (read.folder, read.mongo_uri, read.batch_size) == (tmp_path, "mongodb://elsewhere", 7)
+    assert (made.linger_seconds, read.linger_seconds) == (30, 1.5)
     assert read.rank_by == "recomputed"
     with pytest.raises(ValueError, match="batch_sise"):
         Settings(batch_sise=7)  # type: ignore[call-arg]
