@@ -16,9 +16,12 @@ from eventsourcing.persistence import (
     EventStore,
     IntegrityError,
     Mapper,
+    Notification,
     Recording,
 )
 from eventsourcing.popo import POPOApplicationRecorder
+
+from scoring.frozen import made_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -144,7 +147,20 @@ class ScoringEventStore(EventStore[UUID]):
         """
         if self._looks_back:
             self._look_for(predecessors_of(domain_events))
-        return super().put(domain_events, **kwargs)
+        stored_events = list(map(self.mapper.to_stored_event, domain_events))
+        positions = self.recorder.insert_events(stored_events, **kwargs)
+        if not positions:  # a recorder of snapshots has none
+            return []
+        return [
+            made_of(
+                Recording,
+                {
+                    "domain_event": event,
+                    "notification": made_of(Notification, {**vars(stored), "id": position}),
+                },
+            )
+            for event, stored, position in zip(domain_events, stored_events, positions, strict=True)
+        ]
 
     def at(self, places: Sequence[Place]) -> list[Any]:
         """Return, for each place in turn, the domain event that is there, or ``None``."""

@@ -23,10 +23,14 @@ class ScoringTranscoder(JSONTranscoder):
 
     def encode(self, obj: Any) -> bytes:
         """Encode an object as JSON bytes."""
-        if type(obj) is dict and _PLAIN_TYPES.issuperset(map(type, obj.values())):
+        times = self.types.get(datetime)
+        if times and type(obj) is dict and _PLAIN_TYPES.issuperset(map(type, obj.values())):
+            # Times as _encode_obj() has them: 3 % of grant_many() is for calling it.
             return _WRITE(
                 {
-                    name: self._encode_obj(value) if type(value) is datetime else value
+                    name: {"_type_": times.name, "_data_": times.encode(value)}
+                    if type(value) is datetime
+                    else value
                     for name, value in obj.items()
                 }
             )

@@ -24,6 +24,7 @@ from eventsourcing.utils import TopicError
 
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
+from scoring.frozen import made_of
 from scoring.grants import Grant, payload_of
 from scoring.identity import claim_stream_id, is_grant_shaped, user_stream_id
 from scoring.rules import MAX_TOTAL, normalised_user_id
@@ -269,13 +270,20 @@ class UserScore(Aggregate):
             replaced = self.buckets.get(grant.key)
             replaced_points = 0 if replaced is None else replaced.points
             self._check_recomputed_total("amount", grant.amount, replaced_points)
-        self.trigger_event(
-            UserScore.GrantRecorded, **payload_of(grant), replaced_points=replaced_points
-        )
+        # What trigger_event() does, without looking at the class again.
+        attributes = {
+            "originator_id": self.id,
+            "originator_version": self.version + 1,
+            "timestamp": UserScore.GrantRecorded.create_timestamp(),
+            **payload_of(grant),
+            "replaced_points": replaced_points,
+        }
         traceparent = current_traceparent()
         if traceparent is not None:
-            # Stored only if there is one, so it is no argument of the event's.
-            vars(self.pending_events[-1])["traceparent"] = traceparent
+            attributes["traceparent"] = traceparent
+        event = made_of(UserScore.GrantRecorded, attributes)
+        event.mutate(self)
+        self.pending_events.append(event)
         self._pending_grant_ids.add(grant.grant_id)
 
     def contribute(self, key: str, category: str, source: str, points: int) -> None:
@@ -343,13 +351,12 @@ class UserScore(Aggregate):
         for event in super().collect_events():
             collected.append(event)
             if isinstance(event, UserScore.GrantRecorded):
-                collected.append(
-                    GrantClaimed(
-                        originator_id=claim_stream_id(event.grant_id),
-                        originator_version=self.INITIAL_VERSION,
-                        user_id=event.user_id,
-                        version=event.originator_version,
-                        token=token,
-                    )
-                )
+                claim = {
+                    "originator_id": claim_stream_id(event.grant_id),
+                    "originator_version": self.INITIAL_VERSION,
+                    "user_id": event.user_id,
+                    "version": event.originator_version,
+                    "token": token,
+                }
+                collected.append(made_of(GrantClaimed, claim))
         return collected
