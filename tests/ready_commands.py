@@ -8,15 +8,19 @@ who asks, and ends like any other.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
 import sys
 
-import projections.cli.app  # noqa: F401 - for what it imports
+import projections.cli
 
+for module in pkgutil.iter_modules(projections.cli.__path__, "projections.cli."):
+    importlib.import_module(module.name)
 for name in [name for name in sys.modules if name.startswith("projections.cli")]:
     del sys.modules[name]  # it looks at its terminal when it is imported
 gc.freeze()
