@@ -11,7 +11,7 @@ from uuid import UUID
 
 from eventsourcing.application import Application, ProcessingEvent, Repository
 from eventsourcing.sqlite import SQLiteFactory
-from eventsourcing.utils import strtobool
+from eventsourcing.utils import resolve_topic, strtobool
 
 from scoring.batches import record_in_chunks
 from scoring.checkout import CheckOutCache, StripedLocks
@@ -54,6 +54,10 @@ _RECORDERS: Final = {
     _POSTGRES_MODULE: "scoring.postgres:FlushingApplicationRecorder",
     "projections.mongo": "projections.mongo.event_store:GaplessMongoRecorder",
 }
+_SNAPSHOT_RECORDERS: Final = {
+    "eventsourcing.sqlite": "scoring.sqlite:SQLiteSnapshotRecorder",
+    _POSTGRES_MODULE: "scoring.postgres:PostgresSnapshotRecorder",
+}
 
 
 class Scoring(Application[UUID]):
@@ -74,6 +78,7 @@ class Scoring(Application[UUID]):
         "POSTGRES_LOCK_TIMEOUT": "8",
     }
     events: ScoringEventStore
+    snapshots: ScoringSnapshotStore | None
     snapshotting_intervals: ClassVar[dict[type[MutableOrImmutableAggregate[Any]], int]] = {
         UserScore: SNAPSHOT_INTERVAL
     }
@@ -116,9 +121,7 @@ class Scoring(Application[UUID]):
         self._clock = clock or _now
         self._locks = StripedLocks()
         self._listeners: set[Event] = set()
-        self._scores = UserScores(
-            self.events, self.snapshots, self.repository, CheckOutCache(maxsize=cache_size)
-        )
+        self._scores = UserScores(self.events, self.snapshots, CheckOutCache(maxsize=cache_size))
         self._write_side = WriteSide(
             self.commit, self.recorder, self._scores, self._locks, self.conflicts
         )
@@ -176,7 +179,14 @@ class Scoring(Application[UUID]):
 
     def construct_snapshot_store(self) -> EventStore[UUID]:
         """Construct the store of snapshots."""
-        recorder = open_event_store(lambda: self.factory.aggregate_recorder(purpose="snapshots"))
+        recorder: Any = open_event_store(
+            lambda: self.factory.aggregate_recorder(purpose="snapshots")
+        )
+        ours = _SNAPSHOT_RECORDERS.get(self.env.get("PERSISTENCE_MODULE") or "")
+        if ours is not None:  # for which the library has no setting
+            recorder = resolve_topic(ours)(
+                recorder.datastore, events_table_name=recorder.events_table_name
+            )
         return ScoringSnapshotStore(self.mapper, recorder, self.events)
 
     def construct_repository(self) -> Repository[UUID]:

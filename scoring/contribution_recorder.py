@@ -77,7 +77,7 @@ class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Att
     def _decide(self) -> _Attempt:
         # With everything recorded so far: whether there is anything to record depends on it, and
         # a commit of nothing would not find out that it was decided on old state.
-        attempt = _Attempt(scores=self._all_current(self._users))
+        attempt = _Attempt(scores=self._loaded(self._scores.all_current, self._users))
         # No points make no grant, whose claim would be refused if there is one.
         self._learn_originals([wanted for wanted in self._commands if not wanted.points])
         for index, wanted in enumerate(self._commands):

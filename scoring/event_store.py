@@ -24,7 +24,7 @@ from eventsourcing.popo import POPOApplicationRecorder
 from scoring.frozen import made_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from eventsourcing.domain import DomainEventProtocol
     from eventsourcing.persistence import StoredEvent
@@ -55,6 +55,22 @@ class ManyPlacesRecorder(Protocol):
 
     def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
         """Return, for each place in turn, the event that is there, or ``None``."""
+        ...
+
+    def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
+        """Return, for each place in turn, the later events of its stream, by version.
+
+        No stream is named twice.
+        """
+        ...
+
+
+@runtime_checkable
+class NewestEventsRecorder(Protocol):
+    """A recorder that looks the newest events of many streams up in one query."""
+
+    def select_newest_events(self, streams: Sequence[UUID]) -> list[StoredEvent | None]:
+        """Return, for each stream in turn, its event of the highest version, or ``None``."""
         ...
 
 
@@ -173,6 +189,18 @@ class ScoringEventStore(EventStore[UUID]):
         )
         return [stored and self.mapper.to_domain_event(stored) for stored in found]
 
+    def after(self, places: Sequence[Place]) -> Iterator[Iterable[Any]]:
+        """Yield, for each place in turn, the later domain events of its stream, by version.
+
+        No stream is named twice.
+        """
+        if len(places) > 1 and isinstance(self.recorder, ManyPlacesRecorder):
+            for found in self.recorder.select_events_after(places):
+                yield map(self.mapper.to_domain_event, found)
+        else:
+            for stream, version in places:
+                yield self.get(stream, gt=version)
+
     def _only_at(self, stream: UUID | str, version: int) -> StoredEvent | None:
         found = self.recorder.select_events(stream, gt=version - 1, lte=version)
         return found[0] if found else None
@@ -192,7 +220,7 @@ class ScoringSnapshotStore(EventStore[UUID]):
     """
 
     def __init__(
-        self, mapper: Mapper[UUID], recorder: AggregateRecorder, events: EventStore[UUID]
+        self, mapper: Mapper[UUID], recorder: AggregateRecorder, events: ScoringEventStore
     ) -> None:
         """Hold snapshots against these events."""
         super().__init__(mapper, recorder)
@@ -210,10 +238,14 @@ class ScoringSnapshotStore(EventStore[UUID]):
         """Yield snapshots, as the library does."""
         yielded = 0
         while limit is None or yielded < limit:
-            snapshot = next(super().get(originator_id, gt=gt, lte=lte, desc=desc, limit=1), None)
+            snapshot: Any = next(
+                super().get(originator_id, gt=gt, lte=lte, desc=desc, limit=1), None
+            )
             if snapshot is None:
                 return
-            if self._is_of_stored_event(snapshot):
+            version = snapshot.originator_version
+            event = next(self._events.get(originator_id, gt=version - 1, lte=version), None)
+            if _is_of(event, snapshot):
                 yielded += 1
                 yield snapshot
             if desc:
@@ -221,14 +253,30 @@ class ScoringSnapshotStore(EventStore[UUID]):
             else:
                 gt = snapshot.originator_version
 
-    def _is_of_stored_event(self, snapshot: Any) -> bool:
-        version = snapshot.originator_version
-        event: Any = next(
-            self._events.get(snapshot.originator_id, gt=version - 1, lte=version), None
+    def newest(self, streams: Sequence[UUID]) -> list[Any]:
+        """Return, for each stream in turn, its newest snapshot that ``get`` yields, or ``None``."""
+        if len(streams) < 2 or not isinstance(self.recorder, NewestEventsRecorder):  # noqa: PLR2004
+            return [next(self.get(stream, desc=True, limit=1), None) for stream in streams]
+        newest: dict[UUID, Any] = {
+            stream: self.mapper.to_domain_event(found)
+            for stream, found in zip(
+                streams, self.recorder.select_newest_events(streams), strict=True
+            )
+            if found is not None
+        }
+        events = self._events.at(
+            [(stream, snapshot.originator_version) for stream, snapshot in newest.items()]
         )
-        if event is None:
-            return False
-        state = snapshot.state if isinstance(snapshot, CanSnapshotAggregate) else None
-        if not isinstance(state, dict) or "_modified_on" not in state:
-            return True  # of an aggregate that does not keep when its newest event was
-        return bool(state["_modified_on"] == event.timestamp)
+        for (stream, snapshot), event in zip(list(newest.items()), events, strict=True):
+            if not _is_of(event, snapshot):
+                newest[stream] = next(self.get(stream, desc=True, limit=1), None)
+        return [newest.get(stream) for stream in streams]
+
+
+def _is_of(event: Any, snapshot: Any) -> bool:
+    if event is None:
+        return False
+    state = snapshot.state if isinstance(snapshot, CanSnapshotAggregate) else None
+    if not isinstance(state, dict) or "_modified_on" not in state:
+        return True  # of an aggregate that does not keep when its newest event was
+    return bool(state["_modified_on"] == event.timestamp)

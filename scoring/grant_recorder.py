@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from scoring.errors import InvalidGrant, StreamHasGap
+from scoring.errors import InvalidGrant
 from scoring.grants import Grant, payload_of
 from scoring.receipts import GrantReceipt, GrantStatus
 from scoring.recorder import Attempt, ChunkRecorder, RefusedAt, place_of
@@ -39,22 +39,23 @@ class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Attempt]):
         return command.grant_id
 
     def _decide(self) -> _Attempt:
-        attempt = _Attempt()
+        receiving = {
+            grant.user_id: None for grant in self._commands if grant.grant_id not in self._originals
+        }
+        attempt = _Attempt(scores=self._loaded(self._scores.take, list(receiving)))
         for index, grant in enumerate(self._commands):
             if grant.grant_id in self._originals or grant.grant_id in attempt.awarded:
                 continue
-            score = attempt.scores.get(grant.user_id)
+            score = attempt.scores[grant.user_id]
+            before = score.total_score
             try:
-                if score is None:
-                    score = attempt.scores[grant.user_id] = self._scores.take(grant.user_id)
-                before = score.total_score
                 score.record(grant)
-            except (InvalidGrant, StreamHasGap) as error:
+            except InvalidGrant as error:
                 raise RefusedAt(index, error) from error.__cause__
             event: Any = score.pending_events[-1]
             attempt.awarded[grant.grant_id] = _Awarded(event, before, score.total_score)
         bystanders = [user_id for user_id in self._users if user_id not in attempt.scores]
-        attempt.scores |= self._all_current(bystanders)
+        attempt.scores |= self._loaded(self._scores.all_current, bystanders)
         return attempt
 
     def _answers(

@@ -21,7 +21,11 @@ from eventsourcing.persistence import (
     ProgrammingError,
     StoredEvent,
 )
-from eventsourcing.postgres import ConnectionPool, PostgresApplicationRecorder
+from eventsourcing.postgres import (
+    ConnectionPool,
+    PostgresAggregateRecorder,
+    PostgresApplicationRecorder,
+)
 from eventsourcing.utils import retry
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable, QueryCanceled
@@ -34,9 +38,11 @@ from scoring.retries import ATTEMPT_SECONDS, remaining_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
+    from uuid import UUID
 
     from eventsourcing.postgres import PostgresDatastore
     from psycopg import Cursor
+    from psycopg.sql import Composed
 
     from scoring.event_store import Place
 
@@ -245,6 +251,15 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
             " (SELECT topic, state FROM {table} AS stored WHERE originator_id = stream"
             " AND originator_version = version LIMIT 1) AS found"
         ).format(table=table, id_type=Identifier(self.datastore.originator_id_type))
+        # So does OFFSET.
+        self._select_after = SQL(
+            "SELECT number, originator_version, topic, state"
+            " FROM unnest(%s::{id_type}[], %s::bigint[])"
+            " WITH ORDINALITY AS wanted(stream, version, number) CROSS JOIN LATERAL"
+            " (SELECT originator_version, topic, state FROM {table} AS stored"
+            " WHERE originator_id = stream AND originator_version > version OFFSET 0) AS found"
+            " ORDER BY number, originator_version"
+        ).format(table=table, id_type=Identifier(self.datastore.originator_id_type))
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -267,17 +282,23 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
             raise
         return positions
 
-    @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
     def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
         """Return, for each place in turn, the event that is there, or ``None``."""
         events: list[StoredEvent | None] = [None] * len(places)
-        streams, versions = [place[0] for place in places], [place[1] for place in places]
-        with self.datastore.get_connection() as connection, connection.cursor() as cursor:
-            cursor.execute(self._select_at, (streams, versions), prepare=True)
-            for row in cursor.fetchall():
-                number = row["number"] - 1
-                stream, version = places[number]
-                events[number] = StoredEvent(stream, version, row["topic"], bytes(row["state"]))
+        for row in _rows(self.datastore, self._select_at, *zip(*places, strict=True)):
+            number = row["number"] - 1
+            stream, version = places[number]
+            events[number] = StoredEvent(stream, version, row["topic"], bytes(row["state"]))
+        return events
+
+    def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
+        """Return, for each place in turn, the later events of its stream, by version."""
+        events: list[list[StoredEvent]] = [[] for _ in places]
+        for row in _rows(self.datastore, self._select_after, *zip(*places, strict=True)):
+            number, version = row["number"] - 1, row["originator_version"]
+            events[number].append(
+                StoredEvent(places[number][0], version, row["topic"], bytes(row["state"]))
+            )
         return events
 
     def _sequence_is_behind(self) -> str:
@@ -325,3 +346,35 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
         if not positions:
             raise StoreWentBack
         return positions
+
+
+class PostgresSnapshotRecorder(PostgresAggregateRecorder):
+    """The library's recorder, which finds the newest snapshots of many streams in one query."""
+
+    def select_newest_events(self, streams: Sequence[UUID]) -> list[StoredEvent | None]:
+        """Return, for each stream in turn, its event of the highest version, or ``None``."""
+        select = SQL(
+            "SELECT number, originator_version, topic, state FROM unnest(%s::{id_type}[])"
+            " WITH ORDINALITY AS wanted(stream, number) CROSS JOIN LATERAL"
+            " (SELECT originator_version, topic, state FROM {table} AS stored"
+            " WHERE originator_id = stream ORDER BY originator_version DESC LIMIT 1) AS found"
+        ).format(
+            table=Identifier(self.datastore.schema, self.events_table_name),
+            id_type=Identifier(self.datastore.originator_id_type),
+        )
+        events: list[StoredEvent | None] = [None] * len(streams)
+        for row in _rows(self.datastore, select, streams):
+            number, version = row["number"] - 1, row["originator_version"]
+            events[number] = StoredEvent(
+                streams[number], version, row["topic"], bytes(row["state"])
+            )
+        return events
+
+
+@retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
+def _rows(
+    datastore: PostgresDatastore, select: Composed, *arrays: Sequence[object]
+) -> list[DictRow]:
+    with datastore.get_connection() as connection, connection.cursor() as cursor:
+        cursor.execute(select, [list(array) for array in arrays], prepare=True)
+        return cursor.fetchall()

@@ -255,9 +255,13 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
                 raise RefusedAt([*map(self._grant_id_of, self._commands)].index(grant_id), grant)
             self._originals[grant_id] = grant
 
-    def _all_current(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
+    def _loaded(
+        self,
+        load: Callable[[Sequence[str]], dict[str, UserScore]],
+        user_ids: Sequence[str],
+    ) -> dict[str, UserScore]:
         try:
-            return self._scores.all_current(user_ids)
+            return load(user_ids)
         except StreamHasGap as error:
             users = [command.user_id for command in self._commands]
             raise RefusedAt(users.index(error.user_id), error) from error.__cause__

@@ -26,6 +26,7 @@ from weakref import WeakSet
 from eventsourcing.persistence import ConnectionPoolClosedError, InterfaceError, StoredEvent
 from eventsourcing.sqlite import (
     SQLITE3_DEFAULT_LOCK_TIMEOUT,
+    SQLiteAggregateRecorder,
     SQLiteApplicationRecorder,
     SQLiteConnection,
     SQLiteConnectionPool,
@@ -112,6 +113,13 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
             " ON originator_id=json_extract(value, '$[0]')"
             " AND originator_version=json_extract(value, '$[1]')"
         )
+        self._select_after = (
+            "SELECT key, originator_version, topic, state"  # noqa: S608 - likewise
+            f" FROM json_each(?) CROSS JOIN {events_table_name}"
+            " ON originator_id=json_extract(value, '$[0]')"
+            " AND originator_version>json_extract(value, '$[1]')"
+            " ORDER BY key, originator_version"
+        )
 
     def _insert_events(
         self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -139,13 +147,46 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
     def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
         """Return, for each place in turn, the event that is there, or ``None``."""
         events: list[StoredEvent | None] = [None] * len(places)
+        for number, topic, state in self._select(self._select_at, places):
+            stream, version = places[number]
+            events[number] = StoredEvent(stream, version, topic, state)
+        return events
+
+    def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
+        """Return, for each place in turn, the later events of its stream, by version."""
+        events: list[list[StoredEvent]] = [[] for _ in places]
+        for number, version, topic, state in self._select(self._select_after, places):
+            events[number].append(StoredEvent(places[number][0], version, topic, state))
+        return events
+
+    def _select(self, statement: str, places: Sequence[Place]) -> Sequence[Any]:
         wanted = json.dumps([(_as_text(stream), version) for stream, version in places])
         with self.datastore.transaction(commit=False) as c:
-            c.execute(self._select_at, [wanted])
-            for number, topic, state in c.fetchall():
-                stream, version = places[number]
-                events[number] = StoredEvent(stream, version, topic, state)
+            c.execute(statement, [wanted])
+            rows: Sequence[Any] = c.fetchall()
+        return rows
+
+
+class SQLiteSnapshotRecorder(SQLiteAggregateRecorder):
+    """The library's recorder, which finds the newest snapshots of many streams in one query."""
+
+    def select_newest_events(self, streams: Sequence[UUID]) -> list[StoredEvent | None]:
+        """Return, for each stream in turn, its event of the highest version, or ``None``."""
+        events: list[StoredEvent | None] = [None] * len(streams)
+        with self.datastore.transaction(commit=False) as c:
+            c.execute(self._select_newest, [json.dumps([_as_text(stream) for stream in streams])])
+            for number, version, topic, state in c.fetchall():
+                events[number] = StoredEvent(streams[number], version, topic, state)
         return events
+
+    @property
+    def _select_newest(self) -> str:
+        table = self.events_table_name
+        return (
+            f"SELECT key, originator_version, topic, state FROM json_each(?) CROSS JOIN {table}"  # noqa: S608 - a name of the library's
+            " ON originator_id=value AND originator_version="
+            f"(SELECT max(originator_version) FROM {table} WHERE originator_id=value)"
+        )
 
 
 def _as_text(stream: UUID | str) -> str:

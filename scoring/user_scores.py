@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from eventsourcing.application import AggregateNotFoundError
 from eventsourcing.domain import OriginatorVersionError
 
 from scoring.errors import ScoringError, StreamHasGap
@@ -17,13 +16,11 @@ from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from uuid import UUID
-
-    from eventsourcing.application import Repository
-    from eventsourcing.persistence import EventStore
 
     from scoring.checkout import CheckOutCache
-    from scoring.event_store import ScoringEventStore
+    from scoring.event_store import ScoringEventStore, ScoringSnapshotStore
+
+_USERS_AT_ONCE: Final = 250
 
 
 class UserScores:
@@ -35,35 +32,38 @@ class UserScores:
     def __init__(
         self,
         events: ScoringEventStore,
-        snapshots: EventStore[UUID] | None,
-        repository: Repository[UUID],
+        snapshots: ScoringSnapshotStore | None,
         cache: CheckOutCache,
     ) -> None:
         """Read from these parts of an application."""
         self._events = events
         self._snapshots = snapshots
-        self._repository = repository
         self._cache = cache
 
-    def take(self, user_id: str) -> UserScore:
-        """Return the user's aggregate for a command, perhaps behind the store, perhaps new.
+    def take(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
+        """Return users' aggregates for a command, perhaps behind the store, perhaps new.
 
         Being behind is found out by the commit, which then fails, so it need not cost a read here.
         """
-        return self._cache.take(user_id) or self._load(user_id) or UserScore(user_id=user_id)
+        cached = {user_id: self._cache.take(user_id) for user_id in user_ids}
+        loaded = self._load([user_id for user_id, score in cached.items() if score is None])
+        return {
+            user_id: score or loaded.get(user_id) or UserScore(user_id=user_id)
+            for user_id, score in cached.items()
+        }
 
     def current(self, user_id: str) -> UserScore | None:
         """Return the user's aggregate with everything recorded so far, or ``None``."""
         cached = self._cache.take(user_id)
         if cached is None:
-            return self._load(user_id)
+            return self._load([user_id]).get(user_id)
         events: Iterator[Any] = self._events.get(cached.id, gt=cached.version - 1)
         newest = next(events, None)
         if newest is None or not (
             newest.originator_version == cached.version and newest.timestamp == cached.modified_on
         ):
             self.forget()
-            return self._load(user_id)
+            return self._load([user_id]).get(user_id)
         with _gaps_named(user_id):
             score: UserScore = _evolved(cached, events)
         return score
@@ -73,28 +73,29 @@ class UserScores:
 
         Those who have nothing yet are left out.
         """
-        # What costs one query for each user by ``current``, costs one for all here, where they are
-        # in the cache and nobody else has written to them.
-        scores = self._unchanged(user_ids) if len(user_ids) > 1 else {}
-        for user_id in user_ids:
-            if user_id not in scores:
-                score = self.current(user_id)
-                if score is not None:
-                    scores[user_id] = score
-        return scores
-
-    def _unchanged(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
-        cached = [score for score in map(self._cache.take, user_ids) if score is not None]
+        if len(user_ids) == 1:
+            only = self.current(user_ids[0])
+            return {} if only is None else {only.user_id: only}
+        taken = {user_id: self._cache.take(user_id) for user_id in user_ids}
+        scores = self._load([user_id for user_id, score in taken.items() if score is None])
+        # What costs one query for each user by ``current``, costs one for all here, where nobody
+        # else has written to them.
+        cached = [score for score in taken.values() if score is not None]
         found = self._events.at(
             [(score.id, score.version + ahead) for score in cached for ahead in (0, 1)]
         )
-        unchanged = {}
+        changed = []
         for score, newest, later in zip(cached, found[::2], found[1::2], strict=True):
             if later is None and newest is not None and newest.timestamp == score.modified_on:
-                unchanged[score.user_id] = score
+                scores[score.user_id] = score
             else:
                 self.give_back(score)  # for ``current`` to see what has happened
-        return unchanged
+                changed.append(score.user_id)
+        for user_id in changed:
+            current = self.current(user_id)
+            if current is not None:
+                scores[user_id] = current
+        return scores
 
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
@@ -162,14 +163,31 @@ class UserScores:
         self.forget()
         return gaps
 
-    def _load(self, user_id: str) -> UserScore | None:
-        stream_id = user_stream_id(user_id)
-        try:
-            with _gaps_named(user_id):
-                score: UserScore = self._repository.get(stream_id, projector_func=_evolved)
-        except AggregateNotFoundError:
-            return None
-        return score
+    def _load(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
+        scores: dict[str, UserScore] = {}
+        # Without snapshots the events of a user may be very many.
+        at_once = _USERS_AT_ONCE if self._snapshots is not None else 1
+        for start in range(0, len(user_ids), at_once):
+            streams = {
+                user_id: user_stream_id(user_id) for user_id in user_ids[start : start + at_once]
+            }
+            snapshots = (
+                [None]
+                if self._snapshots is None
+                else self._snapshots.newest(list(streams.values()))
+            )
+            later = self._events.after(
+                [
+                    (stream, snapshot.originator_version if snapshot else 0)
+                    for stream, snapshot in zip(streams.values(), snapshots, strict=True)
+                ]
+            )
+            for user_id, snapshot, events in zip(streams, snapshots, later, strict=True):
+                with _gaps_named(user_id):
+                    score = _evolved(snapshot and snapshot.mutate(None), events)
+                if score is not None:
+                    scores[user_id] = score
+        return scores
 
 
 def _damaged(claim: GrantClaimed) -> ScoringError:

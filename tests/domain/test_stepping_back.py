@@ -325,6 +325,37 @@ def test_a_snapshot_that_is_ahead_of_the_events_is_not_believed(app: Scoring, st
         assert ahead.version not in versions
 
 
+def test_users_who_are_loaded_together_are_as_if_loaded_alone(app: Scoring, store: Store) -> None:
+    """From a snapshot that is believed, from one that is not, from events only, and new ones."""
+    names = ["new", "ada", "bob", "few", "long", "another new one"]
+    counts = {"ada": 120, "bob": 120, "few": 3, "long": 230}
+    app.grant_many(
+        [
+            make_grant(1000 * number + n, user_id=user, amount=n + 1)
+            for number, (user, many) in enumerate(counts.items())
+            for n in range(many)
+        ]
+    )
+    app.contribute("long", "telemetry:activity", "telemetry", "app", 1)
+    store.back_up()
+    app.grant_many([make_grant(5000 + n, user_id="ada") for n in range(10)])
+    ahead: UserScore = app.repository.get(user_stream_id("ada"))
+    store.put_back()
+    assert app.snapshots is not None
+    app.snapshots.put([UserScore.Snapshot.take(ahead)])
+    totals = {user: many * (many + 1) // 2 for user, many in counts.items()}
+    with Scoring(store.env) as other:
+        alone = {user: other._scores.all_current([user]).get(user) for user in names}
+    with Scoring(store.env) as other:
+        together = other._scores.all_current(names)
+        assert {user: score.total_score for user, score in together.items()} == totals
+        for user in names:
+            assert vars(together.get(user) or object) == vars(alone[user] or object)
+    with Scoring(store.env) as other:
+        receipts = other.grant_many([make_grant(n, user_id=u) for n, u in enumerate(names, 6000)])
+        assert [r.total_before for r in receipts] == [totals.get(user, 0) for user in names]
+
+
 def test_an_aggregate_of_an_embedders_own_is_not_saved_onto_a_gap(
     app: Scoring, store: Store
 ) -> None:

@@ -38,13 +38,14 @@ from projections.mongo.sessions import in_session
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Notification, StoredEvent, Subscription, Tracking
     from pymongo import MongoClient
     from pymongo.client_session import ClientSession
 
+    from projections.mongo.event_store.documents import Document
     from scoring.event_store import Place
 
 _READ_SECONDS: Final = 10.0
@@ -136,6 +137,31 @@ class MongoAggregateRecorder(_MongoRecorder, AggregateRecorder):
                 .limit(limit or 0)
             )
         return [decoded({**document, **document["_id"]}) for document in found]
+
+    def select_newest_events(self, streams: Sequence[UUID | str]) -> list[StoredEvent | None]:
+        """Return, for each stream in turn, its event of the highest version, or ``None``.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        keys = [stream_key(stream) for stream in streams]
+        newest: dict[bytes | str, Any] = {}
+        with self._asking():
+            for start in range(0, len(keys), _CONDITIONS_AT_ONCE):
+                either = [
+                    {"_id": {"$gt": {"s": key}, "$lte": {"s": key, "v": float("inf")}}}
+                    for key in keys[start : start + _CONDITIONS_AT_ONCE]
+                ]
+                # From the index alone: there may be many of one stream.
+                for document in self._collection.find({"$or": either}, {"_id": 1}):
+                    place = document["_id"]
+                    newest[place["s"]] = max(place["v"], newest.get(place["s"], 0))
+            places = [{"s": key, "v": version} for key, version in newest.items()]
+            found = list(self._collection.find({"_id": {"$in": places}})) if places else []
+        events = {
+            document["_id"]["s"]: decoded({**document, **document["_id"]}) for document in found
+        }
+        return [events.get(key) for key in keys]
 
     def select_after(self, last: StoredEvent | None, limit: int) -> Sequence[StoredEvent]:
         """Return events ordered by stream and version: those after one, or the first.
@@ -293,15 +319,46 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             ]
         else:
             conditions = [{"s": stream, "v": {"$in": some}} for stream, some in by_stream.items()]
-        found: dict[tuple[bytes | str, int], StoredEvent] = {}
-        with self._asking():
-            for start in range(0, len(conditions), _CONDITIONS_AT_ONCE):
-                some = conditions[start : start + _CONDITIONS_AT_ONCE]
-                either = [{"e": {"$elemMatch": condition}} for condition in some]
-                for document in self._events.find({"$or": either}, {"e": 1}):
-                    for item in document["e"]:
-                        found[item["s"], item["v"]] = decoded(item)
+        wanted = set(keys)
+        found = {
+            (item["s"], item["v"]): decoded(item)
+            for item in self._beside_any(conditions)
+            if (item["s"], item["v"]) in wanted
+        }
         return [found.get(key) for key in keys]
+
+    def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
+        """Return, for each place in turn, the later events of its stream, by version.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
+        events: dict[bytes | str, tuple[int, list[StoredEvent]]] = {}
+        by_version: dict[int, list[bytes | str]] = {}
+        for stream, version in places:
+            key = stream_key(stream)
+            events[key] = version, []
+            by_version.setdefault(version, []).append(key)
+        for item in self._beside_any(
+            {"s": {"$in": some}, "v": {"$gt": version}} for version, some in by_version.items()
+        ):
+            after, later = events.get(item["s"], (item["v"], []))
+            if item["v"] > after:
+                later.append(decoded(item))
+        for _, later in events.values():
+            later.sort(key=attrgetter("originator_version"))
+        return [later for _, later in events.values()]
+
+    def _beside_any(self, conditions: Iterable[dict[str, Any]]) -> list[Document]:
+        """Return the events that meet one of the conditions, and those in the same documents."""
+        either = [{"e": {"$elemMatch": condition}} for condition in conditions]
+        documents: dict[int, Document] = {}
+        with self._asking():
+            for start in range(0, len(either), _CONDITIONS_AT_ONCE):
+                some = either[start : start + _CONDITIONS_AT_ONCE]
+                for document in self._events.find({"$or": some}, {"e": 1}):
+                    documents[document["_id"]] = document
+        return [item for document in documents.values() for item in document["e"]]
 
     def select_notifications(
         self,
