@@ -113,6 +113,8 @@ def read_model(mongo_uri: str) -> Iterator[ReadModel]:
         model = ReadModel(client, f"test_{uuid4().hex}")
         model.prepare()
         yield model
+        # A transaction that was left open would hold up the dropping of the database.
+        client.admin.command("killAllSessions", [])
         client.drop_database(model.database.name)
 
 

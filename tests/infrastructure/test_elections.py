@@ -7,13 +7,14 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
 
 import pytest
 from pymongo import WriteConcern
+from pymongo.errors import PyMongoError
 
 from command_line import COMMAND
 from event_store import assert_equal_to_the_events
@@ -61,12 +62,12 @@ def test_a_worker_outlives_its_primary_and_projects_every_grant_once(
         model = ReadModel(client, f"test_{uuid4().hex}")
         model.prepare()
         with reading(model, balances), following(model, replica_set, tmp_path) as worker:
-            while model.grants.estimated_document_count() < GRANTS / 4:
+            newest = scoring.recorder.max_notification_id() or 0
+            while position_of(model) < newest / 4:
                 time.sleep(0.002)
             lose_the_primary(replica_set)
             replica_set.await_healthy()
-            newest = scoring.recorder.max_notification_id()
-            while position_of(model) != newest:
+            while position_of(model) < newest:
                 assert worker.poll() is None, worker.communicate()
                 time.sleep(0.05)
         assert assert_equal_to_the_events(scoring, model) == GRANTS
@@ -75,8 +76,10 @@ def test_a_worker_outlives_its_primary_and_projects_every_grant_once(
 
 
 def position_of(model: ReadModel) -> int:
-    document = model.positions.find_one({"_id": "Scoring"})
-    return document["position"] if document else 0
+    with suppress(PyMongoError):  # a busy machine has elections of its own
+        document = model.positions.find_one({"_id": "Scoring"})
+        return document["position"] if document else 0
+    return 0
 
 
 @contextmanager
@@ -125,6 +128,7 @@ def reading(model: ReadModel, balances: dict[str, list[int]]) -> Iterator[None]:
                 if row.score not in balances[row.user_id] or row.score < last[row.user_id]:
                     wrong.append(f"{row} after {last[row.user_id]}")
                 last[row.user_id] = row.score
+            time.sleep(0.005)  # or it would keep a core from those it watches
 
     thread = Thread(target=read)
     thread.start()

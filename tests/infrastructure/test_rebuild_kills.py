@@ -61,10 +61,8 @@ class Victim:
 
 
 @pytest.fixture
-def victim(read_model: ReadModel, mongo_uri: str, tmp_path: Path) -> Iterator[Victim]:
-    yield Victim(read_model, mongo_uri, tmp_path)
-    # A killed process's open transaction would hold up the dropping of the database.
-    read_model.client.admin.command("killAllSessions", [])
+def victim(read_model: ReadModel, mongo_uri: str, tmp_path: Path) -> Victim:
+    return Victim(read_model, mongo_uri, tmp_path)
 
 
 @contextmanager
