@@ -62,6 +62,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(_MEMORY)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests wait for servers, processes and times most of the time.
+
+    Each worker has servers of its own.
+    """
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests on three nodes, so that one worker has them all and starts the nodes."""
     items.sort(key=lambda item: "replica_set" not in getattr(item, "fixturenames", ()))

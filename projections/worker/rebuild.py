@@ -104,8 +104,9 @@ class Rebuild:
 
         def watched(progress: Progress) -> None:
             nonlocal position
+            if progress.position > position:
+                retries.reset()
             position = progress.position
-            retries.reset()
             (on_progress or _unwatched)(progress)
 
         try:

@@ -122,7 +122,7 @@ class Case:
 
     def wait(self) -> None:
         receipt = self.ledger.grant(**make_grant(0).model_dump())
-        self.ledger.wait(receipt, timeout=2)
+        self.ledger.wait(receipt, timeout=1)
 
     def status(self) -> None:
         self.ledger.status()
@@ -242,7 +242,7 @@ def test_a_failure_that_stays_is_our_error_in_every_call(
 ) -> None:
     """With a worker's patience cut short."""
     monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("projections.mongo.errors.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.02)
     recorder = Recorder()
     case = Case(mongo_uri, tmp_path, read_model.database.name, recorder)
     problems = []

@@ -234,6 +234,22 @@ def test_a_rebuild_that_gets_on_has_its_whole_patience_for_the_next_failure(
     assert assert_equal_to_the_events(scoring, view.read_model) == 40
 
 
+def test_a_rebuild_whose_switch_cannot_end_is_not_tried_for_ever(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is projected any more, so nothing has gone well since it failed first."""
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.02)
+    scoring.grant_many([make_grant(number) for number in range(10)])
+    ProjectionWorker(scoring, view).catch_up()
+    rounds: list[int] = []
+    rebuild = Rebuild(scoring, view.read_model, worker_maker(scoring))
+    with failing(mongo_uri, "delete", errorCode=11601), pytest.raises(ReadModelUnavailable):
+        rebuild.run(on_progress=lambda progress: rounds.append(progress.position))
+    assert len(rounds) < 10
+    assert rebuild.run().live
+
+
 def test_a_rebuild_ends_where_another_one_has_given_its_generation_up(
     scoring: Scoring, view: MongoScoreView
 ) -> None:
