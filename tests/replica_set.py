@@ -198,14 +198,13 @@ class ReplicaSet:
         primaries = [
             node for node, hello in zip(self.nodes, said, strict=True) if hello["isWritablePrimary"]
         ]
-        # What a node wrote last is of the newest term only when it has followed the primary of it,
-        # and rolled back what was not the primary's.
-        terms = {hello["lastWrite"]["opTime"]["t"] for hello in said}
         return (
             len(primaries) == 1
             and sum(hello["secondary"] for hello in said) == 2
             and {hello.get("primary") for hello in said} == {primaries[0].address}
-            and terms == {self._term(primaries[0])}
+            # What a node wrote last is of the newest term only when it has followed the primary of
+            # it, and rolled back what was not the primary's.
+            and {hello["lastWrite"]["opTime"]["t"] for hello in said} == {self._term(primaries[0])}
         )
 
     def _writable(self, node: Node) -> bool:
