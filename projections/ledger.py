@@ -128,7 +128,8 @@ class ScoreLedger:
         """Open the ledger that the arguments and the environment describe.
 
         With nothing set, events go to ``.score-ledger/events.sqlite``, and a ``mongod`` of its
-        own runs for the folder as long as somebody uses it. An argument beats the environment.
+        own runs for the folder as long as somebody uses it, and is kept for the next user for
+        ``Settings.linger_seconds``. An argument beats the environment.
 
         Args:
             folder: The embedded folder; default ``SCORE_LEDGER_FOLDER`` or ``.score-ledger``.

@@ -29,10 +29,10 @@ app = typer.Typer(
     name="score-ledger",
     help="An append-only points ledger: every award of points is a grant, recorded once for "
     "ever.\n\nWithout any configuration, events are kept in .score-ledger/events.sqlite and a "
-    "MongoDB of its own runs in .score-ledger/mongo while a command needs it. MONGO_URI names "
-    "another MongoDB, SCORE_LEDGER_EVENTS=mongo keeps the events in it, too, and "
-    "PERSISTENCE_MODULE with the variables of the eventsourcing library names any other event "
-    "store.\n\n"
+    "MongoDB of its own runs in .score-ledger/mongo while a command needs it; it is kept for the "
+    "next one for SCORE_LEDGER_LINGER_SECONDS, 30 by default. MONGO_URI names another MongoDB, "
+    "SCORE_LEDGER_EVENTS=mongo keeps the events in it, too, and PERSISTENCE_MODULE with the "
+    "variables of the eventsourcing library names any other event store.\n\n"
     "Start with: score-ledger demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -73,8 +73,8 @@ class Lease:
         A second time, or in a forked child of the holder, it does nothing.
 
         Args:
-            linger_seconds: Leave the stop to the supervisor, which does it after that time unless
-                somebody comes; 0 for a stop now.
+            linger_seconds: Have the server stand still, and leave the stop to the supervisor, which
+                does it after that time unless somebody comes; 0 for a stop now.
         """
         if not self._users.held_here:
             self._users.close()
@@ -108,8 +108,11 @@ class Lease:
             self._users.unlock()
             if not self._users.try_exclusive():
                 return
+            mongod = running_mongod(self._layout)
             # A server whose supervisor was killed would linger for ever.
-            if linger_seconds and supervisor_runs(self._layout):
+            if linger_seconds and mongod is not None and supervisor_runs(self._layout):
+                # While nobody can come who would have it go on.
+                mongod.freeze()
                 self._users.write(str(linger_seconds))
             else:
                 stop_server(self._layout)

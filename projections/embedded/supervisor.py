@@ -169,8 +169,6 @@ class _Supervisor:
         if wish := self._users.read():
             self._users.write("")
             self._lingering = Deadline(float(wish))
-            # Before anybody can come who would have it go on.
-            mongod.freeze()
         if self._lingering is None or self._lingering.passed or not mongod.alive:
             return False
         self._users.unlock()
