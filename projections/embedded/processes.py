@@ -82,6 +82,19 @@ def running_mongod(layout: Layout) -> Mongod | None:
     return None
 
 
+def thaw_original(layout: Layout) -> None:
+    """Have the server of the folder that this one was copied from go on, if it stands still.
+
+    A mongod first asks at the address that is in its data, and waits for half a minute if whoever
+    listens there keeps silent.
+    """
+    record = layout.read_record()
+    pid, port = record.get("pid"), record.get("port")
+    if pid and _option(_command_line(pid), b"--port") == str(port).encode():
+        with contextlib.suppress(PermissionError):
+            _signal(pid, signal.SIGCONT)
+
+
 def pid_namespace() -> int:
     """Return a number for the processes that can be seen here: another container sees others."""
     return Path("/proc/self/ns/pid").stat().st_ino

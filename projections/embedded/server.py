@@ -15,7 +15,12 @@ from projections.embedded.launch import Launch, ServerDied, free_port
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
-from projections.embedded.processes import running_mongod, runs_elsewhere, supervisor_runs
+from projections.embedded.processes import (
+    running_mongod,
+    runs_elsewhere,
+    supervisor_runs,
+    thaw_original,
+)
 from projections.embedded.replica_set import await_primary
 from projections.embedded.supervisor import Order
 
@@ -182,6 +187,7 @@ def _is_as_ordered(layout: Layout, order: Order) -> bool:
 
 def _start(layout: Layout, order: Order, deadline: Deadline) -> str | None:
     """Start a supervisor; ``None`` if somebody else's was faster."""
+    thaw_original(layout)
     with Launch(layout, order) as launch:
         running = launch.mongod(deadline)
         if running is None:
