@@ -222,6 +222,11 @@ def is_other_collection(error: PyMongoError) -> bool:
     return Code.COLLECTION_UUID_MISMATCH in _codes(error)
 
 
+def is_access_refused(error: PyMongoError) -> bool:
+    """Tell whether the user may not do this, or is none."""
+    return not _codes(error).isdisjoint(_AUTHENTICATION)
+
+
 def is_no_collection(error: PyMongoError) -> bool:
     """Tell whether there is no collection of a name that was given without a UUID."""
     return Code.NAMESPACE_NOT_FOUND in _codes(error)
@@ -318,7 +323,7 @@ def in_words(error: PyMongoError) -> str:
         sentence = (
             f"MongoDB cannot be reached ({said}): check that it runs and that MONGO_URI names it"
         )
-    elif not _codes(error).isdisjoint(_AUTHENTICATION):
+    elif is_access_refused(error):
         sentence = (
             f"MongoDB refused access ({said}): check the user, password and roles in MONGO_URI"
         )

@@ -8,11 +8,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from eventsourcing.persistence import IntegrityError, StoredEvent
 
 from projections import ProjectionError, ScoreLedger, Settings
 from projections.errors import ReadModelUnavailable
 from projections.mongo import connect
-from projections.mongo.event_store import foundations
+from projections.mongo.event_store import MongoApplicationRecorder, foundations
 from scoring import InvalidSetting, Scoring
 from support import make_grant, sqlite_env
 
@@ -201,3 +202,35 @@ def test_events_that_are_dropped_under_a_process_are_noticed_and_made_unique_aga
         assert ledger.score_of("ada").grant_count == 1
         [index] = [ix for ix in database["scoring_events"].list_indexes() if ix["name"] != "_id_"]
         assert (index["key"], index["unique"]) == ({"e.s": 1, "e.v": 1}, True)
+
+
+@pytest.mark.parametrize("many", [1, 50])
+def test_nothing_is_recorded_on_events_that_were_dropped_a_moment_ago(
+    database: Any, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    """Also before the next look, in one document as in a transaction of several."""
+    monkeypatch.setattr(foundations, "_LOOKS_BACK_SECONDS", 1e9)
+    with ScoreLedger.open(events="mongo", mongo=database, worker=False) as ledger:
+        for number in range(50):
+            ledger.grant(**make_grant(number, user_id="ada", amount=1).model_dump())
+        database.client.drop_database(database.name)
+        receipts = ledger.grant_many(
+            [make_grant(100 + number, user_id="ada", amount=1) for number in range(many)]
+        )
+        assert [(r.status, r.total_after) for r in receipts] == [
+            ("RECORDED", number + 1) for number in range(many)
+        ]
+        assert ledger.score_of("ada").version == many + 1
+        assert "e.s_1_e.v_1" in database["scoring_events"].index_information()
+
+
+def test_events_of_any_application_stay_unique_when_they_are_dropped(database: Any) -> None:
+    """Its recorder looks at nothing that they build on."""
+    recorder = MongoApplicationRecorder(database.client, database.name, "notes")
+    recorder.prepare()
+    event = StoredEvent(uuid4(), 1, "a:B", b"{}")
+    recorder.insert_events([event])
+    database.client.drop_database(database.name)
+    assert recorder.insert_events([event]) == [1]
+    with pytest.raises(IntegrityError):
+        recorder.insert_events([event])

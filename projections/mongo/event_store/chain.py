@@ -9,6 +9,9 @@ An attempt whose answer is lost may have been recorded. It is sent again as it w
 unique, so it cannot be recorded twice, and if it is refused, the token in the document that holds
 the first event tells whose that is.
 
+Every attempt names the collection that it means by its UUID. Otherwise one that was dropped would
+be made again by an insert, without what makes events unique.
+
 Where processes race, all but one ask in vain each time. So one that wins after it has lost says in
 its document for how long it will go on; the others stand by, and afterwards it rests. Eight
 processes commit twice as much that way. Nothing else depends on it.
@@ -31,12 +34,25 @@ from eventsourcing.persistence import (
     PersistenceError,
 )
 from pymongo import DESCENDING
-from pymongo.errors import DuplicateKeyError, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from projections.mongo.errors import duplicate_key, is_duplicate_key, is_transient
+from projections.mongo.collections import WIRE_VERSION_OF_6_0
+from projections.mongo.errors import (
+    duplicate_key,
+    is_access_refused,
+    is_duplicate_key,
+    is_other_collection,
+    is_transient,
+)
 from projections.mongo.event_store.documents import MOST_EVENTS, UNIQUE_EVENTS, chained
 from projections.mongo.event_store.errors import as_persistence_error
 from projections.mongo.event_store.writers import Writers
@@ -111,6 +127,8 @@ class EventChain:
         self._session: ClientSession | None = None
         # The last position of our own last commit, unless somebody was met who has followed.
         self._end: int | None = None
+        # What names the collection, once it is known.
+        self._guard: Document | None = None
         self._has_lost = False
         self._turn_ends_at: float | None = None
 
@@ -156,10 +174,10 @@ class EventChain:
 
     def _attempt(self, commits: Sequence[Commit], token: bytes) -> None:
         session = self._session_in_use()
+        if self._guard is None:
+            self._guard = self._guard_of_collection(session)
         if self._foundations is not None and self._foundations.fail_baseless(commits, session):
-            self._end = None
-            # If it was dropped it may have been made again on the way, by an insert, without this.
-            self._events.create_indexes([UNIQUE_EVENTS])
+            self._forget_collection()
             return
         try:
             first = self._insert(commits, token, session)
@@ -170,19 +188,45 @@ class EventChain:
                     commit.fail(IntegrityError(str(refused)))
             return
         except PyMongoError as error:
-            key = duplicate_key(error)
-            if key is None:
-                raise
-            if "_id" in key:
-                self._end, self._has_lost = None, True  # for another one was faster
-            else:
-                self._refuse(commits, key["e.s"], key["e.v"])
+            self._learn_from(error, commits)
             return
         for commit in commits:
             commit.succeed(first)
             first += len(commit.events)
         if self._foundations is not None:
             self._foundations.learn(commits)
+
+    def _learn_from(self, error: PyMongoError, commits: Sequence[Commit]) -> None:
+        key = duplicate_key(error)
+        if is_other_collection(error):
+            self._forget_collection()
+            if self._foundations is not None:
+                self._foundations.fail_all(commits)
+        elif key is None:
+            raise error
+        elif "_id" in key:
+            self._end, self._has_lost = None, True  # for another one was faster
+        else:
+            self._refuse(commits, key["e.s"], key["e.v"])
+
+    def _guard_of_collection(self, session: ClientSession) -> Document:
+        database, api = self._events.database, self._client.options.pool_options.server_api
+        if api is not None and api.strict:
+            return {}
+        if self._client.admin.command("hello")["maxWireVersion"] < WIRE_VERSION_OF_6_0:
+            return {}
+        try:
+            found = list(database.list_collections(session, filter={"name": self._events.name}))
+        except OperationFailure as error:
+            if is_access_refused(error):
+                return {}
+            raise
+        return {"collectionUUID": found[0]["info"]["uuid"]} if found else {}
+
+    def _forget_collection(self) -> None:
+        self._end = self._guard = None
+        # If it was dropped, and made again by an insert, it is without this.
+        self._events.create_indexes([UNIQUE_EVENTS])
 
     def _insert(self, commits: Sequence[Commit], token: bytes, session: ClientSession) -> int:
         items = [item for commit in commits for item in commit.events]
@@ -201,7 +245,7 @@ class EventChain:
         if self._has_lost:
             documents[-1]["h"] = _TURN_MILLISECONDS
         if len(documents) == 1 and not tracked:
-            self._events.insert_one(documents[0], session=session)
+            self._insert_one(documents[0], session)
         else:
             self._insert_all(documents, tracked, token, session)
         self._end = documents[-1]["l"]
@@ -228,7 +272,9 @@ class EventChain:
                 ReadConcern("majority"), WriteConcern("majority"), ReadPreference.PRIMARY
             )
             if documents:
-                self._events.insert_many(documents, session=session)
+                self._insert_one(documents[0], session)
+            if documents[1:]:
+                self._events.insert_many(documents[1:], session=session)
             self._track(tracked, token, session)
             session.commit_transaction()
         except BaseException:
@@ -236,6 +282,16 @@ class EventChain:
             session.end_session()
             self._session = None
             raise
+
+    def _insert_one(self, document: Document, session: ClientSession) -> None:
+        command = {"insert": self._events.name, "documents": [document], **(self._guard or {})}
+        if not session.in_transaction:
+            command["writeConcern"] = self._events.write_concern.document
+        answer = self._events.database.command(command, session=session)
+        if answer.get("writeErrors"):
+            raise BulkWriteError(answer)
+        if failure := answer.get("writeConcernError"):
+            raise WriteConcernError(failure["errmsg"], failure["code"], answer)
 
     def _track(self, commits: Iterable[Commit], token: bytes, session: ClientSession) -> None:
         for commit in commits:

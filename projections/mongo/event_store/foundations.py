@@ -79,6 +79,12 @@ class Foundations:
             self._term = None
         return has_failed
 
+    def fail_all(self, commits: Sequence[Commit]) -> None:
+        """Fail commits to a store that is not the one that was known."""
+        self._term = None
+        for commit in commits:
+            commit.fail(StoreWentBack())
+
     def learn(self, commits: Sequence[Commit]) -> None:
         """Remember what was just recorded."""
         for commit in commits:
