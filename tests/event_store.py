@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from eventsourcing.utils import get_topic
@@ -53,6 +53,15 @@ def grants_of(scoring: Scoring) -> Iterator:  # type: ignore[type-arg]
     ):
         yield from page
         position = page[-1].id
+
+
+def events_in(file: Path) -> int:
+    """How many events are committed to a file that another process writes, or is to make."""
+    if not file.exists():
+        return 0
+    with closing(sqlite3.connect(file)) as store, suppress(sqlite3.OperationalError):
+        return int(store.execute("SELECT count(*) FROM stored_events").fetchone()[0])
+    return 0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 from eventsourcing.persistence import PersistenceError
 
 from command_line import CommandLine
+from fail_points import failing
 from postgres_server import PostgresServer
 from projections.mongo import connect
 from scoring import Scoring
@@ -147,12 +148,14 @@ def newest_of(scoring: Scoring) -> int | None:
 def test_sigterm_stops_it_between_two_pages(cli: CommandLine, large: Path) -> None:
     """It says how to go on."""
     shutil.copy(large, cli.cwd / "old.sqlite")
-    process = cli.start("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
-    with connect(cli.env["MONGO_URI"]) as client:
+    asked = ("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
+    slow = {"blockConnection": True, "blockTimeMS": 500}
+    with connect(cli.env["MONGO_URI"]) as client, failing(cli.env["MONGO_URI"], "insert", **slow):
+        process = cli.start(*asked)
         events = client[cli.env["MONGO_DATABASE"]].scoring_events
         while process.poll() is None and events.find_one() is None:
             time.sleep(0.001)
         process.terminate()
         _, said = process.communicate()
         assert (process.returncode, said) == (128 + 15, b"interrupted: run it again to carry on\n")
-    assert cli("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo").returncode == 0
+    assert cli(*asked).returncode == 0

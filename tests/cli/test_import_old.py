@@ -5,11 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +18,7 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from command_line import CommandLine, on_both_stores
+from event_store import events_in
 from projections.mongo import connect
 from scoring import Scoring
 from scoring.contributions import Contribution
@@ -226,15 +225,6 @@ def test_grants_of_an_old_collection_have_the_time_of_the_document(
     }
 
 
-def recorded(events: Path) -> int:
-    """How many events are committed to a file that another process writes."""
-    if not events.exists():
-        return 0
-    with closing(sqlite3.connect(events)) as store, suppress(sqlite3.OperationalError):
-        return int(store.execute("SELECT count(*) FROM stored_events").fetchone()[0])
-    return 0
-
-
 def test_an_import_killed_half_way_and_run_again_ends_the_same(
     cli: CommandLine, old: Collection[Document]
 ) -> None:
@@ -243,8 +233,7 @@ def test_an_import_killed_half_way_and_run_again_ends_the_same(
     asked = ("import", "--from-mongo", described(old, cli.cwd), "--json")
     process = cli.start(*asked)
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not recorded(events):
+    while not events_in(events):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -264,9 +253,8 @@ def test_an_interrupted_import_says_how_to_finish(
     fill(old, 20_000)
     process = cli.start("import", "--from-mongo", described(old, cli.cwd), "--json")
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    while not events.exists():
+    while not events_in(events):
         time.sleep(0.01)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from command_line import CommandLine, on_both_stores
+from command_line import CommandLine
 
 ACTIVITY = (
     "contribute", "--user-id", "Zoë", "--key", "telemetry:activity", "--category", "telemetry",
@@ -53,7 +53,6 @@ def test_a_bad_contribution_is_one_sentence(cli: CommandLine) -> None:
         assert done.stderr.count("\n") == 1
 
 
-@on_both_stores
 def test_drift_in_the_terminal_as_json_as_csv_and_as_a_page(
     cli: CommandLine, tmp_path: Path
 ) -> None:
@@ -101,7 +100,6 @@ def test_a_pipeline_is_told_by_the_exit_code(cli: CommandLine) -> None:
     )
 
 
-@on_both_stores
 def test_opening_balances_brings_the_totals_together(cli: CommandLine) -> None:
     """A dry run first; then once, by kind of key; then nothing is left."""
     cli(*ACTIVITY, "--points", "40")

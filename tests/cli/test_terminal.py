@@ -18,6 +18,7 @@ from importlib.metadata import version
 import pytest
 
 from command_line import COMMAND, CommandLine, on_both_stores
+from event_store import events_in
 from projections.cli.jsonl import NotJsonLines, read_lines
 from projections.mongo import connect
 from support import make_grant
@@ -132,7 +133,7 @@ def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
     whole = time.monotonic() - started
     moments = random.Random(7)
     outcomes = []
-    for _ in range(6):
+    for moment in (0.0, *(moments.uniform(0, whole) for _ in range(5))):
         process = subprocess.Popen(
             # The first moments are the interpreter's own: a signal that it meets there is not ours.
             [sys.executable, "-X", "importtime", COMMAND, "verify"],
@@ -144,7 +145,7 @@ def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
         assert process.stderr is not None
         while b"projections.cli.interrupts" not in (said := process.stderr.readline()):
             assert said, "it ended before it began"
-        time.sleep(moments.uniform(0, whole))
+        time.sleep(moment)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
         told = [line for line in stderr.splitlines() if not line.startswith(b"import time:")]
@@ -156,11 +157,13 @@ def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
 def test_ctrl_c_ends_an_import_that_waits_for_its_input(cli: CommandLine) -> None:
     """At once, and nothing was half done."""
     process = cli.start("import", "-")
-    while not (cli.cwd / ".score-ledger" / "events.sqlite").exists():
+    assert process.stdin is not None
+    process.stdin.write(lines(*range(1500)))
+    process.stdin.flush()
+    while not events_in(cli.cwd / ".score-ledger" / "events.sqlite"):
         time.sleep(0.01)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=10)
+    process.wait(timeout=60)
     assert process.stderr is not None
     assert process.returncode == 130
     assert b"interrupted: run the same import again" in process.stderr.read()

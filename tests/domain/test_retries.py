@@ -81,10 +81,10 @@ def test_what_went_well_is_forgotten_by_the_policy() -> None:
 
 def test_time_counts_from_the_first_failure_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not from when it was begun, nor from the last success."""
-    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.5)
     retries = retries_until(Event())
     for _ in range(2):
-        time.sleep(0.3)
+        time.sleep(0.6)
         assert retries.call(Faulty(away(), busy())) == 3
     with taking_at_most(5), pytest.raises(ReadModelUnavailable, match="an election"):
         retries.call(Faulty(*(away() for _ in range(10_000))))

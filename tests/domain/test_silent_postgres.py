@@ -17,7 +17,7 @@ import scoring.postgres
 import scoring.retries
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
-from scoring import GrantStatus, Scoring, ScoringError
+from scoring import GrantReceipt, GrantStatus, Scoring, ScoringError
 from support import make_grant
 
 UNKNOWN = r"unknown whether the grants are recorded: .* which is safe"
@@ -65,6 +65,16 @@ def backends(server: PostgresServer) -> list[int]:
     ]
 
 
+def granted_again(app: Scoring) -> GrantReceipt:
+    """Try until the server is there again."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return app.grant(**make_grant(2, user_id="jane").model_dump())
+        except ScoringError:
+            assert time.monotonic() < deadline
+
+
 def test_a_lock_that_an_operator_holds_is_not_waited_for_without_end(
     postgres: PostgresServer,
 ) -> None:
@@ -73,9 +83,9 @@ def test_a_lock_that_an_operator_holds_is_not_waited_for_without_end(
     with Scoring(env) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
         with locked(postgres, env):
-            with lasting_at_most(8), pytest.raises(ScoringError, match=UNKNOWN):
+            with lasting_at_most(20), pytest.raises(ScoringError, match=UNKNOWN):
                 app.grant(**grant.model_dump())
-            with lasting_at_most(8), pytest.raises(ScoringError, match="cannot be read"):
+            with lasting_at_most(20), pytest.raises(ScoringError, match="cannot be read"):
                 app.score_of("jane")
         assert app.grant(**grant.model_dump()).status is GrantStatus.RECORDED
 
@@ -86,7 +96,7 @@ def test_what_nobody_waits_for_any_more_ends_on_the_server_too(postgres: Postgre
     with Scoring(env) as app, locked(postgres, env):
         with pytest.raises(ScoringError):
             app.score_of("jane")
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 20
         waiting = sql.SQL("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
         while postgres.execute(waiting):
             assert time.monotonic() < deadline
@@ -100,7 +110,7 @@ def test_a_call_of_another_thread_for_the_same_user_is_not_waited_for_without_en
     env = postgres.new_env()
     with Scoring(env) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
-        with app._locks.hold(["jane"]), lasting_at_most(8):
+        with app._locks.hold(["jane"]), lasting_at_most(20):
             errors: list[str] = []
 
             def read() -> None:
@@ -120,7 +130,7 @@ def test_a_process_of_the_server_that_is_frozen_is_done_without(postgres: Postgr
     """The next attempt takes another connection, and the grant is recorded once."""
     with Scoring(postgres.new_env()) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
-        with frozen(*backends(postgres)), lasting_at_most(8):
+        with frozen(*backends(postgres)), lasting_at_most(20):
             receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
             assert receipt.status is GrantStatus.RECORDED
         assert app.score_of("jane").grant_count == 2
@@ -131,11 +141,10 @@ def test_a_network_that_swallows_everything_ends_in_a_clear_error(postgres: Post
     with lossy_proxy(env) as (proxy, through_it), Scoring(through_it) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
         proxy.passing.clear()
-        with lasting_at_most(8), pytest.raises(ScoringError, match=UNKNOWN):
+        with lasting_at_most(20), pytest.raises(ScoringError, match=UNKNOWN):
             app.grant(**make_grant(2, user_id="jane").model_dump())
         proxy.passing.set()
-        time.sleep(1)
-        receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
+        receipt = granted_again(app)
         assert receipt.total_after == app.score_of("jane").total_score
 
 
@@ -148,17 +157,9 @@ def test_a_server_that_is_frozen_ends_in_a_clear_error_and_goes_on_when_it_wakes
             assert postmaster is not None
             with (
                 frozen(postmaster, *backends(running)),
-                lasting_at_most(8),
+                lasting_at_most(20),
                 pytest.raises(ScoringError, match=UNKNOWN),
             ):
                 app.grant(**make_grant(2, user_id="jane").model_dump())
-            deadline = time.monotonic() + 15
-            while True:
-                try:
-                    receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
-                except ScoringError:
-                    assert time.monotonic() < deadline
-                else:
-                    break
-            assert receipt.status in {GrantStatus.RECORDED, GrantStatus.DUPLICATE}
+            assert granted_again(app).status in {GrantStatus.RECORDED, GrantStatus.DUPLICATE}
             assert app.score_of("jane").grant_count == 2

@@ -276,7 +276,7 @@ def test_a_sequence_that_is_behind_after_a_restore_is_named_with_the_cure(
         began = time.monotonic()
         with pytest.raises(ScoringError, match=r"sequence .* is behind .* run SELECT") as refused:
             app.grant(**make_grant(30).model_dump())
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < scoring.retries.MAX_SECONDS / 2
         statement = str(refused.value).partition(" run ")[2]
         postgres.execute(sql.SQL(statement))
         assert app.grant(**make_grant(30).model_dump()).status is GrantStatus.RECORDED
@@ -317,7 +317,7 @@ def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
             began = time.monotonic()
             with pytest.raises(ScoringError, match=r"unknown whether .* which is safe"):
                 app.grant(**make_grant(2, user_id="jane").model_dump())
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15
             server.ensure_postgres_running()
             monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 30.0)
             receipt = app.grant(**make_grant(2, user_id="jane").model_dump())

@@ -18,7 +18,8 @@ from projections import Comparison, OldScores, ScoreDifference, ScoreLedger
 from projections.mongo import connect
 from support import NOON, sqlite_env
 
-WRITERS = 8
+WRITERS = 5
+DYING_AT_ONCE = 10
 SETTLE = 2.0
 """More than a writer that gets its turn may take between its two writes."""
 
@@ -37,7 +38,7 @@ def site(mongo_uri: str, tmp_path: Path) -> Iterator[Site]:
 def test_comparing_names_exactly_what_differs_while_a_site_writes_and_is_killed(
     site: Site,
 ) -> None:
-    """Eight writers, twenty of whom are killed between their two writes."""
+    """Five writers live, after twenty were killed between their two writes."""
     _trial(site, kills=20)
 
 
@@ -151,12 +152,12 @@ def _plant(site: Site, ledger: ScoreLedger) -> set[tuple[str, str]]:
 
 
 def _killed_again_and_again(site: Site, kills: int) -> list[Writer]:
-    """Return eight writers who live, after others have died in their places."""
+    """Return writers who live, after others have died in their places."""
     numbers = count()
     randomness = Random(7)
     living: list[Writer] = []
     while living or kills:
-        while kills and len(living) < WRITERS:
+        while kills and len(living) < DYING_AT_ONCE:
             kills -= 1
             living.append(site.start(next(numbers), dies_after=randomness.randrange(6, 16)))
         living[0].process.join(0.01)

@@ -24,6 +24,7 @@ from projections import (
     RebuildSuperseded,
 )
 from projections.mongo.switch import SILENT_HOLD_SECONDS, Switch
+from projections.retries import RETRY_SECONDS
 from projections.worker.rebuild import Rebuild, RebuildOutcome, _Renewing
 from projections.worker.worker import Progress
 from scoring import Scoring, ScoringError
@@ -127,7 +128,7 @@ def test_a_rebuild_stops_while_mongodb_fails(
             stop.set()
             asked = time.monotonic()
             outcome = running.result(20)
-            assert time.monotonic() - asked < 4
+            assert time.monotonic() - asked < RETRY_SECONDS / 4
     assert not outcome.live
     assert rebuild.run().live
     assert assert_equal_to_the_events(scoring, view.read_model) == 60
@@ -289,7 +290,7 @@ def test_a_worker_that_keeps_losing_has_its_whole_patience_for_each_failure(
     apply, began, met = view.apply, time.monotonic(), list[str]()
 
     def fail_lose_and_fail(*args: Any, **kwargs: Any) -> None:
-        if time.monotonic() - began < 1.0 and met:
+        if met and (time.monotonic() - began < 1.0 or met.count("lost") < 6):
             met.append("lost")
             raise PositionMoved("by another worker")
         if met.count("failed") < 2:
@@ -300,5 +301,4 @@ def test_a_worker_that_keeps_losing_has_its_whole_patience_for_each_failure(
     monkeypatch.setattr(view, "apply", fail_lose_and_fail)
     ProjectionWorker(scoring, view).catch_up()
     assert (met[0], met[-1]) == ("failed", "failed")
-    assert met.count("lost") > 5
     assert assert_equal_to_the_events(scoring, view.read_model) == 1
