@@ -177,15 +177,21 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-@pytest.mark.parametrize("name", ["events.sqlite", "file:events.sqlite?mode=rwc"])
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        *((program, "events.sqlite") for program in PROGRAMS),
+        # Where it matters by which name a file is known.
+        *((program, "file:events.sqlite?mode=rwc") for program in ("in use", "another directory")),
+    ],
+)
 def test_parent_and_child_go_on_or_are_told_why_not(
     program: str, name: str, tmp_path: Path
 ) -> None:
     """Named by a path that is relative to where the process began, as a file and as a URI."""
     tests = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _BEGIN + program, name],
+        [sys.executable, "-W", "ignore", "-c", _BEGIN + PROGRAMS[program], name],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])},
         capture_output=True,
