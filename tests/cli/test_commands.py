@@ -275,11 +275,12 @@ def processes_mentioning(folder: Path) -> list[str]:
         time.sleep(0.1)
 
 
-def test_a_worker_that_is_started_in_an_election_sits_it_out(
+def test_a_worker_that_is_started_while_mongodb_fails_sits_it_out(
     cli: CommandLine, mongo_uri: str
 ) -> None:
     """As one does that is at work, and says what it waits for."""
-    with failing(mongo_uri, "find", "aggregate", errorCode=10107):
+    # Not as in an election: then it is the driver that tries again, for the first ten seconds.
+    with failing(mongo_uri, "find", "aggregate", errorCode=11601):
         worker = cli.start("project", "--follow")
         assert worker.stderr is not None
         said = iter(worker.stderr.readline, b"")
