@@ -5,20 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from eventsourcing.persistence import PersistenceError
-from pymongo import WriteConcern
+from pymongo import MongoClient, WriteConcern
 
 import mongo_history
+from fail_points import failing
 from mongo_history import Reader, acknowledged, env_of, violations
 from projections.mongo import connect
 from replica_set import ReplicaSet
@@ -37,6 +41,7 @@ class Site:
         self.replicas, self._folder, self._rng = replica_set, folder, rng
         self.database = f"history_{uuid4().hex[:8]}"
         self._seeds = iter(range(1, 10_000))
+        self.left_open = 0
         self._writers: list[subprocess.Popen[bytes]] = []
 
     def start_writer(self) -> None:
@@ -67,6 +72,40 @@ class Site:
         self.kill_writer()
         self.start_writer()
 
+    def kill_inside_batch(self) -> None:
+        """All writers, when one has a transaction open, which the server then goes on holding."""
+        ends_at = time.monotonic() + 10
+        with self.replicas.primary().client() as client:
+            while time.monotonic() < ends_at:
+                self._signal_all(signal.SIGSTOP)
+                if _has_open_transaction(client):
+                    break
+                self._signal_all(signal.SIGCONT)
+                time.sleep(0.01)
+            for _ in range(PROCESSES):
+                self.kill_writer()
+            self.left_open += _has_open_transaction(client)
+        for _ in range(PROCESSES):
+            self.start_writer()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for writer in self._writers:
+            writer.send_signal(number)
+
+    def cut_connections(self) -> None:
+        """Of half of all commands, before they act."""
+        self._fail("insert", "find", "aggregate", "commitTransaction", closeConnection=True)
+
+    def lose_answers(self) -> None:
+        """Half of what is written is done, and the server cannot say whether it lasts."""
+        shutting_down = {"code": 91, "errmsg": "shutting down"}
+        self._fail("insert", "commitTransaction", writeConcernError=shutting_down)
+
+    def _fail(self, *commands: str, **failure: Any) -> None:
+        primary = f"mongodb://{self.replicas.primary().address}/?directConnection=true"
+        with failing(primary, *commands, mode={"activationProbability": 0.5}, **failure):
+            time.sleep(0.5)
+
     def step_down(self) -> None:
         self.replicas.step_down()
 
@@ -86,21 +125,40 @@ class Site:
             notes.with_options(write_concern=WriteConcern(1)).insert_one({})
             time.sleep(0.5)
 
-    FAULTS = (replace_writer, replace_writer, step_down, kill_primary, freeze_primary, roll_back)
+
+Fault = Callable[[Site], object]
+FAULTS: tuple[Fault, ...] = (
+    *(Site.replace_writer, Site.replace_writer, Site.cut_connections, Site.lose_answers),
+    *(Site.step_down, Site.kill_primary, Site.freeze_primary, Site.roll_back),
+)
+
+
+def _has_open_transaction(client: MongoClient[Any]) -> bool:
+    stages: list[dict[str, Any]] = [
+        {"$currentOp": {"allUsers": True, "idleSessions": True}},
+        {"$match": {"type": "idleSession", "transaction.parameters.autocommit": False}},
+        {"$limit": 1},
+    ]
+    return bool(list(client.admin.aggregate(stages)))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "pause"), [(8, 1.0), pytest.param(600, 5.0, marks=pytest.mark.soak)]
+    ("seconds", "pause", "faults"),
+    [
+        (8, 1.0, FAULTS),
+        pytest.param(600, 5.0, (*FAULTS, Site.kill_inside_batch), marks=pytest.mark.soak),
+    ],
+    ids=["short", "long"],
 )
 @pytest.mark.timeout(900)
 def test_what_was_acknowledged_is_there_once_and_whole_and_readers_see_a_beginning(
-    replica_set: ReplicaSet, tmp_path: Path, seconds: int, pause: float
+    replica_set: ReplicaSet, tmp_path: Path, seconds: int, pause: float, faults: Sequence[Fault]
 ) -> None:
     """Step-downs, kills, freezes, roll-backs and killed writers, also inside large batches."""
     rng = random.Random(time.time_ns())
     site = Site(replica_set, tmp_path, rng)
     stop = Event()
-    faults: Counter[str] = Counter()
+    caused: Counter[str] = Counter()
     with ExitStack() as stack, Scoring(env_of(replica_set.uri, site.database)) as scoring:
         client = stack.enter_context(connect(replica_set.uri))
         stack.callback(client.drop_database, site.database)
@@ -128,9 +186,9 @@ def test_what_was_acknowledged_is_there_once_and_whole_and_readers_see_a_beginni
         ends_at = time.monotonic() + seconds
         while time.monotonic() < ends_at:
             time.sleep(pause * rng.uniform(0.5, 1.5))
-            fault = rng.choice(site.FAULTS)
+            fault = rng.choice(faults)
             fault(site)
-            faults[fault.__name__] += 1
+            caused[fault.__name__] += 1
             replica_set.await_healthy()
         # After the last fault everybody gets on.
         answered = site.output().count(b"\n")
@@ -145,7 +203,11 @@ def test_what_was_acknowledged_is_there_once_and_whole_and_readers_see_a_beginni
         scoring.grant("last", "wakes-the-subscriber", "k", "any", "any", 1, NOON)
         threads[1].join(60)
         answers = acknowledged(site.output())
-        logger.info("%s; %s answers, %s events", dict(faults), len(answers), len(reader.seen))
+        commits = client[site.database]["scoring_events"].distinct("c")
+        logger.info(
+            "%s, %s transactions left open; %s answers, %s commits, %s events",
+            *(dict(caused), site.left_open, len(answers), len(commits), len(reader.seen)),
+        )
         assert (
             violations(replica_set.uri, site.database, answers, [reader.seen, subscriber.seen])
             == []
