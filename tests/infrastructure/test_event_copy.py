@@ -28,6 +28,7 @@ from projections import (
 )
 from projections.mongo import connect
 from projections.relocation.stores import copyable
+from replica_set import ReplicaSet
 from scoring import GrantStatus, Scoring
 from support import NOON, make_grant, sqlite_env
 
@@ -289,6 +290,49 @@ def test_an_answer_that_is_lost_is_asked_for_again(
     with failing(mongo_uri, "insert", mode={"times": 3}, **failure):
         assert copy_events(scoring, target).is_complete
     assert_same(scoring, target)
+
+
+@pytest.mark.parametrize("elected", ["source", "target"])
+def test_a_copy_goes_on_over_an_election(
+    elected: str,
+    scoring: Scoring,
+    replica_set: ReplicaSet,
+    stores: Callable[[str], Scoring],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The primary of one side steps down or dies between two pages, in each stage."""
+    monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 200)
+    faults: list[Callable[[], object]] = [
+        lambda: replica_set.kill(replica_set.primary()),
+        replica_set.step_down,
+    ]
+    struck: list[str] = []
+
+    def strike(progress: CopyProgress) -> None:
+        if progress.stage not in struck and progress.total and progress.done > 300 and faults:
+            struck.append(progress.stage)
+            faults.pop()()
+
+    database = f"copied_{uuid4().hex[:8]}"
+    three = {
+        "PERSISTENCE_MODULE": "projections.mongo",
+        "MONGO_URI": replica_set.uri,
+        "MONGO_DATABASE": database,
+    }
+    fill(scoring)
+    with Scoring(three) as replicated, connect(replica_set.uri) as client:
+        target: Scoring = replicated
+        if elected == "source":
+            copy_events(scoring, replicated)
+            source, target = replicated, stores("sqlite")
+        else:
+            source = scoring
+        copy = copy_events(source, target, on_progress=strike)
+        assert copy.is_complete
+        assert struck == ["copying events", "comparing events"]
+        replica_set.await_healthy()
+        assert_same(scoring, target)
+        client.drop_database(database)
 
 
 def test_the_last_look_sees_every_event_and_snapshot(
