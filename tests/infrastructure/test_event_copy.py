@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from threading import Event
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -292,27 +293,21 @@ def test_an_answer_that_is_lost_is_asked_for_again(
     assert_same(scoring, target)
 
 
-@pytest.mark.parametrize("elected", ["source", "target"])
-def test_a_copy_goes_on_over_an_election(
+@pytest.mark.parametrize(
+    ("elected", "asked"), [("source", "select_notifications"), ("target", "insert_notifications")]
+)
+def test_a_copy_goes_on_over_elections(
     elected: str,
+    asked: str,
     scoring: Scoring,
     replica_set: ReplicaSet,
     stores: Callable[[str], Scoring],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The primary of one side steps down or dies between two pages, in each stage."""
+    """The primary of one side dies before a page is read or added, and its successor steps down."""
     monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 200)
-    faults: list[Callable[[], object]] = [
-        lambda: replica_set.kill(replica_set.primary()),
-        replica_set.step_down,
-    ]
-    struck: list[str] = []
-
-    def strike(progress: CopyProgress) -> None:
-        if progress.stage not in struck and progress.total and progress.done > 300 and faults:
-            struck.append(progress.stage)
-            faults.pop()()
-
+    # Shorter than an election, so that the driver's own patience is not enough.
+    monkeypatch.setattr("projections.mongo.event_store.recorders._READ_SECONDS", 0.5)
     database = f"copied_{uuid4().hex[:8]}"
     three = {
         "PERSISTENCE_MODULE": "projections.mongo",
@@ -321,15 +316,23 @@ def test_a_copy_goes_on_over_an_election(
     }
     fill(scoring)
     with Scoring(three) as replicated, connect(replica_set.uri) as client:
-        target: Scoring = replicated
+        source, target = scoring, replicated
         if elected == "source":
             copy_events(scoring, replicated)
             source, target = replicated, stores("sqlite")
-        else:
-            source = scoring
-        copy = copy_events(source, target, on_progress=strike)
-        assert copy.is_complete
-        assert struck == ["copying events", "comparing events"]
+        faults = {
+            2: lambda: replica_set.kill(replica_set.primary()),
+            4: replica_set.step_down,
+        }
+        ask, calls = getattr(replicated.recorder, asked), count(1)
+
+        def strike(*args: Any, **kwargs: Any) -> Any:
+            faults.pop(next(calls), bool)()
+            return ask(*args, **kwargs)
+
+        monkeypatch.setattr(replicated.recorder, asked, strike)
+        assert copy_events(source, target).is_complete
+        assert not faults
         replica_set.await_healthy()
         assert_same(scoring, target)
         client.drop_database(database)
