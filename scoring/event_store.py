@@ -24,7 +24,7 @@ from eventsourcing.popo import POPOApplicationRecorder
 from scoring.frozen import made_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from eventsourcing.domain import DomainEventProtocol
     from eventsourcing.persistence import StoredEvent
@@ -189,7 +189,7 @@ class ScoringEventStore(EventStore[UUID]):
         )
         return [stored and self.mapper.to_domain_event(stored) for stored in found]
 
-    def after(self, places: Sequence[Place]) -> Iterator[Iterable[Any]]:
+    def after(self, places: Sequence[Place]) -> Iterator[Iterator[Any]]:
         """Yield, for each place in turn, the later domain events of its stream, by version.
 
         No stream is named twice.

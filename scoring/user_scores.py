@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eventsourcing.domain import OriginatorVersionError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from scoring.checkout import CheckOutCache
     from scoring.event_store import ScoringEventStore, ScoringSnapshotStore
+
+T = TypeVar("T")
 
 _USERS_AT_ONCE: Final = 250
 
@@ -54,48 +56,31 @@ class UserScores:
 
     def current(self, user_id: str) -> UserScore | None:
         """Return the user's aggregate with everything recorded so far, or ``None``."""
-        cached = self._cache.take(user_id)
-        if cached is None:
-            return self._load([user_id]).get(user_id)
-        events: Iterator[Any] = self._events.get(cached.id, gt=cached.version - 1)
-        newest = next(events, None)
-        if newest is None or not (
-            newest.originator_version == cached.version and newest.timestamp == cached.modified_on
-        ):
-            self.forget()
-            return self._load([user_id]).get(user_id)
-        with _gaps_named(user_id):
-            score: UserScore = _evolved(cached, events)
-        return score
+        return self.all_current([user_id]).get(user_id)
 
     def all_current(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
         """Return the aggregates of users with everything recorded so far.
 
         Those who have nothing yet are left out.
         """
-        if len(user_ids) == 1:
-            only = self.current(user_ids[0])
-            return {} if only is None else {only.user_id: only}
         taken = {user_id: self._cache.take(user_id) for user_id in user_ids}
-        scores = self._load([user_id for user_id, score in taken.items() if score is None])
-        # What costs one query for each user by ``current``, costs one for all here, where nobody
-        # else has written to them.
-        cached = [score for score in taken.values() if score is not None]
-        found = self._events.at(
-            [(score.id, score.version + ahead) for score in cached for ahead in (0, 1)]
-        )
-        changed = []
-        for score, newest, later in zip(cached, found[::2], found[1::2], strict=True):
-            if later is None and newest is not None and newest.timestamp == score.modified_on:
-                scores[score.user_id] = score
-            else:
-                self.give_back(score)  # for ``current`` to see what has happened
-                changed.append(score.user_id)
-        for user_id in changed:
-            current = self.current(user_id)
-            if current is not None:
-                scores[user_id] = current
-        return scores
+        absent = [user_id for user_id, score in taken.items() if score is None]
+        scores: dict[str, UserScore] = {}
+        for cached in _parts([score for score in taken.values() if score is not None]):
+            # From the newest event that is in memory: if it is another one, the store went back.
+            later = self._events.after([(score.id, score.version - 1) for score in cached])
+            for score, events in zip(cached, later, strict=True):
+                newest: Any = next(events, None)
+                if newest is None or not (
+                    newest.originator_version == score.version
+                    and newest.timestamp == score.modified_on
+                ):
+                    self.forget()
+                    absent.append(score.user_id)
+                    continue
+                with _gaps_named(score.user_id):
+                    scores[score.user_id] = _evolved(score, events)
+        return scores | self._load(absent)
 
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
@@ -166,28 +151,21 @@ class UserScores:
     def _load(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
         scores: dict[str, UserScore] = {}
         # Without snapshots the events of a user may be very many.
-        at_once = _USERS_AT_ONCE if self._snapshots is not None else 1
-        for start in range(0, len(user_ids), at_once):
-            streams = {
-                user_id: user_stream_id(user_id) for user_id in user_ids[start : start + at_once]
-            }
-            snapshots = (
-                [None]
-                if self._snapshots is None
-                else self._snapshots.newest(list(streams.values()))
-            )
-            later = self._events.after(
-                [
-                    (stream, snapshot.originator_version if snapshot else 0)
-                    for stream, snapshot in zip(streams.values(), snapshots, strict=True)
-                ]
-            )
-            for user_id, snapshot, events in zip(streams, snapshots, later, strict=True):
+        for some in _parts(user_ids, 1 if self._snapshots is None else _USERS_AT_ONCE):
+            streams = [user_stream_id(user_id) for user_id in some]
+            snapshots = [None] if self._snapshots is None else self._snapshots.newest(streams)
+            versions = [snapshot.originator_version if snapshot else 0 for snapshot in snapshots]
+            later = self._events.after(list(zip(streams, versions, strict=True)))
+            for user_id, snapshot, events in zip(some, snapshots, later, strict=True):
                 with _gaps_named(user_id):
                     score = _evolved(snapshot and snapshot.mutate(None), events)
                 if score is not None:
                     scores[user_id] = score
         return scores
+
+
+def _parts(of: Sequence[T], size: int = _USERS_AT_ONCE) -> Iterator[Sequence[T]]:
+    return (of[start : start + size] for start in range(0, len(of), size))
 
 
 def _damaged(claim: GrantClaimed) -> ScoringError:

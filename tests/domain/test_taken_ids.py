@@ -80,6 +80,28 @@ def test_a_chunk_costs_a_constant_number_of_queries(
                     assert asked() + asked_for_snapshots() <= 20
 
 
+@pytest.mark.parametrize("env", [*EVENT_STORES], indirect=True)
+def test_users_who_are_behind_in_memory_are_brought_up_to_date_together(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has granted to all of them meanwhile."""
+    grants = [make_grant(number, user_id=f"user-{number}") for number in range(100)]
+    with Scoring(env) as app, Scoring(env) as other:
+        app.contribute_many(contributions(grants))
+        other.contribute_many(
+            [
+                each.model_copy(update={"key": "quiz:new", "points": 5})
+                for each in contributions(grants)
+            ]
+        )
+        asked = count_calls(monkeypatch, app.recorder)
+        receipts = app.contribute_many(contributions(grants))
+        assert asked() <= 10
+    assert [(r.status, r.recomputed_after) for r in receipts] == [
+        (DUPLICATE, number % 4 + 5) for number in range(100)
+    ]
+
+
 def test_taken_ids_are_answered_alike_on_every_store(env: dict[str, str]) -> None:
     """Duplicates, conflicts, new ones and strangers in one batch, with the totals of each."""
     with Scoring(env) as app:

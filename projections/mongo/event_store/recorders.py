@@ -15,6 +15,7 @@ from eventsourcing.persistence import (
     ListenNotifySubscription,
     ProcessRecorder,
     Recorder,
+    StoredEvent,
     TrackingRecorder,
 )
 from pymongo import DESCENDING
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from uuid import UUID
 
-    from eventsourcing.persistence import Notification, StoredEvent, Subscription, Tracking
+    from eventsourcing.persistence import Notification, Subscription, Tracking
     from pymongo import MongoClient
     from pymongo.client_session import ClientSession
 
@@ -305,12 +306,12 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         Raises:
             PersistenceError: if the server failed.
         """
-        keys = [(stream_key(stream), version) for stream, version in places]
+        wanted = {(stream_key(stream), version): (stream, version) for stream, version in places}
         by_stream: dict[bytes | str, list[int]] = {}
         by_version: dict[int, list[bytes | str]] = {}
-        for stream, version in keys:
-            by_stream.setdefault(stream, []).append(version)
-            by_version.setdefault(version, []).append(stream)
+        for key, version in wanted:
+            by_stream.setdefault(key, []).append(version)
+            by_version.setdefault(version, []).append(key)
         # One condition for many streams of one event, as claims are, or for many of one stream.
         conditions: list[dict[str, Any]]
         if len(by_version) < len(by_stream):
@@ -318,14 +319,13 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
                 {"s": {"$in": some}, "v": version} for version, some in by_version.items()
             ]
         else:
-            conditions = [{"s": stream, "v": {"$in": some}} for stream, some in by_stream.items()]
-        wanted = set(keys)
+            conditions = [{"s": key, "v": {"$in": some}} for key, some in by_stream.items()]
         found = {
-            (item["s"], item["v"]): decoded(item)
+            place: StoredEvent(*place, item["t"], item["d"])
             for item in self._beside_any(conditions)
-            if (item["s"], item["v"]) in wanted
+            if (place := wanted.get((item["s"], item["v"]))) is not None
         }
-        return [found.get(key) for key in keys]
+        return [found.get(place) for place in places]
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
         """Return, for each place in turn, the later events of its stream, by version.
@@ -333,21 +333,22 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         Raises:
             PersistenceError: if the server failed.
         """
-        events: dict[bytes | str, tuple[int, list[StoredEvent]]] = {}
+        wanted: dict[bytes | str, tuple[UUID, int, list[StoredEvent]]] = {}
         by_version: dict[int, list[bytes | str]] = {}
         for stream, version in places:
             key = stream_key(stream)
-            events[key] = version, []
+            wanted[key] = stream, version, []
             by_version.setdefault(version, []).append(key)
         for item in self._beside_any(
             {"s": {"$in": some}, "v": {"$gt": version}} for version, some in by_version.items()
         ):
-            after, later = events.get(item["s"], (item["v"], []))
-            if item["v"] > after:
-                later.append(decoded(item))
-        for _, later in events.values():
+            if item["s"] in wanted:
+                stream, version, later = wanted[item["s"]]
+                if item["v"] > version:
+                    later.append(StoredEvent(stream, item["v"], item["t"], item["d"]))
+        for *_, later in wanted.values():
             later.sort(key=attrgetter("originator_version"))
-        return [later for _, later in events.values()]
+        return [later for *_, later in wanted.values()]
 
     def _beside_any(self, conditions: Iterable[dict[str, Any]]) -> list[Document]:
         """Return the events that meet one of the conditions, and those in the same documents."""
