@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from event_store_kinds import EVENT_STORES
 from postgres_server import PostgresServer, running_postgres
@@ -25,6 +26,10 @@ from replica_set import ReplicaSet, running_replica_set
 from scoring import Scoring
 from support import sqlite_env
 from telemetry import Telemetry
+
+# A busy machine is no failure.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

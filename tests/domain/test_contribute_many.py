@@ -58,7 +58,7 @@ contributions = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     before=st.lists(contributions, max_size=6),
     plain_grants=st.booleans(),

@@ -396,7 +396,7 @@ def test_the_ledger_equals_the_model_when_compressed_and_encrypted(how: dict[str
         def make_scoring(self) -> Scoring:
             return Scoring(how)
 
-    quick = settings(max_examples=15, stateful_step_count=20, deadline=None, derandomize=True)
+    quick = settings(max_examples=15, stateful_step_count=20, derandomize=True)
     run_state_machine_as_test(Machine, settings=quick)
 
 

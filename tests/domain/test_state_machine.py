@@ -19,8 +19,8 @@ from scoring import Scoring
 from scoring.testing import ScoringMachine
 from support import sqlite_env
 
-SETTINGS = settings(max_examples=100, stateful_step_count=30, deadline=None, derandomize=True)
-SOAK = settings(max_examples=2000, stateful_step_count=60, deadline=None, derandomize=False)
+SETTINGS = settings(max_examples=100, stateful_step_count=30, derandomize=True)
+SOAK = settings(max_examples=2000, stateful_step_count=60, derandomize=False)
 
 
 class SQLiteMachine(ScoringMachine):

@@ -16,8 +16,8 @@ from scoring import Scoring
 from scoring.testing import ScoringMachine
 
 # Fewer than on the other stores, since each of them takes a third of a second.
-SETTINGS = settings(max_examples=25, stateful_step_count=30, deadline=None, derandomize=True)
-SOAK = settings(max_examples=2000, stateful_step_count=60, deadline=None, derandomize=False)
+SETTINGS = settings(max_examples=25, stateful_step_count=30, derandomize=True)
+SOAK = settings(max_examples=2000, stateful_step_count=60, derandomize=False)
 
 
 class PostgresMachine(ScoringMachine):

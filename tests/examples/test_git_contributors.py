@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
@@ -178,7 +178,6 @@ def load_script() -> ModuleType:
 
 
 git_contributors = load_script()
-unhurried = settings(deadline=None)  # a busy machine is no failure
 
 
 # -- which commits, in which order ----------------------------------------------------------------
@@ -483,20 +482,17 @@ def test_no_address_is_printed(repository: Repository) -> None:
     assert b"private" not in run(repository.path).stdout
 
 
-@unhurried
 @given(name=st.binary(max_size=300), email=st.binary(max_size=30))
 def test_any_author_has_a_fit_user_id(name: bytes, email: bytes) -> None:
     assert_fit_id(git_contributors.user_id_of(name, email), longest=128)
 
 
-@unhurried
 @given(name=st.text(max_size=200), email=st.text(max_size=30))
 def test_any_author_in_unicode_has_a_fit_user_id(name: str, email: str) -> None:
     raw = name.encode("utf-8", "surrogatepass"), email.encode("utf-8", "surrogatepass")
     assert_fit_id(git_contributors.user_id_of(*raw), longest=128)
 
 
-@unhurried
 @given(
     one=st.tuples(st.binary(max_size=4), st.binary(max_size=4)),
     other=st.tuples(st.binary(max_size=4), st.binary(max_size=4)),

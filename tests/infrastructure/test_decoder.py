@@ -64,7 +64,7 @@ def outcome(decoder: EventDecoder, notification: Notification) -> ScoreEvent | s
 
 @pytest.mark.parametrize("transcoder", TRANSCODERS)
 @pytest.mark.parametrize("how", [{}, COMPRESSED], ids=["plain", "compressed"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(grant=grants())
 def test_a_grant_is_read_as_the_mapper_reads_it(
     transcoder: str, how: dict[str, str], grant: Grant
@@ -166,7 +166,7 @@ def assert_judged_alike(state: bytes) -> None:
         assert outcome(EventDecoder(app.mapper), notification) == outcome(slow(app), notification)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(state=stored_states())
 @example(stored_state({"amount": 5.0}))
 @example(stored_state({"amount": True}))
@@ -184,7 +184,7 @@ def test_whatever_is_stored_is_judged_as_the_mapper_judges_it(state: bytes) -> N
 
 
 @pytest.mark.soak
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=20_000)
 @given(state=stored_states())
 def test_whatever_is_stored_is_judged_as_the_mapper_judges_it_for_long(state: bytes) -> None:
     """More of it."""

@@ -128,7 +128,7 @@ def visible_buckets(old: OldWay) -> dict[tuple[str, str], OldBucket]:
     return {(user, k): bucket for user, some in old.buckets.items() for k, bucket in some.items()}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(histories(40))
 def test_totals_and_buckets_are_those_of_the_old_code(history: list[Call]) -> None:
     """For any history, after every call, on the events themselves."""
@@ -202,7 +202,8 @@ def read_models(mongo_uri: str) -> tuple[ReadModel, ReadModel]:
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(parts=st.lists(histories(16), min_size=1, max_size=3), batch_size=st.integers(1, 9))
 def test_the_read_model_is_that_of_the_old_code_in_any_batches_and_when_replayed(
