@@ -221,7 +221,7 @@ class BatchRefused(ProjectionError):  # noqa: N818 - what happened to it
 
 
 class BatchTooSlow(ReadModelUnavailable):
-    """MongoDB gave up the transaction of a batch for its age, so less should be tried at once."""
+    """MongoDB gave up the transaction of a batch for its age or size: less should be tried."""
 
     def __init__(self, message: str) -> None:
         """Say what happened; it may pass, since a server is not always as slow."""

@@ -73,6 +73,7 @@ class Code(IntEnum):
     API_STRICT_ERROR = 323
     COLLECTION_UUID_MISMATCH = 361
     TEMPORARILY_UNAVAILABLE = 365
+    TRANSACTION_TOO_LARGE_FOR_CACHE = 388
     SOCKET_EXCEPTION = 9001
     NOT_WRITABLE_PRIMARY = 10107
     BSON_OBJECT_TOO_LARGE = 10334
@@ -210,6 +211,11 @@ def duplicate_key(error: PyMongoError) -> dict[str, Any] | None:
 def is_transaction_gone(error: PyMongoError) -> bool:
     """Tell whether the server has given up the transaction: for its age, or asked by somebody."""
     return not _codes(error).isdisjoint(_TRANSACTION_IS_GONE)
+
+
+def is_too_large_for_cache(error: PyMongoError) -> bool:
+    """Tell whether the server's cache cannot hold all that a transaction has written."""
+    return Code.TRANSACTION_TOO_LARGE_FOR_CACHE in _codes(error)
 
 
 def is_snapshot_gone(error: PyMongoError) -> bool:

@@ -24,6 +24,7 @@ from projections.errors import BatchTooSlow
 from projections.mongo.errors import (
     is_conflict,
     is_outcome_unknown,
+    is_too_large_for_cache,
     is_transaction_gone,
     is_transient,
 )
@@ -79,7 +80,8 @@ class TransactionRunner:
             divisible: Whether the caller can do with less at once, if it takes too long.
 
         Raises:
-            BatchTooSlow: if it is divisible, and the server gave the transaction up for its age.
+            BatchTooSlow: if it is divisible, and the server gave the transaction up for its age or
+                its size.
             PyMongoError: what the last attempt failed with; the transaction is aborted.
         """
         retries = retries_until(stop or Event(), may_pass=_may_pass)
@@ -100,6 +102,11 @@ class TransactionRunner:
                 return
             except PyMongoError as error:
                 self._abort()
+                if divisible and is_too_large_for_cache(error):
+                    raise BatchTooSlow(
+                        "a transaction wrote more than MongoDB's cache can hold of it "
+                        "(wiredTigerCacheSizeGB)"
+                    ) from error
                 if divisible and _is_too_slow(error, time.monotonic() - began):
                     raise BatchTooSlow(
                         "a transaction took longer than MongoDB keeps one open "

@@ -190,7 +190,8 @@ class MongoScoreView(TrackingRecorder):
             PositionMoved: if the tracked position is not ``batch.after``; nothing was changed.
             PoisonEvent: at the first fault, if that is to stop; nothing was changed.
             BatchRefused: if MongoDB refuses something in the batch; nothing was changed.
-            BatchTooSlow: if it took longer than MongoDB keeps a transaction; nothing was changed.
+            BatchTooSlow: if it took longer than MongoDB keeps a transaction, or is more than its
+                cache can hold; nothing was changed.
             ShapeChanged: if the live documents have another shape by now.
             RebuildSuperseded: if the view's generation is not being built any more.
             ReadModelUnavailable: if MongoDB failed; the batch may be applied again.

@@ -120,7 +120,8 @@ class EventWriter:
 
         Raises:
             BatchRefused: if MongoDB refuses something in it; nothing was changed.
-            BatchTooSlow: if it took longer than MongoDB keeps a transaction; nothing was changed.
+            BatchTooSlow: if it took longer than MongoDB keeps a transaction, or is more than its
+                cache can hold; nothing was changed.
             ReadModelUnavailable: if MongoDB failed; it may be tried again.
         """
         with translated(), self._lock:

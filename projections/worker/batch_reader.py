@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from queue import Empty, Full, Queue
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +56,10 @@ class BatchReader:
         self._store = store
         self._decoder = EventDecoder(scoring.mapper)
         self._limits = limits
+
+    def shrink(self, grants: int) -> None:
+        """Let no batch have more grants, of those that are not begun yet."""
+        self._limits = replace(self._limits, grants=min(grants, self._limits.grants))
 
     def batches(
         self, after: Tracked, until: int, *, given_up: Event | None = None
@@ -185,20 +189,18 @@ class _Growing:
 def read_ahead(reader: BatchReader, after: Tracked, until: int) -> Iterator[Iterator[Batch]]:
     """Read in a thread of its own, one batch ahead of the one that is being written.
 
-    While MongoDB works on a batch the next one is read, decoded and encoded. Three batches at most
-    are in memory: one being written, one waiting and one being made. What is left when the block
+    While MongoDB works on a batch the next one is read, decoded and encoded. Two batches at most
+    are in memory: one being written, and one being made or waiting. What is left when the block
     ends is thrown away.
     """
-    waiting: Queue[Batch | BaseException | None] = Queue(maxsize=1)
-    given_up = Event()
+    waiting: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
+    taken, given_up = Event(), Event()
 
     def hand_over(item: Batch | BaseException | None) -> None:
-        while not given_up.is_set():
-            try:
-                waiting.put(item, timeout=_HANDOVER_SECONDS)
-                return
-            except Full:
-                continue
+        taken.clear()
+        waiting.put(item)
+        while not (taken.wait(_HANDOVER_SECONDS) or given_up.is_set()):
+            continue
 
     def produce() -> None:
         try:
@@ -210,6 +212,7 @@ def read_ahead(reader: BatchReader, after: Tracked, until: int) -> Iterator[Iter
 
     def consume() -> Iterator[Batch]:
         while (item := waiting.get()) is not None:
+            taken.set()
             if isinstance(item, BaseException):
                 raise item
             yield item
@@ -220,8 +223,6 @@ def read_ahead(reader: BatchReader, after: Tracked, until: int) -> Iterator[Iter
         yield consume()
     finally:
         given_up.set()
-        with suppress(Empty):
-            waiting.get_nowait()
         thread.join()
 
 

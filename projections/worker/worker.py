@@ -207,6 +207,9 @@ class ProjectionWorker:
                 self._apply(before, stop)
             raise
         except (BatchRefused, BatchTooSlow) as error:
+            if isinstance(error, BatchTooSlow):
+                # It would be so again with all that are yet to be read.
+                self._reader.shrink(max(1, len(batch.events) // 2))
             if len(batch.events) > 1:
                 # Halved until it is quick enough, or the culprit stands alone; the order is kept.
                 middle = batch.events[len(batch.events) // 2 - 1].position

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -19,7 +19,7 @@ from event_store import assert_equal_to_the_events, damaged, grants_of
 from fail_points import failing
 from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
-from projections.mongo.batches import Writes
+from projections.mongo.batches import Batch, Writes
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import in_transaction
 from projections.mongo.transactions import find_server
@@ -237,6 +237,24 @@ def test_a_batch_that_outlasts_the_servers_limit_is_halved(
     assert sizes[:2] == [40, 20]
     assert sizes.count(40) == 1
     assert assert_equal_to_the_events(scoring, view.read_model) == 40
+
+
+def test_batches_stay_small_once_one_did_not_fit_the_servers_cache(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
+) -> None:
+    """It is halved until it fits, and the next ones are made no larger."""
+    scoring.grant_many([make_grant(number) for number in range(100)])
+    sizes: list[int] = []
+
+    def note(batch: Batch) -> AbstractContextManager[None]:
+        sizes.append(len(batch.events))
+        return nullcontext()
+
+    too_large = {"errorCode": 388, "namespace": view.read_model.grants.full_name}
+    with failing(mongo_uri, "insert", mode={"times": 2}, **too_large):
+        ProjectionWorker(scoring, view, batch_size=40, around_batch=note).catch_up()
+    assert [size for size in sizes if size] == [40, 20, 10, 10, 20, *[10] * 6]
+    assert assert_equal_to_the_events(scoring, view.read_model) == 100
 
 
 @pytest.mark.parametrize("code", [11601, 64, 91])

@@ -9,16 +9,22 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import pytest
 
 from projections import MongoScoreView, PoisonEvent, Progress, ProjectionWorker
+from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
 from projections.queries.leaderboard import Leaderboard
 from projections.verification.totals import verify_totals
+from projections.worker.batch_reader import BatchReader
 from scoring import Scoring
 from support import make_grant
 
@@ -49,6 +55,32 @@ def test_catching_up_makes_the_read_model_equal_to_the_events(
     assert all(a.position <= b.position for a, b in pairwise(seen))
     assert read_model.grants.count_documents({}) == 250
     assert_equal_to_the_event_store(scoring, read_model)
+
+
+def test_only_one_batch_is_read_ahead_of_the_one_that_is_written(
+    scoring: Scoring, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long writing takes: two are in memory, and their size is what memory is made of."""
+    scoring.grant_many([make_grant(number) for number in range(600)])
+    counts: Counter[str] = Counter()
+    ahead: list[int] = []
+    read = BatchReader.batches
+
+    def reading(*args: Any, **options: Any) -> Iterator[Batch]:
+        for batch in read(*args, **options):
+            counts["read"] += 1
+            yield batch
+
+    def writing(_: Batch) -> AbstractContextManager[None]:
+        counts["written"] += 1
+        time.sleep(0.05)
+        ahead.append(counts["read"] - counts["written"])
+        return nullcontext()
+
+    monkeypatch.setattr(BatchReader, "batches", reading)
+    ProjectionWorker(scoring, view, batch_size=60, around_batch=writing).catch_up()
+    assert len(ahead) >= 10
+    assert max(ahead) == 1
 
 
 def test_catching_up_again_does_nothing(
