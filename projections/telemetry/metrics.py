@@ -48,7 +48,7 @@ _GAUGES: Final[dict[str, tuple[Callable[[LedgerStatus], int | None], str, str]]]
 }
 """By name: what of a status it shows, its unit, and what it means."""
 
-_BATCH_SIZES: Final = [0, 1, 10, 50, 100, 500, 1000, 2500, 5000, 10_000, 20_000]
+_BATCH_SIZES: Final = [0, 1, 10, 50, 100, 500, 1000, 2500, 5000, 10_000, 20_000, 40_000]
 _SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 _BY_STATUS: Final = {status: {"score_ledger.grant.status": status.value} for status in GrantStatus}

@@ -112,7 +112,7 @@ def test_settings_made_by_hand_do_not_read_the_environment(
     monkeypatch.setenv("SCORE_LEDGER_LINGER_SECONDS", "1.5")
     monkeypatch.setenv("SCORE_LEDGER_RANK_BY", "")
     made, read = Settings(folder=tmp_path), Settings.from_environment(folder=tmp_path)
-    assert (made.folder, made.mongo_uri, made.batch_size) == (tmp_path, None, 20_000)
+    assert (made.folder, made.mongo_uri, made.batch_size) == (tmp_path, None, 40_000)
     assert (read.folder, read.mongo_uri, read.batch_size) == (tmp_path, "mongodb://elsewhere", 7)
     assert (made.linger_seconds, read.linger_seconds) == (30, 1.5)
     assert read.rank_by == "recomputed"
