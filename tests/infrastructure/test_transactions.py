@@ -19,6 +19,7 @@ from event_store import assert_equal_to_the_events, damaged, grants_of
 from fail_points import failing
 from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
+from projections.errors import BatchTooSlow
 from projections.mongo.batches import Batch, Writes
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import in_transaction
@@ -255,6 +256,29 @@ def test_batches_stay_small_once_one_did_not_fit_the_servers_cache(
         ProjectionWorker(scoring, view, batch_size=40, around_batch=note).catch_up()
     assert [size for size in sizes if size] == [40, 20, 10, 10, 20, *[10] * 6]
     assert assert_equal_to_the_events(scoring, view.read_model) == 100
+
+
+def test_a_stream_whose_grant_outlasts_the_servers_limit_stays_parked_as_it_was(
+    scoring: Scoring,
+    view: MongoScoreView,
+    mongo_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is nothing to be halved, and its event is not at fault."""
+    receipt = scoring.grant(**make_grant(1).model_dump())
+    with damaged(tmp_path / "events.sqlite", receipt.position):
+        ProjectionWorker(scoring, view, on_error="park").catch_up()
+    parked, send = view.parking.streams(), Transaction.send
+
+    def slow(transaction: Transaction, writes: Writes) -> None:
+        time.sleep(2 * writes.event_count)
+        send(transaction, writes)
+
+    monkeypatch.setattr(Transaction, "send", slow)
+    with transactions_of_a_second(mongo_uri), pytest.raises(BatchTooSlow):
+        Unparker(scoring, view).run(parked)
+    assert view.parking.streams() == parked
 
 
 @pytest.mark.parametrize("code", [11601, 64, 91])
