@@ -13,8 +13,9 @@ from eventsourcing.application import Application, ProcessingEvent, Repository
 from eventsourcing.sqlite import SQLiteFactory
 from eventsourcing.utils import resolve_topic, strtobool
 
-from scoring.batches import record_in_chunks
-from scoring.checkout import CheckOutCache, StripedLocks
+from scoring.batches import COMMANDS_PER_COMMIT, record_in_chunks
+from scoring.checkout import CheckOutCache
+from scoring.commit_queue import CommitQueue
 from scoring.conflicts import ConflictLog
 from scoring.contribution_recorder import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
@@ -22,8 +23,7 @@ from scoring.errors import InvalidSetting, ScoringError
 from scoring.event_store import ScoringEventStore, ScoringSnapshotStore, StoreWentBack
 from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
-from scoring.receipts import Score
-from scoring.recorder import RefusedAt, WriteSide
+from scoring.recorder import RefusedAt, WriteSide, commit_together
 from scoring.retries import STORE_ERRORS, open_event_store, read_event_store
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientConnectionPool
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import ApplicationRecorder, EventStore, Mapper, Recording
     from eventsourcing.utils import Environment, EnvType
 
-    from scoring.receipts import ContributionReceipt, GrantReceipt
+    from scoring.receipts import ContributionReceipt, GrantReceipt, Score
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +119,11 @@ class Scoring(Application[UUID]):
         cache_size = self._cache_size()
         self.conflicts = ConflictLog()
         self._clock = clock or _now
-        self._locks = StripedLocks()
         self._listeners: set[Event] = set()
         self._scores = UserScores(self.events, self.snapshots, CheckOutCache(maxsize=cache_size))
+        self._queue: CommitQueue[Any] = CommitQueue(commit_together, most=COMMANDS_PER_COMMIT)
         self._write_side = WriteSide(
-            self.commit, self.recorder, self._scores, self._locks, self.conflicts
+            self.commit, self.recorder, self._scores, self._queue, self.conflicts
         )
 
     def _cache_size(self) -> int:
@@ -388,24 +388,7 @@ class Scoring(Application[UUID]):
             ScoringError: if the store failed and stayed so.
         """
         user_id = normalised_user_id(user_id)
-        return read_event_store(lambda: self._state_of(user_id))
-
-    def _state_of(self, user_id: str) -> Score:
-        with self._locks.hold([user_id]):
-            score = self._scores.current(user_id)
-            if score is None:
-                return Score(user_id, 0, {}, {}, 0, 0, 0)
-            state = Score(
-                user_id=user_id,
-                total_score=score.total_score,
-                category_totals=dict(score.category_totals),
-                source_totals=dict(score.source_totals),
-                recomputed_total=score.recomputed_total,
-                grant_count=score.grant_count,
-                version=score.version,
-            )
-            self._scores.give_back(score)
-            return state
+        return read_event_store(lambda: self._scores.state_of(user_id))
 
     def close_gaps(self, user_id: str) -> list[range]:
         """Make a stream that lacks versions readable again, without the points that are lost.
@@ -423,14 +406,13 @@ class Scoring(Application[UUID]):
             ScoringError: if the store failed and stayed so, or others wrote to the stream.
         """
         user_id = normalised_user_id(user_id)
-        with self._locks.hold([user_id]):
-            try:
-                return self._scores.close_gaps(user_id)
-            except STORE_ERRORS as error:
-                raise ScoringError(
-                    f"the gaps in the stream of user {user_id!r} are not all closed ({error}): "
-                    "close them again, which is safe"
-                ) from error
+        try:
+            return self._queue.alone(lambda: self._scores.close_gaps(user_id))
+        except STORE_ERRORS as error:
+            raise ScoringError(
+                f"the gaps in the stream of user {user_id!r} are not all closed ({error}): "
+                "close them again, which is safe"
+            ) from error
 
     def close(self) -> None:
         """Close the event store, and log how many conflicts were not logged one by one."""

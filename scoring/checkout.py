@@ -1,25 +1,19 @@
-"""Loaded aggregates, kept for the next command, each in the hands of one thread at a time.
-
-In a child that was forked both classes begin with locks of their own: a thread of the parent may
-have held one, and here it never lets go.
-"""
+"""Loaded aggregates, kept for the next command, each in the hands of one thread at a time."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import suppress
-from threading import Lock, RLock
-from typing import TYPE_CHECKING
-
-from eventsourcing.persistence import OperationalError
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
 
 from scoring.forks import call_in_child
-from scoring.retries import remaining_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable
 
     from scoring.user_score import UserScore
+
+T = TypeVar("T")
 
 
 class CheckOutCache:
@@ -41,7 +35,7 @@ class CheckOutCache:
         call_in_child(self, CheckOutCache.reset_after_fork)
 
     def reset_after_fork(self) -> None:
-        """Forget who holds the lock."""
+        """Forget who holds the lock: in a child that was forked, perhaps a thread of the parent."""
         self._lock = Lock()
 
     def take(self, user_id: str) -> UserScore | None:
@@ -49,69 +43,23 @@ class CheckOutCache:
         with self._lock:
             return self._scores.pop(user_id, None)
 
+    def look(self, user_id: str, read: Callable[[UserScore], T]) -> T | None:
+        """Return what is read from the user's aggregate, which stays here, or ``None``."""
+        with self._lock:
+            score = self._scores.get(user_id)
+            return None if score is None else read(score)
+
     def clear(self) -> None:
         """Drop all that are here."""
         with self._lock:
             self._scores.clear()
 
     def give_back(self, score: UserScore) -> None:
-        """Return an aggregate that has no pending events."""
+        """Return an aggregate that has no pending events; of two, the later one stays."""
         with self._lock:
+            other = self._scores.get(score.user_id)
+            if other is not None and other.version > score.version:
+                return
             self._scores[score.user_id] = score
             while 0 < self._maxsize < len(self._scores):
                 self._scores.popitem(last=False)
-
-
-class StripedLocks:
-    """A fixed number of locks shared out over user ids.
-
-    Threads of one process that grant to the same user take turns instead of losing races.
-    """
-
-    def __init__(self, *, stripes: int = 256) -> None:
-        """Make the locks."""
-        self._locks = [RLock() for _ in range(stripes)]
-        call_in_child(self, StripedLocks.reset_after_fork)
-
-    def reset_after_fork(self) -> None:
-        """Forget who holds the locks."""
-        self._locks = [RLock() for _ in self._locks]
-
-    def hold(self, user_ids: Collection[str]) -> HeldLocks:
-        """Return what holds the locks of these users in its ``with`` block."""
-        # Always taken in one order, so that none waits for ever.
-        stripes = sorted({hash(user_id) % len(self._locks) for user_id in user_ids})
-        return HeldLocks([self._locks[stripe] for stripe in stripes])
-
-
-class HeldLocks:
-    """Locks that are taken together, in the order given, and released together."""
-
-    def __init__(self, wanted: Sequence[RLock]) -> None:
-        """Take none yet."""
-        self._wanted = wanted
-        self._taken: list[RLock] = []
-
-    def __enter__(self) -> None:
-        """Take them.
-
-        Raises:
-            OperationalError: if who holds one does not let go while the command has time.
-        """
-        try:
-            for lock in self._wanted:
-                # Put down before it is taken: a signal handler may raise the moment that it is.
-                self._taken.append(lock)
-                if not lock.acquire(timeout=remaining_seconds()):
-                    raise OperationalError(
-                        "another command of this process, for the same users, still waits for it"
-                    )
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Release those that this thread has."""
-        for lock in self._taken:
-            with suppress(RuntimeError):  # which says that this thread does not have it
-                lock.release()

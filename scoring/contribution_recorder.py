@@ -6,7 +6,6 @@ the one who holds it is looked up, and only then is the bucket overwritten besid
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from eventsourcing.persistence import IntegrityError
@@ -16,15 +15,14 @@ from scoring.errors import InvalidGrant
 from scoring.grants import Grant
 from scoring.identity import derived_grant_id, is_grant_shaped
 from scoring.receipts import ContributionReceipt, GrantStatus
-from scoring.recorder import Attempt, ChunkRecorder, RefusedAt, place_of
+from scoring.recorder import ChunkRecorder, Conflict, RefusedAt
 from scoring.user_score import UserScore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
-    from scoring.event_store import Place
-    from scoring.recorder import WriteSide
+    from scoring.recorder import Attempt, WriteSide
 
 
 class _Step(NamedTuple):
@@ -38,16 +36,12 @@ class _Step(NamedTuple):
     """The grant of its key from before it."""
 
 
-@dataclass
-class _Attempt(Attempt):
-    steps: list[_Step] = field(default_factory=list)
-    granted: dict[str, UserScore.GrantRecorded] = field(default_factory=dict)
-    """By grant id: the grants that it wants to record."""
+class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Step]):
+    """Answers every contribution of one caller as if it had been made alone; used once."""
 
-
-class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Attempt]):
-    """Answers every contribution of one chunk as if it had been made alone; used once."""
-
+    # Whether there is anything to record depends on them, and a commit of nothing would not find
+    # out that it was decided on old state.
+    needs_current_scores = True
     _subject: ClassVar[str] = "the contributions and their grants"
     _cure: ClassVar[str] = "contribute the same again, which is safe"
 
@@ -64,35 +58,41 @@ class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Att
         The latter is decided on the state that the commit is made on, so nobody comes in between.
         """
         super().__init__(write_side, contributions)
-        self._clock = clock
         self._overwrite = overwrite
-        # By index, once needed: another attempt does not ask the clock again.
-        self._grants: dict[int, Grant] = {}
+        # Asked once, in the caller's own thread.
+        self._now = (
+            clock()
+            if any(each.at is None and is_grant_shaped(each.key) for each in contributions)
+            else None
+        )
 
     def _grant_id_of(self, command: Contribution) -> str | None:
         if is_grant_shaped(command.key):
             return derived_grant_id(command.user_id, command.key)
         return None
 
-    def _decide(self) -> _Attempt:
-        # With everything recorded so far: whether there is anything to record depends on it, and
-        # a commit of nothing would not find out that it was decided on old state.
-        attempt = _Attempt(scores=self._loaded(self._scores.all_current, self._users))
+    def receiving(self) -> Collection[str]:
+        """Return nobody: those who have nothing yet are made when it is decided."""
+        return ()
+
+    def decide(self, attempt: Attempt) -> list[_Step]:
+        """Record grants for grant-shaped keys, and set the buckets of all others."""
         # No points make no grant, whose claim would be refused if there is one.
         self._learn_originals([wanted for wanted in self._commands if not wanted.points])
+        steps = []
         for index, wanted in enumerate(self._commands):
             score = attempt.scores.get(wanted.user_id)
             if score is None:
                 score = attempt.scores[wanted.user_id] = UserScore(user_id=wanted.user_id)
             try:
-                attempt.steps.append(self._step(attempt, score, index))
+                steps.append(self._step(attempt, score, wanted))
             except InvalidGrant as error:
                 raise RefusedAt(index, _in_points(error)) from None
-        return attempt
+        return steps
 
-    def _step(self, attempt: _Attempt, score: UserScore, index: int) -> _Step:
+    def _step(self, attempt: Attempt, score: UserScore, wanted: Contribution) -> _Step:
         """Trigger what is to be recorded for one contribution, if anything."""
-        wanted, before = self._commands[index], score.recomputed_total
+        before = score.recomputed_total
         grant_id = self._grant_id_of(wanted)
         original = None
         if grant_id is not None:
@@ -104,7 +104,7 @@ class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Att
                 status = GrantStatus.DUPLICATE if same else GrantStatus.CONFLICT
                 return _Step(status, None, before, before, None)
         if grant_id is not None and original is None and wanted.points:
-            score.record(self._grant(index, grant_id))
+            score.record(self._grant(wanted, grant_id), traceparent=self._traceparent)
             recorded: Any = score.pending_events[-1]
             attempt.granted[grant_id] = recorded
             return _Step(GrantStatus.RECORDED, recorded, before, score.recomputed_total, None)
@@ -117,40 +117,39 @@ class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Att
             status = GrantStatus.DUPLICATE if changed is None else GrantStatus.RECORDED
         return _Step(status, changed, before, score.recomputed_total, original)
 
-    def _grant(self, index: int, grant_id: str) -> Grant:
-        grant = self._grants.get(index)
-        if grant is None:
-            wanted = self._commands[index]
-            grant = self._grants[index] = Grant(
-                user_id=wanted.user_id,
-                grant_id=grant_id,
-                key=wanted.key,
-                category=wanted.category,
-                source=wanted.source,
-                amount=wanted.points,
-                granted_at=self._clock() if wanted.at is None else wanted.at,
-            )
-        return grant
+    def _grant(self, wanted: Contribution, grant_id: str) -> Grant:
+        granted_at = wanted.at or self._now
+        assert granted_at is not None  # noqa: S101 - the key is grant-shaped
+        return Grant(
+            user_id=wanted.user_id,
+            grant_id=grant_id,
+            key=wanted.key,
+            category=wanted.category,
+            source=wanted.source,
+            amount=wanted.points,
+            granted_at=granted_at,
+        )
 
     def _answers(
-        self, attempt: _Attempt, positions: dict[Place, int], newest: int
+        self, attempt: Attempt, positions: Mapping[int, int], newest: int
     ) -> list[ContributionReceipt]:
         receipts = []
-        for wanted, step in zip(self._commands, attempt.steps, strict=True):
+        for wanted, step in zip(self._commands, attempt.steps[self], strict=True):
             if step.status is GrantStatus.CONFLICT and step.original is not None:
-                self._log_conflict(step.original, wanted)
-            position = newest if step.event is None else positions[place_of(step.event)]
+                self._conflicts.append(_conflict(step.original, wanted))
+            position = newest if step.event is None else positions[id(step.event)]
             receipts.append(
                 ContributionReceipt(step.status, position, step.before, step.after, wanted.user_id)
             )
         return receipts
 
-    def _log_conflict(self, original: UserScore.GrantRecorded, given: Contribution) -> None:
-        self._write_side.conflicts.add(
-            f"key {given.key!r} of {given.user_id!r} has a grant, so only its bucket was set",
-            kept={**_labels(original), "points": original.amount},
-            given={**_labels(given), "points": given.points},
-        )
+
+def _conflict(original: UserScore.GrantRecorded, given: Contribution) -> Conflict:
+    return Conflict(
+        f"key {given.key!r} of {given.user_id!r} has a grant, so only its bucket was set",
+        kept={**_labels(original), "points": original.amount},
+        given={**_labels(given), "points": given.points},
+    )
 
 
 def _bucket_of(original: UserScore.GrantRecorded | None, score: UserScore) -> Bucket | None:

@@ -1,16 +1,19 @@
-"""Recording a chunk of commands in one transaction, with a truthful receipt for each.
+"""Recording the commands of one caller, or of several together, with a truthful receipt for each.
 
-The event store decides: a chunk is committed hopefully, without asking first which ids are free.
-If the store refuses it, the claims tell why: an id that was taken is answered from the original, a
-claim with one of our own tokens means that an attempt had been committed although its answer was
+The event store decides: commands are committed hopefully, without asking first which ids are free.
+If the store refuses them, the claims tell why: an id that was taken is answered from the original,
+a claim with one of our own tokens means that an attempt had been committed although its answer was
 lost, and no claim at all means that somebody else advanced a user's stream first.
+
+Single commands of several threads are attempted together. What goes wrong then is left to each
+caller: whoever was not answered goes on alone, in the caller's own thread.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from eventsourcing.application import ProcessingEvent
 from eventsourcing.persistence import ConnectionPoolClosedError, IntegrityError
@@ -30,27 +33,38 @@ from scoring.retries import (
     is_hopeless,
     read_event_store,
 )
+from scoring.trace_context import current_traceparent
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import ApplicationRecorder, Recording
 
-    from scoring.checkout import StripedLocks
+    from scoring.commit_queue import CommitQueue
     from scoring.conflicts import ConflictLog
     from scoring.event_store import Place
     from scoring.user_scores import UserScores
 
+    AnyRecorder: TypeAlias = "ChunkRecorder[Any, Any, Any]"
+
 CommandT = TypeVar("CommandT", Grant, Contribution)
-AttemptT = TypeVar("AttemptT", bound="Attempt")
+StepT = TypeVar("StepT")
 
 ANSWERED_FOR: Final = (UserScore.GrantRecorded, UserScore.BucketSet)
 """The events whose positions are in receipts."""
 
 _SEARCH_WINDOW: Final = 1000
 _WORTH_A_QUERY: Final = 500  # commands in a chunk
+
+
+class Conflict(NamedTuple):
+    """What is told to the ``ConflictLog``."""
+
+    what: str
+    kept: Mapping[str, object]
+    given: Mapping[str, object]
 
 
 class RefusedAt(Exception):  # noqa: N818 - internal, never reaches a caller
@@ -63,23 +77,6 @@ class RefusedAt(Exception):  # noqa: N818 - internal, never reaches a caller
         self.error = error
 
 
-@dataclass
-class Attempt:
-    """What one attempt at a chunk wants to commit."""
-
-    scores: dict[str, UserScore] = field(default_factory=dict)
-    """By user id: the aggregates it works on."""
-    events: Sequence[Any] = ()
-    """What was sent to the store."""
-
-    @property
-    def proof(self) -> Any:
-        """The event by which it is recognised in the store: a claim, which has a token, if any."""
-        claims = (event for event in self.events if isinstance(event, GrantClaimed))
-        # Not the first one: whoever opens a user's stream at the same moment records the same.
-        return next(claims, self.events[-1])
-
-
 @dataclass(frozen=True, slots=True)
 class WriteSide:
     """What commands work on.
@@ -88,52 +85,223 @@ class WriteSide:
         commit: Records what was collected from aggregates, in one transaction.
         recorder: The event store's recorder, which knows positions.
         scores: The users' aggregates.
-        locks: Held by the command that works on a user.
+        queue: Where commands of several threads meet.
         conflicts: Told of each id that was taken with another payload.
     """
 
     commit: Callable[[ProcessingEvent[UUID]], list[Recording[UUID]]]
     recorder: ApplicationRecorder
     scores: UserScores
-    locks: StripedLocks
+    queue: CommitQueue[AnyRecorder]
     conflicts: ConflictLog
 
 
-class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
-    """Commits the commands of one chunk until there is a truthful receipt for each; used once."""
+@dataclass(eq=False)
+class Attempt:
+    """One attempt at the commands of one caller, or at single ones of several.
 
+    Attributes:
+        write_side: What it works on.
+        scores: By user id, the aggregates it works on, which nobody else has.
+        granted: By grant id, the grants that it wants to record.
+        steps: By caller, what was decided for each command.
+        events: What was sent to the store.
+    """
+
+    write_side: WriteSide
+    scores: dict[str, UserScore] = field(default_factory=dict)
+    granted: dict[str, UserScore.GrantRecorded] = field(default_factory=dict)
+    steps: dict[AnyRecorder, Sequence[Any]] = field(default_factory=dict)
+    events: Sequence[Any] = ()
+
+    @property
+    def proof(self) -> Any:
+        """The event by which it is recognised in the store: a claim, which has a token, if any."""
+        claims = (event for event in self.events if isinstance(event, GrantClaimed))
+        # Not the first one: whoever opens a user's stream at the same moment records the same.
+        return next(claims, self.events[-1])
+
+    def carry_out(self, callers: Sequence[AnyRecorder], *, on_current: bool = False) -> None:
+        """Decide, commit and answer; callers for whom that is not possible are told why.
+
+        Args:
+            callers: One, or several with one command each: that changes nothing if it is refused.
+            on_current: Read what was recorded since the aggregates were loaded. Otherwise that is
+                done only where the commit would not find it out.
+        """
+        self._decide(callers, on_current=on_current)
+        if self.steps:
+            self._commit()
+            # Last, for whoever is not answered by now answers from these.
+            for score in self.scores.values():
+                if not score.pending_events:
+                    self.write_side.scores.give_back(score)
+
+    def _decide(self, callers: Sequence[AnyRecorder], *, on_current: bool) -> None:
+        scores = self.write_side.scores
+        self._load(
+            scores.all_current,
+            {
+                each: each.users
+                for each in callers
+                if (on_current or each.needs_current_scores) and each.refusal is None
+            },
+        )
+        self._load(
+            scores.take, {each: each.receiving() for each in callers if each.refusal is None}
+        )
+        for caller in callers:
+            if caller.refusal is None:
+                try:
+                    self.steps[caller] = caller.decide(self)
+                except RefusedAt as refused:
+                    caller.refusal = refused
+        # Whose total is told, though nothing is recorded for them.
+        self._load(scores.all_current, {caller: caller.users for caller in self.steps})
+
+    def _load(
+        self,
+        load: Callable[[Sequence[str]], dict[str, UserScore]],
+        users: dict[AnyRecorder, Collection[str]],
+    ) -> None:
+        while missing := {
+            user_id: None
+            for of_caller in users.values()
+            for user_id in of_caller
+            if user_id not in self.scores
+        }:
+            try:
+                self.scores |= load(list(missing))
+            except StreamHasGap as error:
+                for caller in [each for each in users if error.user_id in users[each]]:
+                    caller.refuse(error)
+                    del users[caller]
+                    self.steps.pop(caller, None)
+            else:
+                return
+
+    def _commit(self) -> None:
+        # Not those that were only opened, for a command that recorded nothing.
+        changed = [
+            score
+            for score in self.scores.values()
+            if score.pending_events and score.version > UserScore.INITIAL_VERSION
+        ]
+        positions: dict[int, int] = {}
+        # All that the receipts need is read before the commit: after it, nothing may fail.
+        if changed:
+            processing_event = collected(changed)
+            self.events = processing_event.events
+            for caller in self.steps:
+                caller.sent.append(self)
+            recordings = self.write_side.commit(processing_event)
+            positions = {
+                id(recording.domain_event): recording.notification.id
+                for recording in recordings
+                if isinstance(recording.domain_event, ANSWERED_FOR)
+            }
+            newest = max(positions.values())
+        else:
+            newest = self.write_side.recorder.max_notification_id() or 0
+        for caller in self.steps:
+            caller.answer(self, positions, newest)
+
+    def stored_positions(self) -> dict[int, int]:
+        """Return the positions of its grants and buckets, found in the store, as ``_commit`` does.
+
+        Raises:
+            StoreWentBack: if they are not there.
+        """
+        answered_for = [event for event in self.events if isinstance(event, ANSWERED_FOR)]
+        wanted = {place_of(event) for event in answered_for}
+        # They were committed moments ago, so their positions are among the newest.
+        found: dict[Place, int] = {}
+        recorder = self.write_side.recorder
+        stop = recorder.max_notification_id() or 0
+        while len(found) < len(wanted) and stop > 0:
+            start = max(1, stop - _SEARCH_WINDOW + 1)
+            for notification in recorder.select_notifications(
+                start=start,
+                limit=_SEARCH_WINDOW,
+                stop=stop,
+                topics=[get_topic(event_class) for event_class in ANSWERED_FOR],
+            ):
+                place = place_of(notification)
+                if place in wanted:
+                    found[place] = notification.id
+            stop = start - 1
+        if len(found) < len(wanted):
+            raise StoreWentBack  # between the claims, which were there, and this
+        return {id(event): found[place_of(event)] for event in answered_for}
+
+
+class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
+    """Commits the commands of one caller until there is a truthful receipt for each; used once.
+
+    Attributes:
+        write_side: What it works on.
+        users: Whom the commands name.
+        sent: The attempts of it that may be recorded.
+        refusal: Why the latest attempt left it out.
+        failure: What the store failed its latest attempt with, where no other caller was in it.
+    """
+
+    needs_current_scores: ClassVar[bool]
+    """Whether the commit does not always find out that it was decided on old state."""
     _subject: ClassVar[str]
     _cure: ClassVar[str]
 
     def __init__(self, write_side: WriteSide, commands: Sequence[CommandT]) -> None:
         """Prepare to record these commands."""
-        self._write_side = write_side
-        self._scores = write_side.scores
+        self.write_side = write_side
         self._commands: Sequence[CommandT] = commands
-        self._users = list(dict.fromkeys(command.user_id for command in commands))
+        self.users: Collection[str] = dict.fromkeys(command.user_id for command in commands)
+        # Here, as it may be another caller's thread that records them.
+        self._traceparent = current_traceparent()
         # By grant id: the grant that was found to hold the id already.
         self._originals: dict[str, UserScore.GrantRecorded] = {}
-        self._sent: list[AttemptT] = []
+        self.sent: list[Attempt] = []
+        self.refusal: RefusedAt | None = None
+        self.failure: Exception | None = None
+        self._receipts: list[ReceiptT] | None = None
+        self._conflicts: list[Conflict] = []
 
     @abstractmethod
     def _grant_id_of(self, command: CommandT) -> str | None:
         """Return the grant id that a command is about, if it is about one."""
 
     @abstractmethod
-    def _decide(self) -> AttemptT:
-        """Return what to commit, decided on aggregates whose users' locks are held."""
+    def receiving(self) -> Collection[str]:
+        """Return the users for whom something is to be recorded whatever was recorded before."""
+
+    @abstractmethod
+    def decide(self, attempt: Attempt) -> list[StepT]:
+        """Decide on an attempt's aggregates what is to be recorded for each command.
+
+        Raises:
+            RefusedAt: if a command cannot be recorded.
+        """
 
     @abstractmethod
     def _answers(
-        self, attempt: AttemptT, positions: dict[Place, int], newest: int
+        self, attempt: Attempt, positions: Mapping[int, int], newest: int
     ) -> list[ReceiptT]:
         """Answer for an attempt that is committed.
 
         Args:
-            attempt: Whose scores nobody else changes as yet.
-            positions: Of its grants and buckets.
+            attempt: Whose aggregates nobody else has changed.
+            positions: By the ``id()`` of an event: of its grants and buckets.
             newest: The position of the last of them, or of the store where it has none.
         """
+
+    def answer(self, attempt: Attempt, positions: Mapping[int, int], newest: int) -> None:
+        """Take the receipts from an attempt that is committed; see ``_answers``."""
+        self._receipts = self._answers(attempt, positions, newest)
+
+    def refuse(self, error: StreamHasGap) -> None:
+        """Be left out of an attempt, as a user's events are lost."""
+        index = [command.user_id for command in self._commands].index(error.user_id)
+        self.refusal = RefusedAt(index, error)
 
     @property
     def found_taken_ids(self) -> bool:
@@ -141,7 +309,7 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
         return bool(self._originals)
 
     def receipts(self, *, ask_first: bool = False) -> list[ReceiptT]:
-        """Commit the chunk and return a receipt for each command, in order.
+        """Commit the commands and return a receipt for each, in order.
 
         Args:
             ask_first: Look the ids up before the first attempt: cheaper when many are taken, as
@@ -155,13 +323,16 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
             with TimeLimit() as limit:
                 if ask_first or self._begins_with_taken_id():
                     read_event_store(lambda: self._learn_originals(self._commands))
-                return self._receipts_within(limit)
+                receipts = self._receipts_within(limit)
         except ConnectionPoolClosedError as error:
             # Perhaps between the commit and giving back the connection.
             raise ScoringError(
                 f"the event store was closed, so it is unknown whether {self._subject} are "
                 f"recorded: {self._cure}, on one that is open"
             ) from error
+        for what, kept, given in self._conflicts:
+            self.write_side.conflicts.add(what, kept=kept, given=given)
+        return receipts
 
     def _begins_with_taken_id(self) -> bool:
         # As what is imported again does: a query for one id, where a commit in vain costs more.
@@ -173,36 +344,29 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
 
     def _receipts_within(self, limit: TimeLimit) -> list[ReceiptT]:
         races, failures = Retries(LOST_RACES), Retries(STORE_FAILURES)
+        is_alone = len(self._commands) > 1
         while True:
             taken_before = len(self._originals)
-            failure: Exception
+            failure: Exception | None = None
             try:
-                with self._write_side.locks.hold(self._users):
-                    return self._try_to_commit()
+                receipts = self._attempted(alone=is_alone)
+                if receipts is not None:
+                    return receipts
             except RefusedAt as refused:
                 # A taken id is answered even where a new one would be refused.
                 failure = refused
-            except ConnectionPoolClosedError:
-                raise
             except STORE_ERRORS as error:
-                if is_hopeless(error):
-                    raise ScoringError(
-                        f"the event store refused {self._subject}: {error}"
-                    ) from error
-                failure = error
+                failure = _passing(error, f"the event store refused {self._subject}: {error}")
+            is_alone = True
             try:
                 # Asked after any failure: the commit may have been done and its answer lost.
                 receipts = self._receipts_of_lost_commit()
                 if receipts is not None:
                     return receipts
                 self._learn_originals(self._commands)
-            except ConnectionPoolClosedError:
-                raise
             except STORE_ERRORS as error:
-                failure = error
-                if is_hopeless(error):
-                    raise ScoringError(self._unknown("cannot be read", error)) from error
-            if len(self._originals) > taken_before:
+                failure = _passing(error, self._unknown("cannot be read", error))
+            if failure is None or len(self._originals) > taken_before:
                 continue  # something was learnt, and there are only so many ids to learn about
             if isinstance(failure, RefusedAt):
                 raise failure
@@ -212,59 +376,50 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
             except STORE_ERRORS:
                 raise ScoringError(self._exhausted(failure, retries, limit)) from failure
 
-    def _try_to_commit(self) -> list[ReceiptT]:
-        attempt = self._decide()
-        changed = [score for score in attempt.scores.values() if score.pending_events]
-        positions: dict[Place, int] = {}
-        # All that the receipts need is read before the commit: after it, nothing may fail.
-        if changed:
-            processing_event = collected(changed)
-            attempt.events = processing_event.events
-            self._sent.append(attempt)
-            recordings = self._write_side.commit(processing_event)
-            positions = {
-                place_of(recording.domain_event): recording.notification.id
-                for recording in recordings
-                if isinstance(recording.domain_event, ANSWERED_FOR)
-            }
-            newest = max(positions.values())
+    def _attempted(self, *, alone: bool) -> list[ReceiptT] | None:
+        """Return the receipts, or ``None`` if others were in the attempt and it came to nothing."""
+        if alone:
+            self.write_side.queue.alone(lambda: Attempt(self.write_side).carry_out([self]))
         else:
-            newest = self._write_side.recorder.max_notification_id() or 0
-        for score in attempt.scores.values():
-            self._scores.give_back(score)
-        return self._answers(attempt, positions, newest)
+            self.write_side.queue.join(self)
+        if self._receipts is None and (problem := self.refusal or self.failure) is not None:
+            self.refusal = self.failure = None
+            raise problem
+        return self._receipts
 
     def _receipts_of_lost_commit(self) -> list[ReceiptT] | None:
-        recorded = self._scores.are_recorded([attempt.proof for attempt in self._sent])
-        for attempt, is_recorded in zip(self._sent, recorded, strict=True):
+        recorded = self.write_side.scores.are_recorded([attempt.proof for attempt in self.sent])
+        for attempt, is_recorded in zip(self.sent, recorded, strict=True):
             if is_recorded:
-                positions = self._search_positions(
-                    {place_of(event) for event in attempt.events if isinstance(event, ANSWERED_FOR)}
-                )
-                return self._answers(attempt, positions, max(positions.values()))
-        return None
+                positions = attempt.stored_positions()
+                self.answer(attempt, positions, max(positions.values()))
+        return self._receipts
+
+    def unknown_ids(self, commands: Iterable[CommandT] | None = None) -> list[str]:
+        """Return the grant ids, of all commands or of these, of which no original is known."""
+        named = dict.fromkeys(
+            map(self._grant_id_of, self._commands if commands is None else commands)
+        )
+        return [grant_id for grant_id in named if grant_id and grant_id not in self._originals]
+
+    def learn(self, originals: Mapping[str, UserScore.GrantRecorded | ScoringError]) -> None:
+        """Take note of the grants that hold ids already.
+
+        Raises:
+            RefusedAt: if there is an error in the place of one that a command needs.
+        """
+        if not originals:
+            return
+        for index, command in enumerate(self._commands):
+            grant_id = self._grant_id_of(command)
+            original = originals.get(grant_id or "")
+            if isinstance(original, ScoringError):
+                raise RefusedAt(index, original)
+            if grant_id and original:
+                self._originals[grant_id] = original
 
     def _learn_originals(self, commands: Sequence[CommandT]) -> None:
-        named = dict.fromkeys(map(self._grant_id_of, commands))
-        claims = self._scores.claims_on(
-            [grant_id for grant_id in named if grant_id and grant_id not in self._originals]
-        )
-        grants = self._scores.claimed_grants(list(claims.values()))
-        for grant_id, grant in zip(claims, grants, strict=True):
-            if isinstance(grant, ScoringError):
-                raise RefusedAt([*map(self._grant_id_of, self._commands)].index(grant_id), grant)
-            self._originals[grant_id] = grant
-
-    def _loaded(
-        self,
-        load: Callable[[Sequence[str]], dict[str, UserScore]],
-        user_ids: Sequence[str],
-    ) -> dict[str, UserScore]:
-        try:
-            return load(user_ids)
-        except StreamHasGap as error:
-            users = [command.user_id for command in self._commands]
-            raise RefusedAt(users.index(error.user_id), error) from error.__cause__
+        self.learn(self.write_side.scores.originals_of(self.unknown_ids(commands)))
 
     def _exhausted(self, failure: Exception, retries: Retries, limit: TimeLimit) -> str:
         tried = f"{retries.failures} times in {limit.elapsed_seconds:.0f} seconds"
@@ -281,25 +436,43 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, AttemptT]):
             f"recorded: {self._cure}"
         )
 
-    def _search_positions(self, wanted: Collection[Place]) -> dict[Place, int]:
-        # What is wanted was committed moments ago, so its positions are among the newest.
-        found: dict[Place, int] = {}
-        stop = self._write_side.recorder.max_notification_id() or 0
-        while len(found) < len(wanted) and stop > 0:
-            start = max(1, stop - _SEARCH_WINDOW + 1)
-            for notification in self._write_side.recorder.select_notifications(
-                start=start,
-                limit=_SEARCH_WINDOW,
-                stop=stop,
-                topics=[get_topic(event_class) for event_class in ANSWERED_FOR],
-            ):
-                place = place_of(notification)
-                if place in wanted:
-                    found[place] = notification.id
-            stop = start - 1
-        if len(found) < len(wanted):
-            raise StoreWentBack  # between the claims, which were there, and this
-        return found
+
+def commit_together(callers: Sequence[AnyRecorder]) -> None:
+    """Commit single commands of several callers; whoever is not answered by it goes on alone."""
+    # Whoever was in an attempt that was cut short has to find out about that one first.
+    callers = [caller for caller in callers if not caller.sent]
+    if not callers:
+        return
+    write_side = callers[0].write_side
+    attempt = Attempt(write_side)
+    try:
+        try:
+            attempt.carry_out(callers)
+        except IntegrityError:
+            # Some ids are taken, or somebody else has granted to these users: both can be learnt.
+            sent = [attempt.proof] if attempt.events else []
+            if len(callers) == 1 or True in write_side.scores.are_recorded(sent):
+                raise
+            originals = write_side.scores.originals_of(
+                [grant_id for caller in callers for grant_id in caller.unknown_ids()]
+            )
+            for caller in callers:
+                try:
+                    caller.learn(originals)
+                except RefusedAt as refused:
+                    caller.refusal = refused
+            Attempt(write_side).carry_out(callers, on_current=True)
+    except STORE_ERRORS as error:
+        if len(callers) == 1:
+            callers[0].failure = error
+
+
+def _passing(error: Exception, what: str) -> Exception:
+    if isinstance(error, ConnectionPoolClosedError):
+        raise error
+    if is_hopeless(error):
+        raise ScoringError(what) from error
+    return error
 
 
 def collected(scores: Iterable[UserScore]) -> ProcessingEvent[UUID]:

@@ -253,11 +253,17 @@ class UserScore(Aggregate):
                 source=source,
                 amount=amount,
                 granted_at=granted_at,
-            )
+            ),
+            traceparent=current_traceparent(),
         )
 
-    def record(self, grant: Grant) -> None:
-        """Award a grant that was made for this user; see ``grant()``."""
+    def record(self, grant: Grant, *, traceparent: str | None = None) -> None:
+        """Award a grant that was made for this user; see ``grant()``.
+
+        Args:
+            grant: What to award.
+            traceparent: The span in which it was granted, perhaps by another thread.
+        """
         if grant.user_id != self.user_id:
             raise InvalidGrant(field="user_id", value=grant.user_id, rule=repr(self.user_id))
         if grant.grant_id in self._pending_grant_ids:
@@ -278,7 +284,6 @@ class UserScore(Aggregate):
             **payload_of(grant),
             "replaced_points": replaced_points,
         }
-        traceparent = current_traceparent()
         if traceparent is not None:
             attributes["traceparent"] = traceparent
         event = made_of(UserScore.GrantRecorded, attributes)

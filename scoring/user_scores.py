@@ -12,6 +12,7 @@ from eventsourcing.domain import OriginatorVersionError
 from scoring.errors import ScoringError, StreamHasGap
 from scoring.event_store import missing_versions
 from scoring.identity import claim_stream_id, user_stream_id
+from scoring.receipts import Score
 from scoring.user_score import GrantClaimed, UserScore
 
 if TYPE_CHECKING:
@@ -82,6 +83,24 @@ class UserScores:
                     scores[score.user_id] = _evolved(score, events)
         return scores | self._load(absent)
 
+    def state_of(self, user_id: str) -> Score:
+        """Return a user's state with everything recorded so far; zeros for one who has nothing."""
+        # What is in the cache stays there, for the commands that come meanwhile.
+        seen = self._cache.look(user_id, lambda score: (_state(score), score.id, score.modified_on))
+        if seen is not None:
+            state, stream, modified_on = seen
+            newest: list[Any] = list(self._events.get(stream, gt=state.version - 1, limit=2))
+            if [(event.originator_version, event.timestamp) for event in newest] == [
+                (state.version, modified_on)
+            ]:
+                return state
+        score = self.current(user_id)
+        if score is None:
+            return Score(user_id, 0, {}, {}, 0, 0, 0)
+        state = _state(score)
+        self.give_back(score)
+        return state
+
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
         self._cache.clear()
@@ -90,32 +109,29 @@ class UserScores:
         """Keep an aggregate whose state is committed."""
         self._cache.give_back(score)
 
-    def claims_on(self, grant_ids: Sequence[str]) -> dict[str, GrantClaimed]:
-        """Return the claims on grant ids; those that are free are left out."""
-        found = self._events.at(
+    def originals_of(
+        self, grant_ids: Sequence[str]
+    ) -> dict[str, UserScore.GrantRecorded | ScoringError]:
+        """Return the grants that hold these ids, whatever the length of their users' streams.
+
+        Ids that are free are left out. In the place of a grant that is not there, which only damage
+        to the store can bring about, is the error that says so.
+        """
+        claimed = self._events.at(
             [(claim_stream_id(grant_id), UserScore.INITIAL_VERSION) for grant_id in grant_ids]
         )
-        return {
-            grant_id: event
-            for grant_id, event in zip(grant_ids, found, strict=True)
-            if isinstance(event, GrantClaimed)
+        claims = {
+            grant_id: claim
+            for grant_id, claim in zip(grant_ids, claimed, strict=True)
+            if isinstance(claim, GrantClaimed)
         }
-
-    def claimed_grants(
-        self, claims: Sequence[GrantClaimed]
-    ) -> list[UserScore.GrantRecorded | ScoringError]:
-        """Return the grants that claims point to, whatever the length of their streams.
-
-        In the place of one that is not there, which only damage to the store can bring about, is
-        the error that says so.
-        """
         found = self._events.at(
-            [(user_stream_id(claim.user_id), claim.version) for claim in claims]
+            [(user_stream_id(claim.user_id), claim.version) for claim in claims.values()]
         )
-        return [
-            event if isinstance(event, UserScore.GrantRecorded) else _damaged(claim)
-            for claim, event in zip(claims, found, strict=True)
-        ]
+        return {
+            grant_id: event if isinstance(event, UserScore.GrantRecorded) else _damaged(claim)
+            for (grant_id, claim), event in zip(claims.items(), found, strict=True)
+        }
 
     def are_recorded(self, events: Sequence[Any]) -> list[bool]:
         """Tell of each event whether just this one was committed.
@@ -166,6 +182,18 @@ class UserScores:
 
 def _parts(of: Sequence[T], size: int = _USERS_AT_ONCE) -> Iterator[Sequence[T]]:
     return (of[start : start + size] for start in range(0, len(of), size))
+
+
+def _state(score: UserScore) -> Score:
+    return Score(
+        user_id=score.user_id,
+        total_score=score.total_score,
+        category_totals=dict(score.category_totals),
+        source_totals=dict(score.source_totals),
+        recomputed_total=score.recomputed_total,
+        grant_count=score.grant_count,
+        version=score.version,
+    )
 
 
 def _damaged(claim: GrantClaimed) -> ScoringError:

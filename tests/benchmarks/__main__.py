@@ -23,6 +23,7 @@ import growth
 import leaderboards
 import page
 import read_side
+import threads
 import write_side
 from measuring import Report
 
@@ -31,6 +32,8 @@ PARTS = {
     "cold-load": write_side.cold_load,
     "grant": write_side.single_grants,
     "grant-many": write_side.batched_grants,
+    "threads": threads.many_threads,
+    "processes": threads.many_processes,
     "taken": write_side.taken_ids,
     "contribute-many": write_side.batched_contributions,
     "writer-memory": write_side.memory,

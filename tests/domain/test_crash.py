@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from threading import Lock, Thread
 
 import pytest
 
@@ -22,14 +23,25 @@ NEW_IDS_PER_ROUND = 100
 Answer = tuple[Grant, GrantReceipt]
 
 
-def write(env: dict[str, str], first: int, seed: str, told: Connection) -> None:
+def write(env: dict[str, str], first: int, seed: str, told: Connection, threads: int) -> None:
+    """Grant in so many threads, which commit together, until killed."""
+    scoring, lock = Scoring(env), Lock()
+    others = [
+        Thread(target=keep_granting, args=(scoring, first, f"{seed}-{number}", told, lock))
+        for number in range(1, threads)
+    ]
+    for thread in others:
+        thread.start()
+    keep_granting(scoring, first, seed, told, lock)
+
+
+def keep_granting(scoring: Scoring, first: int, seed: str, told: Connection, lock: Lock) -> None:
     """Grant the numbers from a window that moves on, alone and in batches, and tell the receipts.
 
     So most are new and many are repeated. A short nap before a receipt is told makes for more kills
     between the commit and its acknowledgement.
     """
     rng = random.Random(seed)
-    scoring = Scoring(env)
     while True:
         numbers = rng.sample(range(first, first + 100), rng.choice((1, 1, 1, 5, 50)))
         first += len(numbers) // 2 + 1
@@ -39,11 +51,12 @@ def write(env: dict[str, str], first: int, seed: str, told: Connection) -> None:
         else:
             receipts = scoring.grant_many(grants)
         time.sleep(rng.uniform(0, 0.02))
-        for answer in zip(grants, receipts, strict=True):
-            told.send(answer)
+        with lock:
+            for answer in zip(grants, receipts, strict=True):
+                told.send(answer)
 
 
-def run_and_kill(env: dict[str, str], round_: int) -> list[Answer]:
+def run_and_kill(env: dict[str, str], round_: int, *, threads: int = 1) -> list[Answer]:
     """Start two writers on the same ids, kill them at a random moment, read what they told."""
     rng = random.Random(round_)
     # A round begins among the ids of the one before, so that retries after a crash happen.
@@ -52,7 +65,7 @@ def run_and_kill(env: dict[str, str], round_: int) -> list[Answer]:
     for number in range(2):
         heard, told = forks().Pipe(duplex=False)
         seed = f"{round_}-{number}"
-        writer = forks().Process(target=write, args=(env, first, seed, told), daemon=True)
+        writer = forks().Process(target=write, args=(env, first, seed, told, threads), daemon=True)
         writer.start()
         told.close()
         writers.append((writer, heard))
@@ -76,15 +89,18 @@ def env(new_env: Callable[[], dict[str, str]]) -> dict[str, str]:
     return new_env()
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(12, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("rounds", "threads"),
+    [(5, 8), *(pytest.param(12, threads, marks=pytest.mark.soak) for threads in (1, 8))],
+)
 def test_what_was_acknowledged_before_a_kill_is_stored_once(
-    env: dict[str, str], rounds: int
+    env: dict[str, str], rounds: int, threads: int
 ) -> None:
     """Every printed receipt is true after the crash, and every grant still has its claim."""
     answers: list[Answer] = []
     statuses: list[GrantStatus] = []
     for round_ in range(MOST_ROUNDS):
-        answers += run_and_kill(env, round_)
+        answers += run_and_kill(env, round_, threads=threads)
         with Scoring(env) as scoring:
             # Fails if an id is stored twice, a grant lacks its claim or a claim its grant.
             ledger = read_ledger(scoring)

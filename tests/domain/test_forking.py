@@ -150,9 +150,12 @@ _LOCKS_ARE_HELD_BY_ANOTHER_THREAD = """
 begun, end = threading.Event(), threading.Event()
 
 def busy():
-    with app._scores._cache._lock, app._locks.hold([f"user-{n}" for n in range(7)]):
-        begun.set()
-        end.wait()
+    def hold():
+        with app._scores._cache._lock:
+            begun.set()
+            end.wait()
+
+    app._queue.alone(hold)
 
 thread = threading.Thread(target=busy)
 thread.start()

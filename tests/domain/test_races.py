@@ -10,14 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
-from typing import Any
 
 import pytest
 
 from forks import forks
 from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, Scoring
-from scoring.checkout import StripedLocks
 from support import make_grant
 
 Answers = list[tuple[Grant, GrantReceipt]]
@@ -277,34 +275,3 @@ def test_nobody_is_refused_where_many_processes_grant_to_one_user(
     assert min(granted) > 0
     with Scoring(env) as scoring:
         assert scoring.score_of("hot").grant_count == sum(granted)
-
-
-class _InterruptedLock:
-    """A lock whose thread is interrupted the moment it has it, as a signal handler may do."""
-
-    def __init__(self, lock: Any) -> None:
-        self._lock = lock
-
-    def acquire(self, *, timeout: float) -> bool:
-        assert self._lock.acquire(timeout=timeout)
-        raise KeyboardInterrupt
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-def test_a_command_that_is_interrupted_as_its_turn_comes_leaves_the_user_to_others() -> None:
-    """Otherwise each later command for this user, and others by chance, would wait in vain."""
-    locks = StripedLocks()
-    real = locks._locks
-    locks._locks = [_InterruptedLock(lock) for lock in real]  # type: ignore[misc]
-    with pytest.raises(KeyboardInterrupt), locks.hold(["ada"]):
-        pass
-    locks._locks = real
-    with ThreadPoolExecutor(1) as other:
-
-        def take() -> bool:
-            with locks.hold(["ada"]):
-                return True
-
-        assert other.submit(take).result(timeout=5)

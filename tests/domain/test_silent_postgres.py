@@ -6,8 +6,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event
 
 import psycopg
 import pytest
@@ -103,27 +104,27 @@ def test_what_nobody_waits_for_any_more_ends_on_the_server_too(postgres: Postgre
             time.sleep(0.05)
 
 
-def test_a_call_of_another_thread_for_the_same_user_is_not_waited_for_without_end(
-    postgres: PostgresServer,
-) -> None:
-    """Reading a user's score takes the lock that a command for the user holds."""
-    env = postgres.new_env()
-    with Scoring(env) as app:
-        app.grant(**make_grant(1, user_id="jane").model_dump())
-        with app._locks.hold(["jane"]), lasting_at_most(20):
-            errors: list[str] = []
+def test_a_call_of_another_thread_is_not_waited_for_without_end(postgres: PostgresServer) -> None:
+    """Whoever commits holds up all others of the process."""
+    begun, end = Event(), Event()
 
-            def read() -> None:
-                try:
-                    app.score_of("jane")
-                except ScoringError as error:
-                    errors.append(str(error))
+    def hold() -> None:
+        begun.set()
+        end.wait()
 
-            thread = Thread(target=read)
-            thread.start()
-            thread.join()
-            assert "another command of this process" in errors[0]
-        assert app.score_of("jane").grant_count == 1
+    with Scoring(postgres.new_env()) as app, ThreadPoolExecutor(1) as other:
+        holding = other.submit(app._queue.alone, hold)
+        begun.wait()
+        try:
+            with (
+                lasting_at_most(20),
+                pytest.raises(ScoringError, match="another command of this process"),
+            ):
+                app.grant(**make_grant(1).model_dump())
+        finally:
+            end.set()
+        holding.result()
+        assert app.grant(**make_grant(1).model_dump()).status is GrantStatus.RECORDED
 
 
 def test_a_process_of_the_server_that_is_frozen_is_done_without(postgres: PostgresServer) -> None:

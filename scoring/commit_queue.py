@@ -1,0 +1,162 @@
+"""Commits of several threads go together: who finds nobody committing takes what is waiting.
+
+There is no thread for it. The first one leads: it commits its own and what is waiting, and wakes
+whoever has waited longest to lead next. Nobody waits for more than the commit that is under way and
+the one after it, which has everything that waits by then.
+
+An exception may reach a thread at any moment, as from a signal handler. So who leads holds a lock
+that knows which thread has it, and nobody depends on being woken: who waits looks now and then
+whether anybody leads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextlib import suppress
+from threading import Lock, RLock
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from eventsourcing.persistence import OperationalError
+
+from scoring.forks import call_in_child
+from scoring.retries import remaining_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+MemberT = TypeVar("MemberT")
+
+_LOOKS_AGAIN_SECONDS: Final = 0.1
+"""After which those who wait notice that whoever was to lead was interrupted."""
+
+
+class _Ticket(Generic[MemberT]):
+    """A member that waits, and what its thread is woken by.
+
+    Attributes:
+        member: What is to be committed.
+        is_over: Whether its group has been, whatever came of it.
+        is_withdrawn: Whether its thread does not wait any more.
+    """
+
+    def __init__(self, member: MemberT) -> None:
+        """Begin to wait."""
+        self.member = member
+        self.is_over = False
+        self.is_withdrawn = False
+        # Of one thread, so that nobody is woken in vain.
+        self._sleep = Lock()
+        self._sleep.acquire()
+
+    def wait(self, seconds: float) -> None:
+        """Return when woken, or after so many seconds."""
+        self._sleep.acquire(timeout=seconds)
+
+    def wake(self) -> None:
+        """Wake who waits."""
+        with suppress(RuntimeError):  # which says that it was woken already
+            self._sleep.release()
+
+
+class CommitQueue(Generic[MemberT]):
+    """Has members of several threads committed together, and nothing else meanwhile."""
+
+    def __init__(self, commit: Callable[[Sequence[MemberT]], None], *, most: int) -> None:
+        """Have members committed by a function, at most so many at a time.
+
+        It tells each member what came of it, and raises only what interrupts its thread.
+        """
+        self._commit = commit
+        self._most = most
+        self.reset_after_fork()
+        call_in_child(self, CommitQueue.reset_after_fork)
+
+    def reset_after_fork(self) -> None:
+        """Forget who waits or leads: in a child that was forked, threads of the parent."""
+        self._leadership = RLock()
+        self._waiting: deque[_Ticket[MemberT]] = deque()
+
+    def join(self, member: MemberT) -> None:
+        """Have a member committed: at once if nobody is committing, else with all who wait.
+
+        It may come back without having been told anything: when whoever led was interrupted, and
+        when there was no time left.
+        """
+        ticket: _Ticket[MemberT] | None = None
+        try:
+            if not self._leadership.acquire(blocking=False):
+                ticket = _Ticket(member)
+                self._waiting.append(ticket)
+                if not self._comes_to_lead(ticket):
+                    return
+                ticket.is_withdrawn = True
+            self._lead([member])
+        except BaseException:
+            if ticket is not None:
+                ticket.is_withdrawn = True
+            self._wake_next()  # for it may have been this one's turn
+            raise
+        finally:
+            # Nothing written in Python is called before it, where an exception might come from.
+            try:
+                self._leadership.release()
+            except RuntimeError:
+                has_led = False
+            else:
+                has_led = True
+            if has_led and self._waiting:
+                self._wake_next()
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """Return what ``work`` returns, done while nobody commits, and after those who wait.
+
+        Raises:
+            OperationalError: if others do not end while the command has time.
+        """
+        try:
+            if not self._leadership.acquire(timeout=remaining_seconds()):
+                raise OperationalError("another command of this process still waits for it")
+            self._lead([])
+            return work()
+        finally:
+            try:  # likewise
+                self._leadership.release()
+            except RuntimeError:
+                pass
+            finally:
+                self._wake_next()
+
+    def _comes_to_lead(self, ticket: _Ticket[MemberT]) -> bool:
+        ends_at = time.monotonic() + remaining_seconds()
+        while not self._leadership.acquire(blocking=False):
+            seconds = ends_at - time.monotonic()
+            if seconds <= 0.0:
+                ticket.is_withdrawn = True
+                return False
+            ticket.wait(min(seconds, _LOOKS_AGAIN_SECONDS))
+            if ticket.is_over:
+                return False
+        return not ticket.is_over
+
+    def _lead(self, group: list[MemberT]) -> None:
+        tickets: list[_Ticket[MemberT]] = []
+        try:
+            while self._waiting and len(group) < self._most:
+                ticket = self._waiting.popleft()
+                if not ticket.is_withdrawn:
+                    tickets.append(ticket)
+                    group.append(ticket.member)
+            if group:
+                self._commit(group)
+        finally:
+            for ticket in tickets:
+                ticket.is_over = True
+                ticket.wake()
+
+    def _wake_next(self) -> None:
+        for ticket in tuple(self._waiting):
+            if not ticket.is_withdrawn:
+                ticket.wake()
+                return

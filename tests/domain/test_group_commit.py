@@ -1,0 +1,570 @@
+"""Commands of several threads in one commit: each is answered as truthfully as if it were alone."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import pytest
+from eventsourcing.persistence import DataError, OperationalError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry import trace
+
+import scoring.commit_queue
+from group_commit import Watched, commit_under_way, failing, together, until
+from receipts_check import check_receipts, read_ledger
+from scoring import Grant, GrantReceipt, GrantStatus, InvalidGrant, Scoring, ScoringError, UserScore
+from support import NOON, make_grant, sqlite_env
+from telemetry import Telemetry
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def app(new_env: Callable[[], dict[str, str]]) -> Iterator[Watched]:
+    with Watched(new_env()) as app:
+        yield app
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Watched]:
+    with Watched(sqlite_env(tmp_path / "events.sqlite")) as app:
+        yield app
+
+
+@pytest.fixture(autouse=True)
+def _nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is not woken waits for long; some tests are about that and look again."""
+    monkeypatch.setattr(scoring.commit_queue, "_LOOKS_AGAIN_SECONDS", 20.0)
+
+
+def granting(app: Scoring, grant: Grant) -> Callable[[], GrantReceipt]:
+    return partial(app.grant, **grant.model_dump())
+
+
+def grants_in(events: list[Any]) -> list[str]:
+    return [event.grant_id for event in events if isinstance(event, UserScore.GrantRecorded)]
+
+
+def granted_together(app: Watched, grants: list[Grant]) -> list[GrantReceipt | BaseException]:
+    answers = together(app, [granting(app, grant) for grant in grants])
+    return [each.exception() or each.result() for each in answers]
+
+
+def all_recorded(app: Watched, grants: list[Grant], answers: list[Any]) -> bool:
+    recorded = check_receipts(read_ledger(app), zip(grants, answers, strict=True))
+    return recorded == {grant.grant_id: 1 for grant in grants}
+
+
+# --- together ------------------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_commit_goes_into_the_next_one(app: Watched) -> None:
+    """Commands of all kinds, for one user and for several."""
+    grants = [make_grant(number) for number in range(9)]
+    answers = together(
+        app,
+        [
+            *(granting(app, grant) for grant in grants),
+            partial(app.contribute, "user-1", "profile", "any", "any", 5, NOON),
+            partial(app.feed_post, "user-2", "8", 7, NOON),
+            partial(app.award_badge, "a new one", "9", 3, NOON),
+        ],
+    )
+    assert len(app.commits) == 1
+    assert [each.result().status for each in answers] == [GrantStatus.RECORDED] * 12
+    receipts = [each.result() for each in answers]
+    ledger = read_ledger(app)
+    assert len(check_receipts(ledger, zip(grants, receipts[:9], strict=True))) == 9
+    changes = [(each.recomputed_before, each.recomputed_after) for each in receipts[9:]]
+    assert changes == [(0, 5), (0, 7), (0, 3)]
+    assert receipts[11].position == ledger.positions["a new one/award:badge:9"]
+
+
+def test_totals_of_one_user_follow_each_other_within_a_commit(app: Watched) -> None:
+    grants = [make_grant(number, user_id="hot", amount=number + 1) for number in range(32)]
+    answers: list[Any] = granted_together(app, grants)
+    assert len(app.commits) == 1
+    befores, afters = zip(*((each.total_before, each.total_after) for each in answers), strict=True)
+    assert befores == (0, *afters[:-1])
+    assert all_recorded(app, grants, answers)
+
+
+def test_whoever_is_alone_commits_at_once(sqlite: Watched) -> None:
+    """With no other thread to do it, and none to wait for."""
+    before = threading.active_count()
+    for number in range(3):
+        sqlite.grant(**make_grant(number).model_dump())
+    assert threading.active_count() == before
+    assert [grants_in(events) for events in sqlite.commits] == [
+        ["grant-0"],
+        ["grant-1"],
+        ["grant-2"],
+    ]
+
+
+def test_no_more_than_a_thousand_go_together(
+    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite._queue, "_most", 4)
+    grants = [make_grant(number) for number in range(10)]
+    answers = granted_together(sqlite, grants)
+    assert [len(grants_in(events)) for events in sqlite.commits] == [4, 4, 2]
+    assert all_recorded(sqlite, grants, answers)
+
+
+def test_nobody_waits_for_more_than_two_commits(sqlite: Watched) -> None:
+    """The one that was under way, and the next one."""
+    begun: dict[str, int] = {}
+    recorded: dict[str, int] = {}
+
+    def note(commit: Callable[[], Any]) -> Any:
+        number = len(sqlite.commits)
+        recorded.update(dict.fromkeys(grants_in(sqlite.commits[-1]), number))
+        sqlite.instead.append(note)
+        return commit()
+
+    sqlite.instead.append(note)
+
+    def keep_granting(thread: int) -> list[tuple[Grant, GrantReceipt]]:
+        answers = []
+        for number in range(40):
+            grant = make_grant(number, grant_id=f"{thread}-{number}", user_id=f"user-{thread % 5}")
+            begun[grant.grant_id] = len(sqlite.commits)
+            answers.append((grant, sqlite.grant(**grant.model_dump())))
+        return answers
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = [each for some in threads.map(keep_granting, range(16)) for each in some]
+    assert len(check_receipts(read_ledger(sqlite), answers)) == 640
+    assert len(sqlite.commits) < 320
+    assert max(recorded[grant_id] - begun[grant_id] for grant_id in begun) <= 2
+
+
+def test_a_batch_lets_those_go_first_who_wait(sqlite: Watched) -> None:
+    """A chunk is a commit of its own, behind which nobody has to wait for another chunk."""
+    batch = [make_grant(number) for number in range(100, 300)]
+    grants = [make_grant(number) for number in range(3)]
+    with ThreadPoolExecutor(5) as threads:
+        with commit_under_way(sqlite):
+            many = [threads.submit(sqlite.grant_many, some) for some in (batch[:100], batch[100:])]
+            few = [threads.submit(granting(sqlite, grant)) for grant in grants]
+            until(lambda: len(sqlite._queue._waiting) == 3)
+        answers = [each.result() for each in few]
+        receipts = [receipt for each in many for receipt in each.result()]
+    assert sorted(map(len, map(grants_in, sqlite.commits))) == [3, 100, 100]
+    assert len(grants_in(sqlite.commits[0])) == 3
+    assert all_recorded(sqlite, [*grants, *batch], [*answers, *receipts])
+
+
+def test_one_hot_user_of_32_threads(app: Watched) -> None:
+    grants = [make_grant(number, user_id="hot") for number in range(160)]
+    with ThreadPoolExecutor(32) as threads:
+        answers = list(threads.map(lambda grant: app.grant(**grant.model_dump()), grants))
+    assert all_recorded(app, grants, answers)
+    assert len(app.commits) < 120
+
+
+# --- each for its own ----------------------------------------------------------------------------
+
+
+def test_whoever_is_refused_takes_nobody_along(
+    app: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit of a total, which is known only as it is decided."""
+    monkeypatch.setattr("scoring.user_score.MAX_TOTAL", 9)
+    grants = [
+        *(make_grant(number, user_id="ada", amount=4) for number in range(2)),
+        make_grant(2, user_id="ada", amount=4),
+        make_grant(3, user_id="bob", amount=4),
+        make_grant(4, user_id="ada", amount=1),
+    ]
+    *rest, refused = [*granted_together(app, grants)]
+    refused, rest = rest[2], [*rest[:2], rest[3], refused]
+    assert isinstance(refused, InvalidGrant)
+    assert refused.field == "amount"
+    del grants[2]
+    assert all_recorded(app, grants, rest)
+    assert len(app.commits) == 1
+
+
+def test_whoever_has_a_taken_id_takes_nobody_along(
+    app: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the conflict is logged by the thread that has it."""
+    app.grant(**make_grant(1).model_dump())
+    app.grant(**make_grant(2).model_dump())
+    grants = [
+        make_grant(0),
+        make_grant(1),
+        make_grant(2, amount=100),
+        make_grant(3),
+        make_grant(2, user_id="nobody yet"),
+    ]
+    threads: list[str] = []
+
+    def grant(wanted: Grant) -> GrantReceipt:
+        threads.append(threading.current_thread().name)
+        return app.grant(**wanted.model_dump())
+
+    with caplog.at_level(logging.WARNING):
+        answers = [
+            each.result() for each in together(app, [partial(grant, each) for each in grants])
+        ]
+    statuses = [answer.status.name for answer in answers]
+    assert statuses == ["RECORDED", "DUPLICATE", "CONFLICT", "RECORDED", "CONFLICT"]
+    check_receipts(read_ledger(app), zip(grants, answers, strict=True))
+    assert {record.threadName for record in caplog.records} == {threads[2], threads[4]}
+    assert app.score_of("nobody yet").version == 0
+    assert len(app.commits) <= 4, "the others were committed together, at the second attempt"
+
+
+def test_those_who_want_the_same_id_at_once_agree_on_who_has_it(app: Watched) -> None:
+    grants = [
+        *(make_grant(1) for _ in range(5)),
+        make_grant(1, amount=77),
+        make_grant(1, user_id="another one"),
+    ]
+    answers: list[Any] = granted_together(app, grants)
+    assert [each.status.name for each in answers] == [
+        "RECORDED",
+        *["DUPLICATE"] * 4,
+        *["CONFLICT"] * 2,
+    ]
+    check_receipts(read_ledger(app), zip(grants, answers, strict=True))
+    assert len(app.commits) == 1
+
+
+def test_contributions_to_one_key_at_once_come_one_after_another(app: Watched) -> None:
+    points = [3, 3, 5, 0, 5]
+    for key, wanted in {
+        "profile": ["RECORDED", "DUPLICATE", "RECORDED", "RECORDED", "RECORDED"],
+        "award:badge:1": ["RECORDED", "DUPLICATE", "CONFLICT", "CONFLICT", "CONFLICT"],
+    }.items():
+        answers = together(
+            app,
+            [partial(app.contribute, "ada", key, "any", "any", each, NOON) for each in points],
+        )
+        receipts = [each.result() for each in answers]
+        assert [each.status.name for each in receipts] == wanted
+        befores = [each.recomputed_before for each in receipts]
+        assert [each.recomputed_after for each in receipts[:-1]] == befores[1:]
+    assert len(app.commits) == 2
+    assert app.score_of("ada").recomputed_total == 10
+    assert app.score_of("ada").total_score == 3
+
+
+def test_users_to_whom_another_process_has_granted_hold_nobody_up(
+    new_env: Callable[[], dict[str, str]],
+) -> None:
+    """They are read again, all of them together."""
+    env = new_env()
+    with Watched(env) as app, Scoring(env) as other:
+        before = [make_grant(number) for number in range(7)]
+        answers: list[Any] = app.grant_many(before)
+        for number in range(100, 104):
+            before.append(make_grant(number))
+            answers.append(other.grant(**make_grant(number).model_dump()))
+        grants = [make_grant(number) for number in range(200, 207)]
+        del app.commits[:]
+        answers += granted_together(app, grants)
+        assert all_recorded(app, [*before, *grants], answers)
+        assert len(app.commits) == 2, "one that failed, and one with everything"
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("error", [OperationalError("lost"), DataError("refused")])
+def test_a_commit_that_fails_or_seems_to_is_found_out_about_by_each(
+    app: Watched, *, error: Exception, done: bool
+) -> None:
+    grants = [make_grant(number) for number in range(6)]
+    app.instead.append(failing(error, done=done))
+    answers = granted_together(app, grants)
+    assert all_recorded(app, grants, answers)
+    assert len(app.commits) == (1 if done else 7)
+
+
+def test_a_store_that_refuses_one_refuses_that_one_only(sqlite: Watched) -> None:
+    grants = [make_grant(number) for number in range(4)]
+
+    def refuse(commit: Callable[[], Any]) -> Any:
+        sqlite.instead.append(refuse)
+        if "grant-2" in grants_in(sqlite.commits[-1]):
+            raise DataError("this one is not for us")
+        return commit()
+
+    sqlite.instead.append(refuse)
+    answers = granted_together(sqlite, grants)
+    assert isinstance(answers.pop(2), ScoringError)
+    del grants[2]
+    assert all_recorded(sqlite, grants, answers)
+
+
+def test_the_trace_of_each_caller_stays_with_its_own_event(
+    sqlite: Watched, telemetry: Telemetry
+) -> None:
+    del telemetry  # whose providers are the process's
+    tracer = trace.get_tracer("test")
+    spans: dict[str, str] = {}
+
+    def grant(number: int) -> None:
+        if number % 3 == 0:
+            sqlite.grant(**make_grant(number).model_dump())
+            return
+        with tracer.start_as_current_span(f"request {number}") as span:
+            context = span.get_span_context()
+            if number % 3 == 1:
+                sqlite.grant(**make_grant(number).model_dump())
+            else:
+                sqlite.award_badge("ada", str(number), 3, NOON)
+        grant_id = f"grant-{number}" if number % 3 == 1 else f"ada/award:badge:{number}"
+        spans[grant_id] = f"{context.trace_id:032x}-{context.span_id:016x}"
+
+    for each in together(sqlite, [partial(grant, number) for number in range(9)]):
+        each.result()
+    assert len(sqlite.commits) == 1
+    assert {
+        event.grant_id: event.traceparent[3:-3]
+        for event in sqlite.commits[0]
+        if isinstance(event, UserScore.GrantRecorded) and event.traceparent is not None
+    } == spans
+
+
+def test_the_clock_is_asked_by_the_callers_own_thread() -> None:
+    """One that fails does not fail the others, nor one that knows whose request it is in."""
+    asked: list[int] = []
+    calling: list[int] = []
+
+    def clock() -> datetime:
+        asked.append(threading.get_ident())
+        return NOON
+
+    with Scoring(clock=clock) as app:
+
+        def award(number: int) -> None:
+            calling.append(threading.get_ident())
+            app.award_badge(f"user-{number}", "7", 5)
+
+        for each in together(app, [partial(award, number) for number in range(3)]):
+            each.result()
+    assert asked == calling
+
+
+# --- interrupted ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("by a plugin")])
+def test_who_is_interrupted_in_a_commit_leaves_the_others_unharmed(
+    app: Watched, *, error: BaseException, done: bool
+) -> None:
+    """Another one takes over, and finds out whether the commit was done."""
+    grants = [make_grant(number, user_id=f"user-{number % 2}") for number in range(6)]
+    app.instead.append(failing(error, done=done))
+    answered: list[Any] = granted_together(app, grants)
+    assert answered.pop(0) is error
+    ledger = read_ledger(app)
+    assert ("grant-0" in ledger.events) is done
+    assert len(check_receipts(ledger, zip(grants[1:], answered, strict=True))) == 5
+    assert app.grant(**grants[0].model_dump()).status.name == ("DUPLICATE" if done else "RECORDED")
+
+
+def interrupted(number: int, call: Callable[[], T]) -> T:
+    """Make a call, and raise where an interrupt may come for the n-th time.
+
+    CPython looks for one as a function in Python begins and when one in C returns. Not within
+    what the library does with a database.
+    """
+    places = count(1)
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        file = Path(frame.f_code.co_filename)
+        is_ours = file.parent.name == "scoring" and not file.name.startswith("sqlite")
+        if is_ours and event in {"call", "c_return"} and next(places) == number:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(look)
+    try:
+        return call()
+    finally:
+        sys.setprofile(None)
+
+
+def _all_wait(app: Scoring, futures: list[Future[Any]]) -> bool:
+    waiting = [ticket for ticket in app._queue._waiting if not ticket.is_withdrawn]
+    return len(waiting) + sum(future.done() for future in futures) >= len(futures)
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["who leads", "who follows"])
+def test_wherever_one_is_interrupted_the_others_are_answered(
+    sqlite: Watched, victim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who leads and one who follows, in every place in turn."""
+    monkeypatch.setattr(scoring.commit_queue, "_LOOKS_AGAIN_SECONDS", 0.01)
+    answers: list[tuple[Grant, GrantReceipt]] = []
+    with ThreadPoolExecutor(3) as threads:
+        for place in count(1):
+            grants = [
+                make_grant(place * 3 + number, user_id=f"user-{number % 2}") for number in range(3)
+            ]
+            calls = [granting(sqlite, grant) for grant in grants]
+            calls[victim] = partial(interrupted, place, calls[victim])
+            with commit_under_way(sqlite):
+                futures = [threads.submit(call) for call in calls]
+                until(partial(_all_wait, sqlite, futures))
+            is_over = futures[victim].exception() is None
+            answers += [
+                (grant, future.result())
+                for grant, future in zip(grants, futures, strict=True)
+                if is_over or future is not futures[victim]
+            ]
+            if is_over:
+                break
+    assert place > 40
+    recorded = check_receipts(read_ledger(sqlite), answers)
+    assert recorded == {grant.grant_id: 1 for grant, _ in answers}
+
+
+def test_whoever_stops_waiting_is_left_out(sqlite: Watched) -> None:
+    """Nothing is recorded later for a caller who was told of an interrupt."""
+    grants = [make_grant(number) for number in range(3)]
+    calls = [granting(sqlite, grant) for grant in grants]
+
+    class _Interrupted(scoring.commit_queue._Ticket[Any]):
+        def wait(self, seconds: float) -> None:
+            if self.member._commands[0].grant_id == "grant-1":
+                raise KeyboardInterrupt
+            super().wait(seconds)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as threads:
+        patch.setattr(scoring.commit_queue, "_Ticket", _Interrupted)
+        with commit_under_way(sqlite):
+            futures = [threads.submit(call) for call in calls]
+            until(lambda: len(sqlite._queue._waiting) == 3 and futures[1].done())
+    assert isinstance(futures[1].exception(), KeyboardInterrupt)
+    assert futures[0].result().status is futures[2].result().status is GrantStatus.RECORDED
+    assert read_ledger(sqlite).events.keys() == {"grant-0", "grant-2"}
+
+
+def test_a_command_from_within_a_commit_is_done_in_it() -> None:
+    """As by a signal handler, or by who is told of what was recorded."""
+
+    class Nested(Scoring):
+        def notify(self, events: Any) -> None:
+            super().notify(events)
+            if grants_in(events) == ["grant-1"]:
+                assert self.grant(**make_grant(2).model_dump()).status is GrantStatus.RECORDED
+
+    with Nested() as app:
+        assert app.grant(**make_grant(1).model_dump()).status is GrantStatus.RECORDED
+        assert app.grant(**make_grant(3).model_dump()).status is GrantStatus.RECORDED
+        assert read_ledger(app).events.keys() == {"grant-1", "grant-2", "grant-3"}
+
+
+# --- against a model -----------------------------------------------------------------------------
+
+_COMMANDS = st.one_of(
+    st.builds(
+        lambda number, user, amount: ("grant", f"grant-{number}", user, amount),
+        st.integers(0, 6),
+        st.sampled_from(["ada", "bob"]),
+        st.integers(1, 3),
+    ),
+    st.builds(
+        lambda key, user, points: ("contribute", key, user, points),
+        st.sampled_from(["profile", "award:badge:1", "content:feed-post:2"]),
+        st.sampled_from(["ada", "bob"]),
+        st.integers(0, 2),
+    ),
+)
+
+
+def _call(app: Scoring, command: tuple[str, str, str, int]) -> Callable[[], Any]:
+    kind, what, user, points = command
+    if kind == "grant":
+        return partial(app.grant, user, what, "quiz", "any", "any", points, NOON)
+    return partial(app.contribute, user, what, "any", "any", points, NOON)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(_COMMANDS, min_size=1, max_size=5), min_size=1, max_size=4))
+def test_whatever_meets_is_answered_as_one_after_another(
+    groups: list[list[tuple[str, str, str, int]]],
+) -> None:
+    """Against an application of one thread that is given the same, in the order of the queue."""
+    with Scoring() as app, Scoring() as model:
+        for group in groups:
+            answers = [
+                each.result() for each in together(app, [_call(app, each) for each in group])
+            ]
+            wanted = [_call(model, each)() for each in group]
+            for answer, expected, (kind, _, user, _) in zip(answers, wanted, group, strict=True):
+                assert answer.status is expected.status
+                if kind == "contribute":
+                    assert answer.recomputed_before == expected.recomputed_before
+                    assert answer.recomputed_after == expected.recomputed_after
+                elif answer.status is GrantStatus.RECORDED:
+                    assert answer.total_before == expected.total_before
+                    assert answer.total_after == expected.total_after
+                else:
+                    total = model.score_of(user).total_score
+                    assert expected.total_after <= answer.total_after <= total
+        for user in ("ada", "bob"):
+            assert app.score_of(user) == model.score_of(user)
+
+
+# --- elsewhere -----------------------------------------------------------------------------------
+
+_GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import sys
+from threading import get_ident
+import gevent
+from scoring import Scoring
+from support import make_grant
+
+idents = set()
+class Counting(Scoring):
+    commits = 0
+    def commit(self, processing_event):
+        type(self).commits += 1
+        gevent.sleep(0.001)  # as a database that is waited for lets others run
+        return super().commit(processing_event)
+
+with Counting({"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": sys.argv[1]}) as app:
+    def grant(worker):
+        idents.add(get_ident())
+        for number in range(worker, 320, 32):
+            app.grant(**make_grant(number).model_dump())
+    gevent.joinall([gevent.spawn(grant, worker) for worker in range(32)], raise_error=True)
+    assert len(idents) == 32
+    assert sum(app.score_of(f"user-{number}").grant_count for number in range(7)) == 320
+    assert Counting.commits < 60, Counting.commits
+print("done")
+"""
+
+
+def test_greenlets_commit_together(tmp_path: Path) -> None:
+    pytest.importorskip("gevent")
+    done = subprocess.run(
+        [sys.executable, "-c", _GREENLETS, str(tmp_path / "events.sqlite")],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "done\n", done.stderr

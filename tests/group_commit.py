@@ -1,0 +1,83 @@
+"""Calls of several threads that wait for a commit together, and commits that a test watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+from uuid import UUID
+
+from eventsourcing.application import ProcessingEvent
+from eventsourcing.persistence import Recording
+
+from scoring import Scoring
+
+Commit = Callable[[], list[Recording[UUID]]]
+
+
+class Watched(Scoring):
+    """Keeps what each commit was given, and has a test's function do it, if there is one."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.commits: list[list[Any]] = []
+        self.instead: list[Callable[[Commit], list[Recording[UUID]]]] = []
+        super().__init__(env)
+
+    def commit(self, processing_event: ProcessingEvent[UUID]) -> list[Recording[UUID]]:
+        self.commits.append(list(processing_event.events))
+
+        def really() -> list[Recording[UUID]]:
+            return super(Watched, self).commit(processing_event)
+
+        return self.instead.pop(0)(really) if self.instead else really()
+
+
+def failing(error: BaseException, *, done: bool) -> Callable[[Commit], list[Recording[UUID]]]:
+    """Do a commit or not, and raise."""
+
+    def instead(commit: Commit) -> list[Recording[UUID]]:
+        if done:
+            commit()
+        raise error
+
+    return instead
+
+
+@contextmanager
+def commit_under_way(app: Scoring) -> Iterator[None]:
+    """Inside the block, another thread of the process commits."""
+    begun, end = Event(), Event()
+
+    def hold() -> None:
+        begun.set()
+        end.wait()
+
+    with ThreadPoolExecutor(1) as other:
+        holding = other.submit(app._queue.alone, hold)
+        begun.wait()
+        try:
+            yield
+        finally:
+            end.set()
+            holding.result()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def together(app: Scoring, calls: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
+    """Make these calls, each in a thread of its own, so that they wait for one commit in order."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        futures = []
+        with commit_under_way(app):
+            for number, call in enumerate(calls, start=1):
+                futures.append(threads.submit(call))
+                until(lambda number=number: len(app._queue._waiting) >= number)  # type: ignore[misc]
+    return futures
