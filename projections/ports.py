@@ -96,9 +96,7 @@ class LeaderboardRepository(Protocol):
         """Return a user's row, or ``None`` for a user who has nothing yet."""
         ...
 
-    def around(
-        self, user: str | LeaderboardRow, k: int = 5, by: By | None = None
-    ) -> list[LeaderboardRow]:
+    def around(self, user_id: str, k: int = 5, by: By | None = None) -> list[LeaderboardRow]:
         """Return a user's row with those before and after it."""
         ...
 

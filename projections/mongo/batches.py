@@ -25,12 +25,14 @@ class Writes:
 
     Attributes:
         event_count: Of how many events.
+        changes: What they add to each user's document, by user id.
         grants: Documents to insert, as BSON.
         users: Update statements of MongoDB's ``update`` command, one for each user.
         buckets: Likewise, one for each bucket.
     """
 
     event_count: int
+    changes: dict[str, UserChange]
     grants: list[bytes]
     users: list[bytes]
     buckets: list[bytes]
@@ -188,13 +190,12 @@ def writes_of(events: Sequence[ScoreEvent], documents: list[bytes] | None = None
     """Return what events come to; ``documents`` are of the grants, if they are encoded already."""
     if documents is None:
         documents = [encoded(event) for event in events if isinstance(event, GrantEvent)]
+    changes = user_changes(events)
     return Writes(
         len(events),
+        changes,
         documents,
-        [
-            _upsert(change.selector(user_id), change.update())
-            for user_id, change in user_changes(events).items()
-        ],
+        [_upsert(change.selector(user_id), change.update()) for user_id, change in changes.items()],
         [
             _upsert({"_id": {"userId": user_id, "key": key}}, {"$set": bucket})
             for (user_id, key), bucket in bucket_documents(events).items()

@@ -3,6 +3,7 @@
 ``score_grants``: one document per grant, inserted once and never updated.
 ``user_scores``: one document per user, sums of the former.
 ``score_buckets``: the buckets a reader of the old way would see.
+``score_ranks``: how many users have how many points; see ``ranks``.
 ``score_positions``: how far the event store has been projected, by application name.
 ``score_parked``: streams that are not projected from some event on.
 ``score_workers``: the sessions of workers, so that one that was killed cannot hold up the others,
@@ -40,18 +41,22 @@ Document = dict[str, Any]
 GRANTS: Final = "score_grants"
 USERS: Final = "user_scores"
 BUCKETS: Final = "score_buckets"
+RANKS: Final = "score_ranks"
 POSITIONS: Final = "score_positions"
 WORKERS: Final = "score_workers"
 CONTROL: Final = "score_control"
 PARKED: Final = "score_parked"
 
-GENERATIONAL: Final = (GRANTS, USERS, BUCKETS, PARKED)
+GENERATIONAL: Final = (GRANTS, USERS, BUCKETS, RANKS, PARKED)
 """What a rebuild makes again, and a switch renames."""
 
-SHAPE: Final = 1
+SHAPE: Final = 2
 """Version of what the projection writes into these. A release that writes other fields, or
 other values into the same ones, raises it: whoever then opens documents of the old shape is advised
 to rebuild them."""
+
+FIRST_SHAPE: Final = 1
+"""Of a live position that names none."""
 
 INDEXES: Final = {
     GRANTS: [
@@ -63,6 +68,7 @@ INDEXES: Final = {
         IndexModel([("totalScore", DESCENDING), ("_id", ASCENDING)]),
     ],
     BUCKETS: [],
+    RANKS: [],
     POSITIONS: [],
     # Whoever was killed while nobody was waiting is forgotten in time.
     WORKERS: [IndexModel([("seenAt", ASCENDING)], expireAfterSeconds=3600)],
@@ -115,6 +121,7 @@ class Collections:
         self.grants: Collection[Document] = self.database[self.name_of(GRANTS)]
         self.users: Collection[Document] = self.database[self.name_of(USERS)]
         self.buckets: Collection[Document] = self.database[self.name_of(BUCKETS)]
+        self.ranks: Collection[Document] = self.database[self.name_of(RANKS)]
         self.positions: Collection[Document] = self.database[POSITIONS]
         self.workers: Collection[Document] = self.database[WORKERS]
         self.parked: Collection[Document] = self.database[self.name_of(PARKED)]
@@ -135,9 +142,9 @@ class Collections:
     @property
     def writable(self) -> Document:
         """What the document of a position must match besides its position to be moved."""
-        # Not held by a switch, and not of a shape that another release has made meanwhile; a live
-        # position that was never rebuilt names none.
-        return {**NOT_HELD, "shape": {"$in": [self.shape, None]}}
+        # Not held by a switch, and not of a shape that another release has made. As an equality, so
+        # that a position that is new names its shape; those of the first shape may name none.
+        return {**NOT_HELD, "shape": self.shape}
 
     def place(self) -> str:
         """Return host, port and database, without credentials."""

@@ -19,7 +19,7 @@ from projections.errors import (
     RebuildSuperseded,
     ShapeChanged,
 )
-from projections.mongo.collections import CONTROL_ID
+from projections.mongo.collections import CONTROL_ID, FIRST_SHAPE
 from projections.mongo.control import control_state
 from projections.mongo.errors import ANSWER_SECONDS, answered, translated
 from projections.mongo.sessions import in_session
@@ -195,8 +195,8 @@ class Generations:
                     document = self._collections.positions.find_one({"_id": position_id})
                 if document is None and self._collections.generation is not None:
                     raise RebuildSuperseded(self._collections.generation)
-                document = document or {}
-                shape = document.get("shape", self._collections.shape)
+                document = document or {"shape": self._collections.shape}
+                shape = document.get("shape", FIRST_SHAPE)
                 if shape != self._collections.shape:
                     raise ShapeChanged(found=shape, expected=self._collections.shape)
                 if "hold" not in document or time.monotonic() > deadline:

@@ -9,7 +9,6 @@ from pymongo.errors import DuplicateKeyError
 
 from projections.errors import PositionMoved, ReadModelUnavailable
 from projections.events.anchor import Tracked
-from projections.mongo.collections import NOT_HELD
 from projections.mongo.errors import answered
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Positions:
                         {
                             **self._of(tracking.application_name),
                             "position": {"$not": {"$gte": tracking.notification_id}},
-                            **NOT_HELD,
+                            **self._read_model.writable,
                         },
                         {"$set": {"position": tracking.notification_id}},
                         upsert=True,

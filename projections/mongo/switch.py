@@ -100,7 +100,11 @@ class Switch:
             control_state(self._live, session)  # a database that was dropped stays empty
             self._live.positions.update_one(
                 {"_id": self._live_id, **NOT_HELD},
-                {"$set": {"hold.token": self._token}, "$currentDate": {"hold.at": True}},
+                {
+                    "$set": {"hold.token": self._token},
+                    "$currentDate": {"hold.at": True},
+                    "$setOnInsert": {"shape": self._live.shape},
+                },
                 upsert=True,
                 session=session,
             )

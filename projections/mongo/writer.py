@@ -13,6 +13,7 @@ from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 from projections.errors import BatchRefused
 from projections.mongo.batches import writes_of
 from projections.mongo.errors import is_duplicate_key, is_other_collection, refusal, translated
+from projections.mongo.ranks import RANKED, RankCounts
 from projections.mongo.redelivery import unseen_events
 from projections.mongo.transactions import TransactionRunner
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pymongo.collection import Collection
 
     from projections.events.model import ScoreEvent
-    from projections.mongo.batches import Writes
+    from projections.mongo.batches import UserChange, Writes
     from projections.mongo.collections import Document
     from projections.mongo.read_model import ReadModel
 
@@ -33,6 +34,7 @@ _ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeEr
 _COMMAND_BYTES: Final = 12 * 1024 * 1024
 _COMMAND_STATEMENTS: Final = 100_000
 _ARRAY_ENTRY_BYTES: Final = 8
+_LOOKUP_SIZE: Final = 10_000
 _MOST_ATTEMPTS: Final = 6  # the first of which looks nothing up
 
 
@@ -74,8 +76,45 @@ class Transaction:
     def send(self, writes: Writes) -> None:
         """Send what events come to."""
         self._send("insert", self._read_model.grants, "documents", writes.grants)
+        before = self._totals([*writes.changes])
         self._send("update", self._read_model.users, "updates", writes.users)
         self._send("update", self._read_model.buckets, "updates", writes.buckets)
+        self._count(writes.changes, before)
+
+    def _totals(self, user_ids: list[str]) -> dict[str, Document]:
+        """Return the totals of these users, by user id, before they change."""
+        return {
+            user["_id"]: user
+            for start in range(0, len(user_ids), _LOOKUP_SIZE)
+            for user in self._read_model.database.cursor_command(
+                {
+                    "find": self._read_model.users.name,
+                    "filter": {"_id": {"$in": user_ids[start : start + _LOOKUP_SIZE]}},
+                    "projection": dict.fromkeys(RANKED, 1),
+                    "batchSize": _LOOKUP_SIZE,
+                    **self._read_model.inventory.guard(self._read_model.users.name),
+                },
+                session=self.session,
+            )
+        }
+
+    def _count(self, changes: dict[str, UserChange], before: dict[str, Document]) -> None:
+        """Count the users whose totals have changed where they rank now."""
+        counts = RankCounts(self._read_model, self.session)
+        for total in RANKED:
+            gone, come = [], []
+            for user_id, change in changes.items():
+                more = change.total if total == "totalScore" else change.recomputed
+                user = before.get(user_id)
+                found = None if user is None else user.get(total)
+                if not isinstance(found, int):  # as in no document that the projection has made
+                    come.append(more)
+                elif more:
+                    gone.append(found)
+                    come.append(found + more)
+            counts.move(total, gone, come)
+        self._send("update", self._read_model.ranks, "updates", counts.updates)
+        self._send("delete", self._read_model.ranks, "deletes", counts.deletes)
 
     def _send(
         self, command: str, collection: Collection[Document], field: str, statements: list[bytes]

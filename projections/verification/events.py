@@ -23,6 +23,7 @@ from projections.mongo.parking import parked_stream
 from projections.mongo.sessions import in_snapshot
 from projections.verification.collections import verify_collections
 from projections.verification.expectation import Expectation
+from projections.verification.ranks import verify_ranks
 from projections.verification.report import (
     DOCUMENT,
     MAX_DIFFERENCES,
@@ -58,7 +59,7 @@ def verify_events(
     *,
     on_progress: Callable[[VerificationProgress], None] | None = None,
 ) -> Verification:
-    """Compare grants, users, buckets and the tracked position with the events of ``scoring``.
+    """Compare grants, users, buckets, ranks and the tracked position with the events.
 
     Events and grants are read in order of their position and merged, in pages; users and buckets
     are compared with what the events add up to, as they were at one instant together with the
@@ -149,7 +150,10 @@ class _EventVerification:
         for document in self._read_model.grants.find(behind, session=session).sort("_id", 1):
             self._report_extra_grant(document, outcome)
         self._look_for_gaps(outcome)
+        before = outcome.difference_count
         self._compare_users(session, outcome)
+        if outcome.difference_count == before:
+            outcome.add(verify_ranks(self._read_model, session))
         self._compare_buckets(session, outcome)
         return outcome
 

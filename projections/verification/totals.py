@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bson.max_key import MaxKey
 
+from projections.mongo.sessions import in_snapshot
 from projections.verification.collections import verify_collections
+from projections.verification.ranks import verify_ranks
 from projections.verification.report import (
     DOCUMENT,
     Difference,
@@ -36,6 +38,8 @@ def verify_totals(
     read_model: ReadModel, *, on_progress: Callable[[VerificationProgress], None] | None = None
 ) -> Verification:
     """Compare every user's document with the sums of their grants and of their buckets.
+
+    And how many users there are with how many points with what is counted of them.
 
     Users are read in pages, each page with its grants and buckets as they were at one instant, so
     workers may go on and memory does not grow with history.
@@ -68,6 +72,9 @@ def _verified(
         if after is None:
             break
     _report_strangers(read_model, outcome)
+    if not outcome.difference_count:
+        ranks = in_snapshot(read_model.client, lambda session: verify_ranks(read_model, session))
+        outcome.add(ranks)
     return outcome
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -11,65 +15,130 @@ from typing import Any
 
 from bson.int64 import Int64
 
-from measuring import Report, in_turns, seconds
+from measuring import Report, in_turns
 from projections import Leaderboard, LeaderboardRow
 from projections.embedded import open_server
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
+from ranks import insert_users
 
 USERS = 1_000_000
 ROUNDS = 300
 NEIGHBOURS = 50
 INDEX = [("recomputedTotal", -1), ("_id", 1)]
 
+_RANDOM = random.Random(1)
+
+SPREADS: dict[str, Callable[[], int]] = {
+    "many tied, some far ahead": lambda: min(int(10 * _RANDOM.paretovariate(0.5)), 2**62),
+    "all within 100 points": lambda: 10**12 + _RANDOM.randrange(100),
+    "all tied": lambda: 7,
+    "hardly any tied": lambda: _RANDOM.randrange(10**12),
+}
+
 
 def leaderboard(folder: Path, report: Report) -> None:
-    """Fill a read model with users, many of them tied, and read it in every way."""
+    """Fill a read model with users, however their scores are spread, and read it in every way."""
     with open_server(folder / "mongo") as server, connect(server.uri) as client:
-        read_model = ReadModel(client, "benchmark")
-        read_model.prepare()
-        _fill(read_model)
-        board = Leaderboard(read_model)
-        top = [lambda: board.top(100), lambda: _bare(read_model, None, 100)]
-        _compare(report, "top(100), bare find of 100", *top)
-        for name, row in _places(board, read_model).items():
-            size = NEIGHBOURS + 1 if name != "middle" else 2 * NEIGHBOURS + 1
-            start = _bare(read_model, row, NEIGHBOURS + 1, backwards=True)[-1]
-            place = LeaderboardRow(0, start["_id"], start["recomputedTotal"])
-            _compare(
-                report,
-                f"around(row, {NEIGHBOURS}), {name} user, bare find of the same rows",
-                partial(board.around, row, NEIGHBOURS),
-                partial(_bare, read_model, place, size),
-            )
-            _compare(
-                report,
-                f"page(after=row, limit=100), {name} user, bare find of the same rows",
-                partial(board.page, after=row, limit=100),
-                partial(_bare, read_model, row, 100),
-            )
-            _rank(report, board, read_model, name, row)
+        for number, (spread, score) in enumerate(SPREADS.items()):
+            read_model = ReadModel(client, f"benchmark{number}")
+            read_model.prepare()
+            _fill(read_model, score)
+            _read(folder, report, read_model, spread)
+            client.drop_database(read_model.database.name)
 
 
-def _fill(read_model: ReadModel) -> None:
-    randomness = random.Random(1)
+def _read(folder: Path, report: Report, read_model: ReadModel, spread: str) -> None:
+    board = Leaderboard(read_model)
+    places = _places(board, read_model)
+    for name, row in places.items():
+        user_id = row.user_id
+        _compare(
+            report,
+            f"rank_of(user), {name} of {USERS:,} users ({spread}), find_one by _id",
+            partial(board.rank_of, user_id),
+            partial(read_model.users.find_one, {"_id": user_id}),
+            wanted=5,
+        )
+        size = NEIGHBOURS + 1 if name != "middle" else 2 * NEIGHBOURS + 1
+        start = _bare(read_model, row, NEIGHBOURS + 1, backwards=True)[-1]
+        place = LeaderboardRow(0, start["_id"], start["recomputedTotal"])
+        _compare(
+            report,
+            f"around(user, {NEIGHBOURS}), {name} user ({spread}), bare find of the same rows",
+            partial(board.around, user_id, NEIGHBOURS),
+            partial(_bare, read_model, place, size),
+            wanted=5,
+        )
+        _compare(
+            report,
+            f"page(after=row, limit=100), {name} user ({spread}), bare find of the same rows",
+            partial(board.page, after=row, limit=100),
+            partial(_bare, read_model, row, 100),
+            wanted=5,
+        )
+    _compare(
+        report,
+        f"top(100) ({spread}), bare find of 100",
+        partial(board.top, 100),
+        partial(_bare, read_model, None, 100),
+        wanted=2,
+    )
+    if shutil.which("redis-server"):
+        with _redis(folder / "redis", read_model) as redis:
+            for name, row in places.items():
+                _compare(
+                    report,
+                    f"rank_of(user), {name} user ({spread}), ZREVRANK of Redis",
+                    partial(board.rank_of, row.user_id),
+                    partial(redis, f"ZREVRANK board {row.user_id}"),
+                    wanted=None,
+                )
+
+
+def _fill(read_model: ReadModel, score: Callable[[], int]) -> None:
     for start in range(0, USERS, 20_000):
-        read_model.users.insert_many(
-            [
+        insert_users(
+            read_model,
+            (
                 {
                     "_id": f"user-{number:07d}",
-                    "totalScore": Int64(randomness.randrange(10**6)),
+                    "totalScore": Int64(_RANDOM.randrange(10**6)),
                     "categoryTotals": {"content": Int64(5)},
                     "sourceTotals": {"feed": Int64(5)},
                     "grantCount": Int64(1),
-                    "recomputedTotal": Int64(10 * randomness.paretovariate(0.5)),
+                    "recomputedTotal": Int64(score()),
                     "lastGrantAt": None,
                     "version": Int64(2),
                 }
                 for number in range(start, start + 20_000)
-            ],
-            ordered=False,
+            ),
         )
+
+
+@contextmanager
+def _redis(folder: Path, read_model: ReadModel) -> Iterator[Callable[[str], str]]:
+    """A sorted set with the same users; called with a command, it returns the answer's line."""
+    folder.mkdir(exist_ok=True)
+    at = folder / "socket"
+    options = ["--port", "0", "--unixsocket", str(at), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
+        try:
+            while not at.exists():
+                assert server.poll() is None
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(at))
+                answers = connection.makefile("r")
+
+                def send(command: str) -> str:
+                    connection.sendall(f"{command}\r\n".encode())
+                    return answers.readline()
+
+                for user in read_model.users.find({}, {"recomputedTotal": 1}):
+                    send(f"ZADD board {user['recomputedTotal']} {user['_id']}")
+                yield send
+        finally:
+            server.terminate()
 
 
 def _places(board: Leaderboard, read_model: ReadModel) -> dict[str, LeaderboardRow]:
@@ -104,7 +173,12 @@ def _bare(
 
 
 def _compare(
-    report: Report, what: str, ours: Callable[[], object], bare: Callable[[], object]
+    report: Report,
+    what: str,
+    ours: Callable[[], object],
+    bare: Callable[[], object],
+    *,
+    wanted: int | None,
 ) -> None:
     measured, reference = in_turns(ours, bare, rounds=ROUNDS)
     report.add(
@@ -112,30 +186,5 @@ def _compare(
         measured=f"{median(measured) * 1000:.2f} ms",
         reference=f"{median(reference) * 1000:.2f} ms",
         ratios=[median(measured) / median(reference)],
-        wanted="2 at most",
+        wanted="shown" if wanted is None else f"{wanted} at most",
     )
-
-
-def _rank(
-    report: Report, board: Leaderboard, read_model: ReadModel, name: str, row: LeaderboardRow
-) -> None:
-    """``rank_of`` and ``around`` by user id count the users above; a skip is what they replace."""
-    skip = max(0, row.rank - 1 - NEIGHBOURS)
-
-    def skipping() -> object:
-        found = read_model.users.find({}, {"recomputedTotal": 1}).sort(INDEX).skip(skip)
-        return list(found.limit(2 * NEIGHBOURS + 1))
-
-    reference = median(seconds(skipping) for _ in range(5))
-    for what, call in (
-        (f"rank_of(user), {name} user (rank {row.rank:,})", lambda: board.rank_of(row.user_id)),
-        (f"around(user, {NEIGHBOURS}), {name} user", lambda: board.around(row.user_id, NEIGHBOURS)),
-    ):
-        measured = median(seconds(call) for _ in range(5))
-        report.add(
-            what,
-            measured=f"{measured * 1000:.1f} ms",
-            reference=f"{reference * 1000:.1f} ms (find with skip)",
-            ratios=[measured / reference],
-            wanted="shown",
-        )

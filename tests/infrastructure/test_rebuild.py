@@ -22,6 +22,7 @@ from projections import (
     ShapeChanged,
 )
 from projections.mongo import MongoFactory, connect
+from projections.mongo.collections import SHAPE
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import Switch
 from projections.queries.leaderboard import Leaderboard
@@ -309,8 +310,8 @@ class TestShape:
         with ScoreLedger.open(settings=settings, event_store=store, worker=False) as ledger:
             ledger.grant_many([make_grant(number) for number in range(10)])
             ledger.catch_up()
-        monkeypatch.setattr("projections.mongo.collections.SHAPE", 2)
-        with pytest.raises(ShapeChanged, match=r"shape 1, .* has 2\): run score-ledger rebuild"):
+        monkeypatch.setattr("projections.mongo.collections.SHAPE", SHAPE + 1)
+        with pytest.raises(ShapeChanged, match=r"shape \d, .* \d\): run score-ledger rebuild"):
             ScoreLedger.open(settings=settings, event_store=store)
         env = {"MONGO_URI": str(settings.mongo_uri), "MONGO_DATABASE": settings.mongo_database}
         factory = MongoFactory(env)
@@ -332,7 +333,7 @@ class TestShape:
         old_view, old_board = MongoScoreView(live), Leaderboard(live)
         old_board.top()
         with monkeypatch.context() as patch:
-            patch.setattr("projections.mongo.collections.SHAPE", 2)
+            patch.setattr("projections.mongo.collections.SHAPE", SHAPE + 1)
             rebuild(scoring, ReadModel(live.client, live.database.name))
         scoring.grant_many([make_grant(1000)])
         with pytest.raises(ShapeChanged):
@@ -346,7 +347,7 @@ class TestShape:
     ) -> None:
         """It is of the wrong shape."""
         interrupted(scoring, live)
-        monkeypatch.setattr("projections.mongo.collections.SHAPE", 2)
+        monkeypatch.setattr("projections.mongo.collections.SHAPE", SHAPE + 1)
         newer = ReadModel(live.client, live.database.name)
         assert rebuild(scoring, newer).generation == 3
         assert newer.generations.kept() == [1]

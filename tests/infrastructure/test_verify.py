@@ -106,6 +106,10 @@ def set_bucket(**fields: Any) -> Callable[[ReadModel], object]:
     return lambda model: model.buckets.update_one({"_id": key}, {"$set": fields})
 
 
+def set_ranks(**fields: Any) -> Callable[[ReadModel], object]:
+    return lambda model: model.ranks.update_one({"_id.total": "totalScore"}, {"$set": fields})
+
+
 def set_position(**change: Any) -> Callable[[ReadModel], object]:
     return lambda model: model.positions.update_one({"_id": "Scoring"}, change["update"])
 
@@ -258,6 +262,36 @@ DAMAGES = [
         {("user-3", "recomputedTotal")},
     ),
     Damage(
+        "a wrong number of users in a range",
+        set_ranks(users=[6]),
+        *both(None, "users with totalScore from -9223372036854775808 to 9223372036854775807"),
+    ),
+    Damage(
+        "a wrong number of users above",
+        set_ranks(above=1),
+        *both(None, "users with totalScore above 9223372036854775807"),
+    ),
+    Damage(
+        "ranges that do not begin with the lowest score",
+        set_ranks(**{"from": 10}),
+        *both(None, "lowest totalScore that is counted"),
+    ),
+    Damage(
+        "no counts of users",
+        lambda model: model.ranks.delete_many({"_id.total": "recomputedTotal"}),
+        *both(None, "lowest recomputedTotal that is counted"),
+    ),
+    Damage(
+        "counts of something else",
+        lambda model: model.ranks.insert_one({"_id": {"total": "grantCount", "to": 7}}),
+        *both(None, DOCUMENT),
+    ),
+    Damage(
+        "counts without ranges",
+        lambda model: model.ranks.insert_one({"_id": {"total": "totalScore", "to": 7}}),
+        *both(None, DOCUMENT),
+    ),
+    Damage(
         "a position too low",
         set_position(update={"$set": {"position": 50}}),
         {(None, "position")},
@@ -319,7 +353,7 @@ def sound(
 def damaged(sound: tuple[Scoring, ReadModel]) -> Iterator[tuple[Scoring, ReadModel]]:
     """The same, put right again afterwards."""
     _, model = sound
-    collections = (model.grants, model.users, model.buckets, model.positions)
+    collections = (model.grants, model.users, model.buckets, model.ranks, model.positions)
     before = [list(collection.find()) for collection in collections]
     yield sound
     for collection, documents in zip(collections, before, strict=True):

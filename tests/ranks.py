@@ -1,0 +1,80 @@
+"""Users written as a projection writes them, counts included, and ranks from their definition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import bson
+from bson.int64 import Int64
+
+from projections import LeaderboardRow
+from projections.mongo import ranks
+from projections.mongo.batches import UserChange, Writes
+from projections.mongo.read_model import ReadModel
+from projections.mongo.writer import EventWriter
+
+
+def insert_users(read_model: ReadModel, documents: Iterable[dict[str, Any]]) -> None:
+    """Insert documents of users who have none yet."""
+    users = list(documents)
+    changes = {
+        user["_id"]: UserChange(total=user["totalScore"], recomputed=user["recomputedTotal"])
+        for user in users
+    }
+    inserts = [{"q": {"_id": u["_id"]}, "u": {"$setOnInsert": u}, "upsert": True} for u in users]
+    _write(read_model, changes, inserts)
+
+
+def add_to_users(read_model: ReadModel, changes: dict[str, tuple[int, int]]) -> None:
+    """Add to the balance and to the recomputed total of some users, of new ones, too."""
+    increments = [
+        {
+            "q": {"_id": user_id},
+            "u": {"$inc": {"totalScore": Int64(total), "recomputedTotal": Int64(recomputed)}},
+            "upsert": True,
+        }
+        for user_id, (total, recomputed) in changes.items()
+    ]
+    more = {user_id: UserChange(total=t, recomputed=r) for user_id, (t, r) in changes.items()}
+    _write(read_model, more, increments)
+
+
+def _write(
+    read_model: ReadModel, changes: dict[str, UserChange], updates: list[dict[str, Any]]
+) -> None:
+    writes = Writes(0, changes, [], list(map(bson.encode, updates)), [])
+    writer = EventWriter(read_model)
+    writer.commit(lambda transaction: transaction.send(writes))
+    writer.close()
+
+
+def ranked(totals: dict[str, int]) -> list[LeaderboardRow]:
+    """The whole leaderboard, from its definition."""
+    return [
+        LeaderboardRow(1 + sum(other > total for other in totals.values()), user_id, total)
+        for user_id, total in sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def assert_counts_are_true(read_model: ReadModel) -> int:
+    """Compare the counts of both totals with the users; return the number of documents."""
+    documents = list(read_model.ranks.find().sort("_id", 1))
+    for total in ("totalScore", "recomputedTotal"):
+        scores = [user[total] for user in read_model.users.find({total: {"$exists": True}})]
+        pages = [document for document in documents if document["_id"]["total"] == total]
+        low = -(2**63)
+        for page in pages:
+            assert page["from"] == low
+            assert page["tops"] == sorted(set(page["tops"]))
+            assert page["_id"]["to"] == page["tops"][-1]
+            assert page["above"] == sum(score > page["tops"][-1] for score in scores)
+            found = []
+            for top in page["tops"]:
+                assert low <= top
+                found.append(sum(low <= score <= top for score in scores))
+                assert found[-1] <= ranks.MOST_USERS or low == top
+                low = top + 1
+            assert page["users"] == found
+        assert low == 2**63 or not scores
+    return len(documents)
