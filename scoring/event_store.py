@@ -66,6 +66,15 @@ class ManyPlacesRecorder(Protocol):
 
 
 @runtime_checkable
+class AdjacentEventsRecorder(Protocol):
+    """A recorder whose database gives out events together with those beside them."""
+
+    def select_events_around(self, places: Sequence[Place]) -> dict[Place, StoredEvent]:
+        """Return, by place, the events that are there, and others that cost nothing more."""
+        ...
+
+
+@runtime_checkable
 class NewestEventsRecorder(Protocol):
     """A recorder that looks the newest events of many streams up in one query."""
 
@@ -178,16 +187,33 @@ class ScoringEventStore(EventStore[UUID]):
             for event, stored, position in zip(domain_events, stored_events, positions, strict=True)
         ]
 
-    def at(self, places: Sequence[Place]) -> list[Any]:
-        """Return, for each place in turn, the domain event that is there, or ``None``."""
-        if not places:
-            return []
-        found = (
-            self.recorder.select_events_at(places)
-            if isinstance(self.recorder, ManyPlacesRecorder)
-            else [self._only_at(stream, version) for stream, version in places]
-        )
-        return [stored and self.mapper.to_domain_event(stored) for stored in found]
+    def at(
+        self, places: Sequence[Place], *, known: Mapping[Place, StoredEvent] | None = None
+    ) -> list[Any]:
+        """Return, for each place in turn, the domain event that is there, or ``None``.
+
+        Args:
+            places: Where to look.
+            known: Stored events that need not be asked for.
+        """
+        asked = [place for place in places if place not in known] if known else places
+        found = iter(self._stored_at(asked) if asked else ())
+        return [
+            stored and self.mapper.to_domain_event(stored)
+            for stored in (
+                (known[place] if place in known else next(found) for place in places)
+                if known
+                else found
+            )
+        ]
+
+    def around(self, places: Sequence[Place]) -> tuple[list[Any], dict[Place, StoredEvent]]:
+        """Return what ``at`` does, and stored events that were read with it, to be known."""
+        if not isinstance(self.recorder, AdjacentEventsRecorder):
+            return self.at(places), {}
+        read = self.recorder.select_events_around(places) if places else {}
+        found = [read.get(place) for place in places]
+        return [stored and self.mapper.to_domain_event(stored) for stored in found], read
 
     def after(self, places: Sequence[Place]) -> Iterator[Iterator[Any]]:
         """Yield, for each place in turn, the later domain events of its stream, by version.
@@ -200,6 +226,11 @@ class ScoringEventStore(EventStore[UUID]):
         else:
             for stream, version in places:
                 yield self.get(stream, gt=version)
+
+    def _stored_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
+        if isinstance(self.recorder, ManyPlacesRecorder):
+            return self.recorder.select_events_at(places)
+        return [self._only_at(stream, version) for stream, version in places]
 
     def _only_at(self, stream: UUID | str, version: int) -> StoredEvent | None:
         found = self.recorder.select_events(stream, gt=version - 1, lte=version)

@@ -117,7 +117,8 @@ class UserScores:
         Ids that are free are left out. In the place of a grant that is not there, which only damage
         to the store can bring about, is the error that says so.
         """
-        claimed = self._events.at(
+        # A grant is where its claim is, mostly: they were committed together.
+        claimed, read = self._events.around(
             [(claim_stream_id(grant_id), UserScore.INITIAL_VERSION) for grant_id in grant_ids]
         )
         claims = {
@@ -126,7 +127,8 @@ class UserScores:
             if isinstance(claim, GrantClaimed)
         }
         found = self._events.at(
-            [(user_stream_id(claim.user_id), claim.version) for claim in claims.values()]
+            [(user_stream_id(claim.user_id), claim.version) for claim in claims.values()],
+            known=read,
         )
         return {
             grant_id: event if isinstance(event, UserScore.GrantRecorded) else _damaged(claim)

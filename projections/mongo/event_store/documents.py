@@ -97,7 +97,7 @@ def transferred(events: Sequence[Notification]) -> list[Document]:
 
 def decoded(item: Document) -> StoredEvent:
     """Return an event that was stored."""
-    return StoredEvent(_stream(item["s"]), item["v"], item["t"], item["d"])
+    return StoredEvent(stream_of(item["s"]), item["v"], item["t"], item["d"])
 
 
 def notifications(
@@ -105,7 +105,7 @@ def notifications(
 ) -> list[Notification]:
     """Return a document's events from one position to another, of these topics or all."""
     return [
-        Notification(_stream(item["s"]), item["v"], item["t"], item["d"], position)
+        Notification(stream_of(item["s"]), item["v"], item["t"], item["d"], position)
         for position, item in enumerate(document["e"], document["_id"])
         if position >= first
         and (last is None or position <= last)
@@ -113,7 +113,8 @@ def notifications(
     ]
 
 
-def _stream(key: bytes | str) -> UUID | str:
+def stream_of(key: bytes | str) -> Any:
+    """Return the id of the stream that is stored under a key, a UUID or text."""
     return _uuid(key) if isinstance(key, bytes) else key
 
 

@@ -29,6 +29,7 @@ from projections.mongo.event_store.documents import (
     encoded,
     notifications,
     stream_key,
+    stream_of,
     transferred,
 )
 from projections.mongo.event_store.errors import CLOSED, persistence_errors
@@ -306,10 +307,19 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         Raises:
             PersistenceError: if the server failed.
         """
-        wanted = {(stream_key(stream), version): (stream, version) for stream, version in places}
+        found = self.select_events_around(places)
+        return [found.get(place) for place in places]
+
+    def select_events_around(self, places: Sequence[Place]) -> dict[Place, StoredEvent]:
+        """Return, by place, the events that are there, and those in the same documents.
+
+        Raises:
+            PersistenceError: if the server failed.
+        """
         by_stream: dict[bytes | str, list[int]] = {}
         by_version: dict[int, list[bytes | str]] = {}
-        for key, version in wanted:
+        for stream, version in places:
+            key = stream_key(stream)
             by_stream.setdefault(key, []).append(version)
             by_version.setdefault(version, []).append(key)
         # One condition for many streams of one event, as claims are, or for many of one stream.
@@ -320,12 +330,12 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             ]
         else:
             conditions = [{"s": key, "v": {"$in": some}} for key, some in by_stream.items()]
-        found = {
-            place: StoredEvent(*place, item["t"], item["d"])
-            for item in self._beside_any(conditions)
-            if (place := wanted.get((item["s"], item["v"]))) is not None
-        }
-        return [found.get(place) for place in places]
+        asked = {stream_key(stream): stream for stream, _ in places}
+        found: dict[Place, StoredEvent] = {}
+        for item in self._beside_any(conditions):
+            stream = asked.get(item["s"]) or stream_of(item["s"])
+            found[stream, item["v"]] = StoredEvent(stream, item["v"], item["t"], item["d"])
+        return found
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
         """Return, for each place in turn, the later events of its stream, by version.
