@@ -66,9 +66,9 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
     from pymongo.collection import Collection
 
+    from projections.mongo.event_store.commits import Commit
     from projections.mongo.event_store.documents import Document
     from projections.mongo.event_store.foundations import Foundations
-    from projections.mongo.event_store.queue import Commit
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
     from pymongo.collection import Collection
 
+    from projections.mongo.event_store.commits import Commit
     from projections.mongo.event_store.documents import Document
-    from projections.mongo.event_store.queue import Commit
 
 _LOOKS_BACK_SECONDS: Final = 1.0
 _MOST_STREAMS: Final = 100_000

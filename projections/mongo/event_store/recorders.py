@@ -21,6 +21,7 @@ from eventsourcing.persistence import (
 from pymongo import DESCENDING
 
 from projections.mongo.event_store.chain import EventChain
+from projections.mongo.event_store.commits import Commit, together
 from projections.mongo.event_store.documents import (
     MOST_EVENTS,
     UNIQUE_EVENTS,
@@ -35,8 +36,8 @@ from projections.mongo.event_store.documents import (
 from projections.mongo.event_store.errors import CLOSED, persistence_errors
 from projections.mongo.event_store.foundations import Foundations
 from projections.mongo.event_store.listeners import Listeners
-from projections.mongo.event_store.queue import Commit, CommitQueue
 from projections.mongo.sessions import in_session
+from scoring.commit_queue import CommitQueue
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class _ChainRecorder(_MongoRecorder):
         self._chain = EventChain(
             client, self._events, self._tracking, foundations=self._foundations()
         )
-        self._queue = CommitQueue(self._chain.append, most_events=MOST_EVENTS)
+        self._queue: CommitQueue[Commit] = CommitQueue(self._append, most=MOST_EVENTS)
         self.listeners = Listeners(self._events)
 
     def _foundations(self) -> Foundations | None:
@@ -199,7 +200,15 @@ class _ChainRecorder(_MongoRecorder):
 
     def _record(self, commit: Commit) -> None:
         self._check_open()
-        self._queue.record(commit)
+        self._queue.join(commit)
+        if not commit.is_over:  # as whoever led was interrupted
+            self._queue.alone(lambda: self._append([commit]))
+        if commit.error is not None:
+            raise commit.error
+
+    def _append(self, commits: Sequence[Commit]) -> None:
+        for group in together(commits, most_events=MOST_EVENTS):
+            self._chain.append(group)
 
 
 class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
