@@ -157,7 +157,10 @@ class Attempt:
                 except RefusedAt as refused:
                     caller.refusal = refused
         # Whose total is told, though nothing is recorded for them.
-        self._load(scores.all_current, {caller: caller.users for caller in self.steps})
+        self._load(
+            scores.all_current,
+            {caller: caller.users for caller in self.steps if caller.found_taken_ids},
+        )
 
     def _load(
         self,
@@ -255,7 +258,7 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
         """Prepare to record these commands."""
         self.write_side = write_side
         self._commands: Sequence[CommandT] = commands
-        self.users: Collection[str] = dict.fromkeys(command.user_id for command in commands)
+        self.users: Collection[str] = dict.fromkeys([command.user_id for command in commands])
         # Here, as it may be another caller's thread that records them.
         self._traceparent = current_traceparent()
         # By grant id: the grant that was found to hold the id already.

@@ -126,16 +126,18 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
     ) -> Sequence[int] | None:
         cursor = c.sqlite_cursor
         newest: StoredEvent | None = kwargs["newest"]
+        rows = [
+            (_as_text(event.originator_id), event.originator_version, event.topic, event.state)
+            for event in stored_events
+        ]
         try:
-            for event in stored_events:
-                stream, version = _as_text(event.originator_id), event.originator_version
-                values = (stream, version, event.topic, event.state)
-                if newest is None:
-                    cursor.execute(self.insert_events_statement, values)
-                else:
-                    own = (_as_text(newest.originator_id), newest.originator_version, newest.state)
-                    cursor.execute(self._insert_after_newest, values + own)
-                    newest = None  # which is there, or nothing is inserted
+            if newest is not None and rows:
+                own = (_as_text(newest.originator_id), newest.originator_version, newest.state)
+                cursor.execute(self._insert_after_newest, rows.pop(0) + own)
+            # executemany() takes two thirds of the time, and does not say what number the last got.
+            cursor.executemany(self.insert_events_statement, rows[:-1])
+            if rows:
+                cursor.execute(self.insert_events_statement, rows[-1])
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_MISMATCH:
                 raise StoreWentBack from error

@@ -95,7 +95,7 @@ def kill_again_and_again(
     }
     while tally.kills < kills:
         scoring.grant_many([make_grant(next(numbers)) for _ in range(BACKLOG)])
-        before = view.max_tracking_id("Scoring") or 0
+        before = view.max_tracking_id("Scoring")
         stop = Event()
         writer = Thread(target=_write, args=(scoring, numbers, stop))
         with subprocess.Popen(
@@ -105,12 +105,13 @@ def kill_again_and_again(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process:
-            # Starting and ending Python take most of the time, and there is nothing to interrupt
-            # in either: the kill comes somewhere in the work, by how far it has got.
-            _await_position(before + 1, view, process)
             if scenario.writes_meanwhile:
                 writer.start()
-            _await_position(before + randomness.randrange(1, BACKLOG), view, process)
+            # Starting and ending Python take most of the time, and there is nothing to interrupt
+            # in either: the kill comes somewhere in the work, by how far it has got.
+            target = (before or 0) + randomness.randrange(1, BACKLOG)
+            while (view.max_tracking_id("Scoring") or 0) < target and process.poll() is None:
+                time.sleep(0.002)
             time.sleep(randomness.uniform(0, scenario.longest_seconds))
             running = process.poll() is None
             process.send_signal(signal.SIGKILL)
@@ -140,11 +141,6 @@ def open_transactions(read_model: ReadModel) -> int:
     """The server's own count of transactions that nobody has ended."""
     status = read_model.client.admin.command("serverStatus")
     return int(status["transactions"]["currentOpen"])
-
-
-def _await_position(position: int, view: MongoScoreView, process: subprocess.Popen[bytes]) -> None:
-    while (view.max_tracking_id("Scoring") or 0) < position and process.poll() is None:
-        time.sleep(0.005)
 
 
 def _write(scoring: Scoring, numbers: count[int], stop: Event) -> None:

@@ -20,10 +20,10 @@ def test_a_killed_worker_leaves_nothing_lost_and_nothing_twice(
 ) -> None:
     """Each kill is followed by a run to the end and a comparison with every event."""
     tally = kill_again_and_again(
-        scenario, kills=3, scoring=scoring, view=view, mongo_uri=mongo_uri, folder=tmp_path
+        scenario, kills=4, scoring=scoring, view=view, mongo_uri=mongo_uri, folder=tmp_path
     )
     # How many of them hit an open transaction is chance with so few; the soak run counts it.
-    assert tally.kills == 3
+    assert tally.kills == 4
 
 
 @pytest.mark.soak
