@@ -65,7 +65,7 @@ def test_conflicts_do_not_bury_what_a_failing_run_says(caplog: pytest.LogCapture
         def make_scoring(self) -> Scoring:
             return Counting()
 
-    quick = settings(max_examples=40, stateful_step_count=20, derandomize=True)
+    quick = settings(max_examples=30, stateful_step_count=20, derandomize=True)
     run_state_machine_as_test(Machine, settings=quick)
     assert len(conflicts) > 1
     assert len(caplog.records) <= 1

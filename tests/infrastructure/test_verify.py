@@ -542,6 +542,20 @@ def test_sums_beyond_what_any_document_can_hold_are_differences(
     assert {user_id for user_id, _ in differences} == {"user-3"}
 
 
+def test_the_largest_sum_that_a_document_can_hold_is_no_difference(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """It is compared as the integer that it is."""
+    position = scoring.grant(**make_grant(1).model_dump()).position
+    largest = b'"amount":%d' % (2**63 - 1)
+    with unreadable(
+        tmp_path / "events.sqlite", position, by=lambda it: re.sub(rb'"amount":\d+', largest, it)
+    ):
+        ProjectionWorker(scoring, view).catch_up()
+        assert read_model.users.distinct("totalScore") == [2**63 - 1]
+        assert verify_events(scoring, read_model).ok
+
+
 def test_a_user_without_grants_is_compared_wherever_they_sort(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel
 ) -> None:
@@ -764,9 +778,18 @@ def test_an_instant_that_is_gone_is_replaced_by_another(
     data["errorCode"] = 13
     with (
         failing(mongo_uri, "find", mode={"times": 1}, **data),
-        pytest.raises(ReadModelUnavailable),
+        pytest.raises(ReadModelUnavailable, match="refused access"),
     ):
         verify_events(scoring, projected)
+
+
+def test_parts_of_a_verification_are_added_up_and_each_can_spoil_it() -> None:
+    """What differs, and what is parked and so was not compared."""
+    whole = Verification(users=1, grants=2, buckets=3)
+    whole.add(Verification(users=10, grants=20, buckets=30))
+    assert (whole.users, whole.grants, whole.buckets, whole.ok) == (11, 22, 33, True)
+    assert not Verification(difference_count=1).ok
+    assert not Verification(parked_streams=1).ok
 
 
 def test_verifying_while_a_worker_projects_finds_nothing(
