@@ -21,7 +21,6 @@ import embedding_costs
 import event_stores
 import growth
 import leaderboards
-import page
 import read_side
 import threads
 import write_side
@@ -79,6 +78,8 @@ def main() -> None:
                 PARTS[name](Path(folder), report)
             total.rows += report.rows
             if arguments.page is not None:
+                import page  # noqa: PLC0415 - draws with what only the page needs
+
                 about = (PARTS[name].__doc__ or "").partition("\n")[0]
                 page.keep(arguments.page, name, about, report)
     finally:  # what was measured before a part failed, or was interrupted, took minutes

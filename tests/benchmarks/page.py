@@ -8,11 +8,12 @@ import re
 import sqlite3
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import ceil, floor, log10
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from pydantic import BaseModel
 
 from measuring import Curve, Report, Row
@@ -116,8 +117,12 @@ def _draw(curve: Curve, file: Path) -> None:
         sizes = sorted(line)
         axes.plot(sizes, [line[size] for size in sizes], marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel=curve.over, ylabel=curve.unit, title=curve.title)
+    # Whole powers of ten, so that what is nearly flat looks so.
+    values = [value for line in curve.lines.values() for value in line.values()]
+    axes.set_ylim(10 ** floor(log10(min(values))), 10 ** ceil(log10(max(values))))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(file, metadata={"Date": None, "Creator": None})
