@@ -385,6 +385,8 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
             self.write_side.queue.alone(lambda: Attempt(self.write_side).carry_out([self]))
         else:
             self.write_side.queue.join(self)
+            # Perhaps for what others did before it in the attempt, which may have failed.
+            self.refusal = None
         if self._receipts is None and (problem := self.refusal or self.failure) is not None:
             self.refusal = self.failure = None
             raise problem

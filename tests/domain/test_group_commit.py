@@ -311,6 +311,25 @@ def test_a_store_that_refuses_one_refuses_that_one_only(sqlite: Watched) -> None
     assert all_recorded(sqlite, grants, answers)
 
 
+def test_nobody_is_refused_for_points_that_others_did_not_get_in_the_end(
+    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever met the limit behind the others of a commit is decided on again, alone."""
+    monkeypatch.setattr("scoring.user_score.MAX_TOTAL", 9)
+    grants = [make_grant(number, user_id="ada", amount=4) for number in range(3)]
+
+    def refuse(commit: Callable[[], Any]) -> Any:
+        sqlite.instead.append(refuse)
+        if {"grant-0", "grant-1"} & set(grants_in(sqlite.commits[-1])):
+            raise DataError("these are not for us")
+        return commit()
+
+    sqlite.instead.append(refuse)
+    *failed, answer = granted_together(sqlite, grants)
+    assert [type(each) for each in failed] == [ScoringError, ScoringError]
+    assert all_recorded(sqlite, grants[2:], [answer])
+
+
 def test_the_trace_of_each_caller_stays_with_its_own_event(
     sqlite: Watched, telemetry: Telemetry
 ) -> None:
