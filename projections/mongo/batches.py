@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import bson
@@ -190,7 +191,8 @@ def writes_of(events: Sequence[ScoreEvent], documents: list[bytes] | None = None
     """Return what events come to; ``documents`` are of the grants, if they are encoded already."""
     if documents is None:
         documents = [encoded(event) for event in events if isinstance(event, GrantEvent)]
-    changes = user_changes(events)
+    # In the order of the index by which MongoDB finds them: in any other it takes a quarter longer.
+    changes = dict(sorted(user_changes(events).items(), key=itemgetter(0)))
     return Writes(
         len(events),
         changes,

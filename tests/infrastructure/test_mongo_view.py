@@ -100,6 +100,15 @@ def test_a_batch_becomes_documents_totals_and_a_position(
     assert view.max_tracking_id("Scoring") == 5
 
 
+def test_users_of_a_batch_are_written_in_the_order_of_their_ids(
+    view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """As they lie in the index, whoever came first: it is quicker, and locks in one order."""
+    view.apply(batch(projected(*(make_grant(n, user_id=user) for n, user in enumerate("zaymbx")))))
+    written = read_model.users.find().sort("$natural", 1)
+    assert [user["_id"] for user in written] == ["a", "b", "m", "x", "y", "z"]
+
+
 def test_grant_id_is_unique_in_the_collection(read_model: ReadModel) -> None:
     """A second document with the same grantId is rejected by the index."""
     read_model.grants.insert_one({"_id": 1, "grantId": "g"})
