@@ -45,7 +45,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _MEMORY = Path("/dev/shm")
 _ENOUGH_BYTES = 6 * 1024**3
-"""Two workers have up to three gigabytes of MongoDB's journals between them."""
+"""Three workers have up to four and a half gigabytes of MongoDB's journals between them."""
 
 
 def _free_memory() -> int:
