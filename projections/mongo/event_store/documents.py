@@ -30,6 +30,8 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from scoring.frozen import made_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -105,7 +107,16 @@ def notifications(
 ) -> list[Notification]:
     """Return a document's events from one position to another, of these topics or all."""
     return [
-        Notification(stream_of(item["s"]), item["v"], item["t"], item["d"], position)
+        made_of(
+            Notification,
+            {
+                "originator_id": stream_of(item["s"]),
+                "originator_version": item["v"],
+                "topic": item["t"],
+                "state": item["d"],
+                "id": position,
+            },
+        )
         for position, item in enumerate(document["e"], document["_id"])
         if position >= first
         and (last is None or position <= last)
