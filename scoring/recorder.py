@@ -121,15 +121,13 @@ class Attempt:
         # Not the first one: whoever opens a user's stream at the same moment records the same.
         return next(claims, self.events[-1])
 
-    def carry_out(self, callers: Sequence[AnyRecorder], *, on_current: bool = False) -> None:
+    def carry_out(self, callers: Sequence[AnyRecorder]) -> None:
         """Decide, commit and answer; callers for whom that is not possible are told why.
 
         Args:
             callers: One, or several with one command each: that changes nothing if it is refused.
-            on_current: Read what was recorded since the aggregates were loaded. Otherwise that is
-                done only where the commit would not find it out.
         """
-        self._decide(callers, on_current=on_current)
+        self._decide(callers)
         if self.steps:
             self._commit()
             # Last, for whoever is not answered by now answers from these.
@@ -137,14 +135,14 @@ class Attempt:
                 if not score.pending_events:
                     self.write_side.scores.give_back(score)
 
-    def _decide(self, callers: Sequence[AnyRecorder], *, on_current: bool) -> None:
+    def _decide(self, callers: Sequence[AnyRecorder]) -> None:
         scores = self.write_side.scores
         self._load(
             scores.all_current,
             {
                 each: each.users
                 for each in callers
-                if (on_current or each.needs_current_scores) and each.refusal is None
+                if each.needs_current_scores and each.refusal is None
             },
         )
         self._load(
@@ -454,7 +452,7 @@ def commit_together(callers: Sequence[AnyRecorder]) -> None:
         try:
             attempt.carry_out(callers)
         except IntegrityError:
-            # Some ids are taken, or somebody else has granted to these users: both can be learnt.
+            # Ids are taken, or others have granted to the same users, who are loaded again.
             sent = [attempt.proof] if attempt.events else []
             if len(callers) == 1 or True in write_side.scores.are_recorded(sent):
                 raise
@@ -466,7 +464,7 @@ def commit_together(callers: Sequence[AnyRecorder]) -> None:
                     caller.learn(originals)
                 except RefusedAt as refused:
                     caller.refusal = refused
-            Attempt(write_side).carry_out(callers, on_current=True)
+            Attempt(write_side).carry_out(callers)
     except STORE_ERRORS as error:
         if len(callers) == 1:
             callers[0].failure = error

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
-from eventsourcing.persistence import DataError, OperationalError
+from eventsourcing.persistence import DataError, IntegrityError, OperationalError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
@@ -25,6 +25,11 @@ import scoring.commit_queue
 from group_commit import Watched, commit_under_way, failing, together, until
 from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, GrantStatus, InvalidGrant, Scoring, ScoringError, UserScore
+from scoring.checkout import CheckOutCache
+from scoring.grant_recorder import GrantRecorder
+from scoring.identity import claim_stream_id
+from scoring.recorder import commit_together
+from scoring.user_score import GrantClaimed
 from support import NOON, make_grant, sqlite_env
 from telemetry import Telemetry
 
@@ -45,8 +50,8 @@ def sqlite(tmp_path: Path) -> Iterator[Watched]:
 
 @pytest.fixture(autouse=True)
 def _nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is not woken waits for long; some tests are about that and look again."""
-    monkeypatch.setattr(scoring.commit_queue, "_LOOKS_AGAIN_SECONDS", 20.0)
+    """Whoever is not woken goes on alone after half a minute, which shows in the commits."""
+    monkeypatch.setattr(scoring.commit_queue, "_LOOKS_AGAIN_SECONDS", 600.0)
 
 
 def granting(app: Scoring, grant: Grant) -> Callable[[], GrantReceipt]:
@@ -176,6 +181,23 @@ def test_one_hot_user_of_32_threads(app: Watched) -> None:
     assert len(app.commits) < 120
 
 
+def test_a_score_is_read_while_others_commit(app: Watched) -> None:
+    app.grant(**make_grant(1, user_id="ada", amount=3).model_dump())
+    with commit_under_way(app):
+        assert app.score_of("ada").total_score == 3
+        assert app.score_of("bob").total_score == 0
+
+
+def test_of_two_that_are_given_back_the_later_one_is_kept() -> None:
+    """Whoever reads a score may come back after a commit of the same user."""
+    cache = CheckOutCache(maxsize=10)
+    earlier, later = (UserScore(user_id="ada") for _ in range(2))
+    later.record(make_grant(1, user_id="ada"))
+    for score in (later, earlier):
+        cache.give_back(score)
+    assert cache.take("ada") is later
+
+
 # --- each for its own ----------------------------------------------------------------------------
 
 
@@ -284,7 +306,9 @@ def test_users_to_whom_another_process_has_granted_hold_nobody_up(
 
 
 @pytest.mark.parametrize("done", [False, True])
-@pytest.mark.parametrize("error", [OperationalError("lost"), DataError("refused")])
+@pytest.mark.parametrize(
+    "error", [OperationalError("lost"), DataError("refused"), IntegrityError("tried again")]
+)
 def test_a_commit_that_fails_or_seems_to_is_found_out_about_by_each(
     app: Watched, *, error: Exception, done: bool
 ) -> None:
@@ -292,7 +316,20 @@ def test_a_commit_that_fails_or_seems_to_is_found_out_about_by_each(
     app.instead.append(failing(error, done=done))
     answers = granted_together(app, grants)
     assert all_recorded(app, grants, answers)
-    assert len(app.commits) == (1 if done else 7)
+    again = 1 if isinstance(error, IntegrityError) else 6
+    assert len(app.commits) == 1 + (0 if done else again)
+
+
+def test_whoever_meets_damage_takes_nobody_along(app: Watched) -> None:
+    """A claim whose grant is lost."""
+    claim = GrantClaimed(claim_stream_id("grant-1"), 1, "somebody", 1, "a token")
+    app.events.put([claim])
+    grants = [make_grant(number) for number in range(5)]
+    answers: list[Any] = granted_together(app, grants)
+    assert "restore the right backup" in str(answers.pop(1))
+    statuses = [answer.status for answer in answers]
+    assert statuses == [GrantStatus.RECORDED] * 4
+    assert [len(grants_in(events)) for events in app.commits[:2]] == [5, 4]
 
 
 def test_a_store_that_refuses_one_refuses_that_one_only(sqlite: Watched) -> None:
@@ -397,6 +434,20 @@ def test_who_is_interrupted_in_a_commit_leaves_the_others_unharmed(
     assert ("grant-0" in ledger.events) is done
     assert len(check_receipts(ledger, zip(grants[1:], answered, strict=True))) == 5
     assert app.grant(**grants[0].model_dump()).status.name == ("DUPLICATE" if done else "RECORDED")
+
+
+def test_whose_attempt_was_cut_short_finds_out_about_it_first(app: Watched) -> None:
+    """Or it would take its own grant for somebody else's."""
+    first, second, third = (
+        GrantRecorder(app._write_side, [make_grant(number)]) for number in range(3)
+    )
+    app.instead.append(failing(KeyboardInterrupt(), done=True))
+    with pytest.raises(KeyboardInterrupt):
+        commit_together([first, second])
+    commit_together([first, second, third])
+    assert [grants_in(events) for events in app.commits] == [["grant-0", "grant-1"], ["grant-2"]]
+    receipts = [each.receipts()[0] for each in (first, second)]
+    assert [each.status for each in receipts] == [GrantStatus.RECORDED] * 2
 
 
 def interrupted(number: int, call: Callable[[], T]) -> T:
