@@ -334,7 +334,30 @@ def check_documents(ledger: Ledger, database: Database[Document]) -> Iterator[st
             del document["_id"]
         yield from _compare("score_buckets", where, bucket, document)
     yield from (f"score_buckets has {where} besides" for where in buckets)
+    yield from _check_ranks(ledger, list(database["score_ranks"].find().sort("_id", 1)))
     yield from (f"{parked} is parked" for parked in database["score_parked"].find())
+
+
+def _check_ranks(ledger: Ledger, documents: list[Document]) -> Iterator[str]:
+    """Every user is counted once by either total, and where the total is."""
+    for total in ("totalScore", "recomputedTotal"):
+        scores = [user[total] for user in ledger.users.values()]
+        low = -(2**63)
+        for document in documents:
+            if document["_id"]["total"] != total:
+                continue
+            expected = {
+                "from": low,
+                "above": sum(score > document["_id"]["to"] for score in scores),
+                "tops": document["tops"],
+                "users": [],
+            }
+            for top in document["tops"]:
+                expected["users"].append(sum(low <= score <= top for score in scores))
+                low = top + 1
+            yield from _compare("score_ranks", document["_id"], expected, document)
+        if scores and low != 2**63:
+            yield f"score_ranks counts nobody by {total} from {low} points"
 
 
 def check_refusals(protocols: Protocols, untold: Sequence[tuple[int, int]]) -> Iterator[str]:

@@ -108,6 +108,13 @@ DAMAGED_DOCUMENTS: dict[str, Callable[[Database[dict[str, Any]]], Any]] = {
     "a user is besides": lambda db: db["user_scores"].insert_one({"_id": "bob"}),
     "a bucket is missing": lambda db: db["score_buckets"].delete_one({}),
     "a bucket is another": lambda db: db["score_buckets"].update_one({}, {"$inc": {"points": 1}}),
+    "a number of users is another": lambda db: db["score_ranks"].update_one(
+        {}, {"$inc": {"users.0": 1}}
+    ),
+    "a number of users above is another": lambda db: db["score_ranks"].update_one(
+        {"_id.total": "totalScore"}, {"$inc": {"above": 1}}
+    ),
+    "users are not counted": lambda db: db["score_ranks"].delete_one({}),
     "a stream is parked": lambda db: db["score_parked"].insert_one({"_id": "a stream"}),
 }
 
