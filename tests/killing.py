@@ -26,7 +26,7 @@ from projections.mongo.read_model import ReadModel
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
-BACKLOG = 1500
+BACKLOG = 800
 """Grants recorded before each start, so that there is something to be killed in."""
 
 

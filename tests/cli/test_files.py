@@ -206,8 +206,8 @@ def test_a_failure_half_way_leaves_what_was_there(tmp_path: Path) -> None:
 
     done = subprocess.run(
         [COMMAND, "import", "-", "--reject", "target"],
-        cwd=tmp_path, input=BAD * 300_000, capture_output=True, check=False,
-        preexec_fn=_limited(2_000_000),
+        cwd=tmp_path, input=BAD * 60_000, capture_output=True, check=False,
+        preexec_fn=_limited(400_000),
     )  # fmt: skip
     assert done.returncode == 1
     assert b"--reject target cannot be written (File too large)" in done.stderr
