@@ -23,6 +23,7 @@ import growth
 import leaderboards
 import read_side
 import threads
+import verification
 import write_side
 from measuring import Report
 
@@ -40,6 +41,7 @@ PARTS = {
     "guarded-read": consistent_reads.guarded_reads,
     "tracing": embedding_costs.tracing,
     "catch-up": read_side.catch_up,
+    "catch-up-users": read_side.catch_up_of_users,
     "batch-size": read_side.batch_sizes,
     "runner": read_side.against_the_runner,
     "wait": read_side.waiting,
@@ -50,6 +52,7 @@ PARTS = {
     "wait-mongo": event_stores.waits_on_mongo,
     "growth": growth.growth,
     "alternatives": growth.alternatives,
+    "verify": verification.against_a_bare_scan,
     "compare": comparisons.against_a_bare_scan,
 }
 

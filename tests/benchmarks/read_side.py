@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median, quantiles
 from threading import Event, Thread
+from typing import Any
 from uuid import uuid4
 
 from eventsourcing.projection import ProjectionRunner
@@ -86,8 +87,8 @@ def served(folder: Path) -> Iterator[Callable[[], MongoScoreView]]:
             views.pop().close()
 
 
-def fill(app: Scoring, number: int) -> None:
-    stream = grants()
+def fill(app: Scoring, number: int, *, users: int = 2000) -> None:
+    stream = grants(users=users)
     for _ in range(number // 10_000):
         app.grant_many(islice(stream, 10_000))
 
@@ -101,17 +102,21 @@ def batches(app: Scoring, view: MongoScoreView) -> Iterator[Batch]:
     yield from reader.batches(Tracked(), app.recorder.max_notification_id() or 0)
 
 
+def grant_documents(app: Scoring, view: MongoScoreView) -> list[dict[str, Any]]:
+    return [
+        grant_document(event)
+        for batch in batches(app, view)
+        for event in batch.events
+        if isinstance(event, GrantEvent)
+    ]
+
+
 def catch_up(folder: Path, report: Report) -> None:
     """200,000 grants of 2,000 users, against inserting the finished documents."""
     with opened(folder / "events.sqlite") as app, served(folder) as empty:
         fill(app, MANY)
         view = empty()
-        documents = [
-            grant_document(event)
-            for batch in batches(app, view)
-            for event in batch.events
-            if isinstance(event, GrantEvent)
-        ]
+        documents = grant_documents(app, view)
         increments = [
             [
                 UpdateOne({"_id": user_id}, change.update(), upsert=True)
@@ -153,9 +158,47 @@ def catch_up(folder: Path, report: Report) -> None:
         )
 
 
+def catch_up_of_users(folder: Path, report: Report) -> None:
+    """400,000 grants of few and of many users, against inserting the finished documents.
+
+    The more users a batch touches the more sums are to be written.
+    """
+    number = 2 * MANY
+    for users, wanted in ((2000, "≥ 0.65"), (8000, "≥ 0.65"), (100_000, "≥ 0.4")):
+        (folder / str(users)).mkdir()
+        with (
+            opened(folder / str(users) / "events.sqlite") as app,
+            served(folder / str(users)) as empty,
+        ):
+            fill(app, number, users=users)
+            documents = grant_documents(app, empty())
+            mine: list[float] = []
+            theirs: list[float] = []
+            for _ in range(3):
+                collection = empty().read_model.grants
+                theirs.append(seconds(lambda: collection.insert_many(documents)))  # noqa: B023
+                worker = ProjectionWorker(app, empty())
+                mine.append(seconds(worker.catch_up))
+        report.add(
+            f"catch-up of {number:,} grants of {users:,} users",
+            measured=f"{number / median(mine):,.0f}/s",
+            reference=f"insert_many: {number / median(theirs):,.0f}/s",
+            ratios=[b / a for a, b in zip(mine, theirs, strict=True)],
+            wanted=wanted,
+        )
+        report.draw(
+            f"catching up with {number:,} grants",
+            unit="grants/s",
+            over="users",
+            size=users,
+            catch_up=number / median(mine),
+            insert_many_of_the_same_documents=number / median(theirs),
+        )
+
+
 def batch_sizes(folder: Path, report: Report) -> None:
     """The same with transactions of other sizes than the default."""
-    sizes = (1000, 2000, 5000, 10_000, 40_000)
+    sizes = (1000, 5000, 10_000, 20_000)
     with opened(folder / "events.sqlite") as app, served(folder) as empty:
         fill(app, MANY)
         times: dict[int, list[float]] = {}
