@@ -29,7 +29,7 @@ _USERS_AT_ONCE: Final = 250
 class UserScores:
     """The users of one application, loaded from its store and kept in its cache.
 
-    The caller holds the user's lock, so that threads do not all load the same user.
+    What it returns is in nobody else's hands, until it is given back.
     """
 
     def __init__(

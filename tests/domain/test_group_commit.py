@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
@@ -428,7 +429,9 @@ def test_who_is_interrupted_in_a_commit_leaves_the_others_unharmed(
     """Another one takes over, and finds out whether the commit was done."""
     grants = [make_grant(number, user_id=f"user-{number % 2}") for number in range(6)]
     app.instead.append(failing(error, done=done))
+    began = time.monotonic()
     answered: list[Any] = granted_together(app, grants)
+    assert time.monotonic() - began < 20, "they were not told, and waited until their time was over"
     assert answered.pop(0) is error
     ledger = read_ledger(app)
     assert ("grant-0" in ledger.events) is done
