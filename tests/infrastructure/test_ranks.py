@@ -67,9 +67,7 @@ batches = st.lists(
 
 
 @given(batches=batches)
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=10, suppress_health_check=[*HealthCheck])
 @pytest.mark.usefixtures("small_ranges")
 def test_every_rank_is_that_of_the_definition(
     read_model: ReadModel, batches: list[dict[str, tuple[int, int]]]
