@@ -383,6 +383,23 @@ def test_what_is_to_be_built_is_put_down_with_its_position_or_not_at_all(
     assert live.positions.count_documents({"generation": number}) == 1
 
 
+def test_a_rebuild_is_taken_up_again_by_a_write_and_never_beside_a_switch(
+    scoring: Scoring, live: ReadModel
+) -> None:
+    """With nothing new to put down, it still meets a switch that is committed at that moment."""
+    switch = built(scoring, live)
+    number = live.generations.begin()
+    building, uuids = live.of_generation(number), live.generations.state().collections[number]
+    before = live.control.find_one()
+    time.sleep(0.01)
+    building.generations.begin_building(number, uuids, scoring.name)
+    assert live.control.find_one() != before
+    assert switch.hold()
+    assert switch.commit(at_least=0)
+    with pytest.raises(RebuildSuperseded):
+        building.generations.begin_building(number, uuids, scoring.name)
+
+
 def test_a_switch_that_makes_its_steps_is_left_to_its_rebuild(
     scoring: Scoring, live: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
 from projections.errors import BatchTooSlow
 from projections.mongo.batches import Batch, Writes
+from projections.mongo.collections import GENERATIONAL
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import in_transaction
 from projections.mongo.transactions import find_server
@@ -142,6 +143,9 @@ def test_every_statement_of_a_transaction_carries_its_session_and_its_concerns(
         steps = assert_whole([c for c in listener.sent if c is not made])
         flat = {statement for step in steps for statement in step}
         assert {"update score_control", "delete score_positions"} <= flat
+        renames = [command for command in listener.sent if "renameCollection" in command]
+        assert len(renames) > len(GENERATIONAL)
+        assert all({"collectionUUID", "maxTimeMS"} <= rename.keys() for rename in renames)
     assert_equal_to_the_events(scoring, view.read_model)
 
 
