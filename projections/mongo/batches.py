@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import bson
 from bson.int64 import Int64
+from msgspec import Struct
 
 from projections.events.anchor import Tracked
 from projections.events.model import BucketEvent, Fault, GrantEvent, ScoreEvent
@@ -114,13 +115,15 @@ class Batch:
         )
 
 
-@dataclass(slots=True)
-class UserChange:
-    """What a batch adds to one user's document."""
+class UserChange(Struct, gc=False):
+    """What a batch adds to one user's document.
+
+    Like its grants it has nothing for the garbage collector, which would walk tens of thousands.
+    """
 
     total: int = 0
-    categories: dict[str, int] = field(default_factory=dict)
-    sources: dict[str, int] = field(default_factory=dict)
+    categories: dict[str, int] = {}
+    sources: dict[str, int] = {}
     grant_count: int = 0
     recomputed: int = 0
     last_grant_at: datetime | None = None

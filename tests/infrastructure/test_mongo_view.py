@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from threading import Barrier, Thread
 
 import pytest
@@ -13,7 +14,7 @@ from projections import MongoScoreView, PositionMoved
 from projections.errors import BatchRefused
 from projections.events.model import GrantEvent
 from projections.mongo import connect
-from projections.mongo.batches import Batch
+from projections.mongo.batches import Batch, user_changes
 from projections.mongo.collections import Document
 from projections.mongo.read_model import ReadModel
 from projections.queries.history import UserHistory
@@ -107,6 +108,13 @@ def test_users_of_a_batch_are_written_in_the_order_of_their_ids(
     view.apply(batch(projected(*(make_grant(n, user_id=user) for n, user in enumerate("zaymbx")))))
     written = read_model.users.find().sort("$natural", 1)
     assert [user["_id"] for user in written] == ["a", "b", "m", "x", "y", "z"]
+
+
+def test_the_garbage_collector_does_not_walk_what_users_of_a_batch_get() -> None:
+    """There are tens of thousands, and nothing in them refers to anything but numbers."""
+    changes = user_changes(projected(make_grant(1), make_grant(2)))
+    assert len(changes) == 2
+    assert not any(gc.is_tracked(change) for change in changes.values())
 
 
 def test_grant_id_is_unique_in_the_collection(read_model: ReadModel) -> None:
