@@ -359,8 +359,8 @@ def test_a_store_that_is_replaced_between_any_two_reads_is_not_mixed_in_unnotice
     store.save(other := tmp_path / "other.sqlite")
     noticed = 0
     for at in range(1, 100):
-        for collection in (read_model.grants, read_model.users, read_model.positions):
-            collection.delete_many({})
+        for name in ("grants", "users", "ranks", "positions"):
+            getattr(read_model, name).delete_many({})
         store.load(files[4])
         with Scoring(store.env) as app:
             ProjectionWorker(app, view).catch_up()
