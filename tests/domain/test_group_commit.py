@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -135,6 +136,15 @@ def test_nobody_waits_for_more_than_two_commits(sqlite: Watched) -> None:
     begun: dict[str, int] = {}
     recorded: dict[str, int] = {}
 
+    class Waiting(deque[Any]):
+        """Notes after which commit somebody began to wait."""
+
+        def append(self, ticket: Any) -> None:
+            super().append(ticket)
+            begun[ticket.member._commands[0].grant_id] = len(sqlite.commits)
+
+    sqlite._queue._waiting = Waiting()
+
     def note(commit: Callable[[], Any]) -> Any:
         number = len(sqlite.commits)
         recorded.update(dict.fromkeys(grants_in(sqlite.commits[-1]), number))
@@ -147,7 +157,6 @@ def test_nobody_waits_for_more_than_two_commits(sqlite: Watched) -> None:
         answers = []
         for number in range(40):
             grant = make_grant(number, grant_id=f"{thread}-{number}", user_id=f"user-{thread % 5}")
-            begun[grant.grant_id] = len(sqlite.commits)
             answers.append((grant, sqlite.grant(**grant.model_dump())))
         return answers
 
@@ -172,6 +181,32 @@ def test_a_batch_lets_those_go_first_who_wait(sqlite: Watched) -> None:
     assert sorted(map(len, map(grants_in, sqlite.commits))) == [3, 100, 100]
     assert len(grants_in(sqlite.commits[0])) == 3
     assert all_recorded(sqlite, [*grants, *batch], [*answers, *receipts])
+
+
+def test_those_of_a_group_come_back_together(
+    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is first gives the others the time to; later on, whoever is alone waits for nobody."""
+    pauses: list[float] = []
+
+    def come_back(seconds: float) -> None:
+        pauses.append(seconds)
+        others.append(threads.submit(granting(sqlite, make_grant(7))))
+        until(lambda: sqlite._queue._waiting)
+
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 20.0)
+    granted_together(sqlite, [make_grant(number) for number in range(3)])
+    others: list[Future[GrantReceipt]] = []
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=come_back)
+    monkeypatch.setattr(scoring.commit_queue, "time", clock)
+    with ThreadPoolExecutor(1) as threads:
+        sqlite.grant(**make_grant(5).model_dump())
+        others[0].result()
+    assert len(pauses) == 1
+    assert [len(grants_in(events)) for events in sqlite.commits] == [3, 2]
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.0)
+    sqlite.grant(**make_grant(8).model_dump())
+    assert len(pauses) == 1
 
 
 def test_one_hot_user_of_32_threads(app: Watched) -> None:
