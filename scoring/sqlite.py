@@ -351,6 +351,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
             if not self.is_journal_mode_wal:
                 opened.execute("PRAGMA journal_mode=WAL")
                 self.is_journal_mode_wal = True
+            # So that it has the log open: else the last connection of another process removes it.
+            opened.execute("PRAGMA schema_version").fetchone()
             self._files.opened()
             self.check_files()
         opened.row_factory = sqlite3.Row

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
+from eventsourcing.sqlite import SQLiteFactory
 
 from projections.connections import Stores
 from projections.settings import Settings
 from scoring import BatchFailed, Scoring, ScoringError
+from scoring.sqlite import PatientConnectionPool
 from support import make_grant, sqlite_env
 
 
@@ -114,6 +117,25 @@ def test_a_file_that_is_put_back_is_used_again(folder: Path) -> None:
         folder.with_name("elsewhere").rename(folder)
         assert app.score_of("jane").grant_count == 1
         assert app.grant(**make_grant(2, user_id="jane").model_dump()).status == "RECORDED"
+
+
+def test_a_log_that_somebody_else_closes_meanwhile_is_not_missed(folder: Path) -> None:
+    """It goes with the last connection that has it open: one that is new here has it, too."""
+    file = folder / "events.sqlite"
+    with Scoring(sqlite_env(file)) as one:
+        one.grant(**make_grant(1).model_dump())
+        pool = cast("SQLiteFactory", one.factory).datastore.pool
+        assert isinstance(pool, PatientConnectionPool)
+        assert pool.hold()  # as at a fork: nothing is open here
+        pool.release()
+        other = Scoring(sqlite_env(file))
+        other.grant(**make_grant(2).model_dump())
+        connection = pool._create_connection()
+        other.close()
+        assert one.score_of("user-2").grant_count == 1
+        pool.check_files()
+        connection.close()
+        assert one.grant(**make_grant(3).model_dump()).status == "RECORDED"
 
 
 def test_the_file_and_its_log_are_private(folder: Path) -> None:
