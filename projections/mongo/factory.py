@@ -134,10 +134,13 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
         """Close the recorders, and the client unless it was lent."""
         for recorder in self._recorders:
             recorder.close()
+        # Once only: an application closes itself again as it is collected, and in a finaliser the
+        # driver's time limits, which are context variables, can crash Python 3.11.
+        client, self._own_client = self._own_client, None
         # An application that nobody closed is closed as the interpreter ends, when the driver
         # cannot start the threads any more that it says goodbye with.
-        if self._own_client is not None and not sys.is_finalizing():
-            close(self._own_client)
+        if client is not None and not sys.is_finalizing():
+            close(client)
 
     def _chosen(self, variable: str, default: type[T]) -> type[T]:
         topic = self.env.get(variable)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from eventsourcing.application import Application
 from pymongo import MongoClient
 from pymongo.read_preferences import Nearest, ReadPreference
 
@@ -130,3 +133,23 @@ def test_a_client_may_be_closed_again(mongo_uri: str) -> None:
     close(client)
     del cursor
     close(client)
+
+
+def test_an_application_that_was_closed_is_collected_without_a_word(
+    mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library closes it once more then, in the middle of whatever asks for memory."""
+    closed: list[MongoClient[Any]] = []
+    monkeypatch.setattr("projections.mongo.factory.close", closed.append)
+    env = {
+        "PERSISTENCE_MODULE": "projections.mongo",
+        "MONGO_URI": mongo_uri,
+        "MONGO_DATABASE": f"test_{uuid4().hex}",
+    }
+    app: Application[Any] | None = Application(env)
+    assert app is not None
+    app.close()
+    app = None
+    gc.collect()
+    assert len(closed) == 1
+    close(closed[0])
