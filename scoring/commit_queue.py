@@ -34,7 +34,7 @@ _LOOKS_AGAIN_SECONDS: Final = 0.1
 _GATHERS_SECONDS: Final = 0.0003
 """For which who leads next waits for those of the last group, who were woken and may come back.
 
-From 8 threads a third to a half more on PostgreSQL and MongoDB, at less processor time for each.
+From 8 threads a tenth to a half more on PostgreSQL and MongoDB, at less processor time for each.
 """
 
 
