@@ -62,7 +62,7 @@ class Leaderboard:
 
     Every call reads one snapshot of the database, so that ranks and rows agree with
     each other while scores move. Rows come from the index alone. A rank costs one document of
-    counts and at most some thousand index entries, whatever the rank and however many users
+    counts and at most some hundred index entries, whatever the rank and however many users
     there are.
 
     Attributes:
