@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: work stops between two transactions, everything else at once."""
+"""Ctrl-C and SIGTERM: work stops between two transactions, everything else at once.
+
+Work cannot stop there while a database does not answer, wherever it asks. Therefore whatever has
+not stopped after a while is interrupted, and so is what it does to leave in order.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,9 @@ from typing import Final, NoReturn
 
 EXIT_CODE: Final = 128 + signal.SIGINT
 """Of a command that Ctrl-C ended, as shells have it."""
+
+_PATIENCE_SECONDS: Final = 4.0
+_LEAVING_SECONDS: Final = 0.5  # for each thing that is done on the way out
 
 _pressed = False
 
@@ -66,22 +73,31 @@ class Stop(Event):
             self._waiting = False
 
     def handle(self, signum: int, frame: object) -> None:
-        """Stop soon at the first signal, and at once at the second."""
+        """Stop soon at the first signal, and at once at the second or if that takes too long."""
+        if signum == signal.SIGALRM:
+            interrupt(signum, frame)
         again, self._told = self._told, True
         self.signal = signal.Signals(signum)
         # In a thread, since this one may hold the event's lock at this moment.
         _thread.start_new_thread(self.set, ())
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE_SECONDS, _LEAVING_SECONDS)
         if again or self._waiting:
             interrupt(signum, frame)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Yield what SIGTERM and SIGINT set, so that work stops between two batches."""
+    """Yield what SIGTERM and SIGINT set, so that work stops between two batches.
+
+    Raises:
+        KeyboardInterrupt: at the second of them, or if work has not stopped after some seconds.
+    """
     stop = Stop()
-    previous = {name: signal.signal(name, stop.handle) for name in (signal.SIGTERM, signal.SIGINT)}
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    previous = {name: signal.signal(name, stop.handle) for name in names}
     try:
         yield stop
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for name, old in previous.items():
             signal.signal(name, old)

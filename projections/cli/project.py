@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import StrEnum
 from threading import Event
 from typing import Annotated
@@ -84,7 +84,8 @@ def project(
 
         if follow:
             err.print("following; Ctrl-C stops")
-            ledger.follow(stop=stop, on_progress=on_progress)
+            with suppress(KeyboardInterrupt):  # a service has ended well that was told to end
+                ledger.follow(stop=stop, on_progress=on_progress)
         else:
             ledger.catch_up(stop=stop, on_progress=on_progress)
         interrupted = stop.is_set() and not follow

@@ -64,7 +64,7 @@ def rebuild(
             started = time.monotonic()
             with stop_on_signals() as stop:
                 outcome = run_rebuild(ledger, stop, fresh=fresh, adopt=adopt)
-            kept = ledger.status().kept_generations
+                kept = ledger.status().kept_generations if outcome.live else []
     if drop_old:
         if json:
             print_json({"dropped": dropped})

@@ -72,6 +72,7 @@ class Rebuild:
         self._make_worker = make_worker
         self._store = AnchoredStore(scoring, live)
         self._adopt = False
+        self._stop = Event()
 
     def run(
         self,
@@ -97,7 +98,8 @@ class Rebuild:
             ReadModelUnavailable: if MongoDB failed.
         """
         self._adopt = adopt
-        retries = retries_until(stop or Event())
+        self._stop = stop or Event()
+        retries = retries_until(self._stop)
         retries.call(self._target)  # before there is work to lose
         building: ReadModel | None = None
         position = 0
@@ -112,7 +114,7 @@ class Rebuild:
         try:
             building = retries.call(lambda: self._begin(fresh=fresh))
             with closing(MongoScoreView(building)) as view:
-                if outcome := retries.call(lambda: self._build(view, stop, watched)):
+                if outcome := retries.call(lambda: self._build(view, watched)):
                     return outcome
         except RebuildSuperseded as superseded:
             state = retries.call(self._live.generations.await_settled)
@@ -123,7 +125,7 @@ class Rebuild:
             live_position = retries.call(self._live_position)
             return RebuildOutcome(state.generation, live_position, live=True)
         except ReadModelUnavailable:
-            if building is None or stop is None or not stop.is_set():
+            if building is None or not self._stop.is_set():
                 raise
         return RebuildOutcome(building.generation or 0, position, live=False)
 
@@ -144,7 +146,7 @@ class Rebuild:
         return building
 
     def _build(
-        self, view: MongoScoreView, stop: Event | None, on_progress: Callable[[Progress], None]
+        self, view: MongoScoreView, on_progress: Callable[[Progress], None]
     ) -> RebuildOutcome | None:
         """Return what became of it, or ``None`` if it was stopped."""
         building = view.read_model
@@ -152,8 +154,8 @@ class Rebuild:
         switch = Switch(self._live, building, self._scoring.name)
         worker = self._make_worker(view, _Renewing(switch, on_progress))
         for rounds in count(1):
-            position = worker.catch_up(stop=stop)
-            if stop is not None and stop.is_set():
+            position = worker.catch_up(stop=self._stop)
+            if self._stop.is_set():
                 return None
             near = self._target() - position <= MAX_LAG_AT_HOLD_EVENTS
             # Each round is shorter than the one before, unless grants are recorded as fast as
@@ -173,7 +175,7 @@ class Rebuild:
         try:
             target = self._target()
             if (view.max_tracking_id(self._scoring.name) or 0) < target:
-                worker.catch_up()
+                worker.catch_up(stop=self._stop)
             # Last, so that nothing goes live that the event store does not have.
             built = view.tracked(self._scoring.name)
             read_event_store(lambda: self._store.check(built))

@@ -100,7 +100,7 @@ def test_it_waits_for_what_was_recorded_before_it_was_asked(database: Any, tmp_p
         ledger.contribute("ada", "telemetry:activity", "telemetry", "app", 5)
         behind = ledger.drift(wait=0)
         assert (behind.lag_events, behind.safe_to_flip) == (1, False)
-        assert "still 1 event behind after waiting 0.0 s" in behind.verdict
+        assert "still 1 event behind after waiting" in behind.verdict
         projecting = Timer(0.5, ledger.catch_up)
         projecting.start()
         drift = ledger.drift(wait=30)

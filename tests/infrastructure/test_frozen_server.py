@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from command_line import COMMAND
+from command_line import COMMAND, CommandLine
 from event_store import assert_equal_to_the_events, damaged
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
@@ -26,7 +26,8 @@ from scoring import Scoring
 from support import make_grant, sqlite_env
 
 DATABASE = "frozen"
-SOON_SECONDS = 20  # six, or ten for who reads, and some for a busy machine
+SOON_SECONDS = 30  # seven, or ten for who reads, and some for a busy machine
+PAUSED_COMMAND = str(Path(__file__).parents[1] / "paused_command.py")
 
 
 @dataclass
@@ -52,18 +53,21 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield Server(opened.uri, int(client.admin.command("serverStatus")["pid"]))
 
 
-@contextmanager
-def command(server: Server, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    env = {
-        **os.environ,
+def environment(server: Server, folder: Path, database: str = DATABASE) -> dict[str, str]:
+    return {
         **sqlite_env(folder / "events.sqlite"),
         "MONGO_URI": server.uri,
-        "MONGO_DATABASE": DATABASE,
+        "MONGO_DATABASE": database,
         "SCORE_LEDGER_BATCH_SIZE": "20",
     }
+
+
+@contextmanager
+def command(env: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(
-        [sys.executable, COMMAND, *arguments],
-        env=env,
+        [sys.executable, *arguments],
+        env={**os.environ, **env},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -87,7 +91,7 @@ def test_a_worker_that_is_told_to_stop_stops_within_seconds(
 ) -> None:
     """In the middle of a transaction, with exit code 0; the next one goes on."""
     scoring.grant_many([make_grant(number) for number in range(3000)])
-    with command(server, tmp_path, "project", "--follow") as worker:
+    with command(environment(server, tmp_path), COMMAND, "project", "--follow") as worker:
         await_position(server, 100)
         with server.frozen():
             time.sleep(0.2)
@@ -102,39 +106,57 @@ def test_a_worker_that_is_told_to_stop_stops_within_seconds(
         assert assert_equal_to_the_events(scoring, read_model) == 3000
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["rebuild"],
-        pytest.param(["unpark"], marks=pytest.mark.soak),
-        pytest.param(["project"], marks=pytest.mark.soak),
-    ],
-    ids=lambda arguments: arguments[0],
-)
+# A command, and before what it asks of MongoDB the server freezes: a text in it, for the n-th time.
+MOMENTS: dict[str, tuple[str, str, int]] = {
+    "projecting": ("project", "'insert'", 2),
+    "unparking": ("unpark", "'insert'", 1),
+    "claiming a generation": ("rebuild", "'commitTransaction'", 1),
+    "making its indexes": ("rebuild", "'createIndexes'", 1),
+    "filling it": ("rebuild", "'insert'", 2),
+    "holding the live one": ("rebuild", "'hold.token'", 1),
+    "committing to the switch": ("rebuild", "'sealed': True", 1),
+    "renaming": ("rebuild", "_old'", 1),
+    "ending the switch": ("rebuild", "'$building.shape'", 1),
+}
+
+
 def test_a_command_that_is_told_to_stop_stops_within_seconds(
-    server: Server, scoring: Scoring, tmp_path: Path, arguments: list[str]
+    server: Server, scoring: Scoring, tmp_path: Path
 ) -> None:
-    """It says that it was interrupted, or what hung; then it is run again to the end."""
-    scoring.grant_many([make_grant(number, user_id="ada") for number in range(3000)])
-    with (
-        connect(server.uri) as client,
-        closing(MongoScoreView(ReadModel(client, DATABASE))) as view,
-    ):
-        if arguments == ["unpark"]:
-            with damaged(tmp_path / "events.sqlite", 3):
-                ProjectionWorker(scoring, view, on_error="park").catch_up()
-        elif arguments == ["rebuild"]:
-            ProjectionWorker(scoring, view).catch_up()
-    with command(server, tmp_path, *arguments) as process:
-        time.sleep(1.5)
+    """Wherever it is; then it is run again to the end."""
+    scoring.grant_many([make_grant(number, user_id="ada") for number in range(50)])
+    commands: dict[str, subprocess.Popen[bytes]] = {}
+    env: dict[str, dict[str, str]] = {}
+    with connect(server.uri) as client, ExitStack() as stack:
+        for number, (moment, (name, text, nth)) in enumerate(MOMENTS.items()):
+            read_model = ReadModel(client, f"{DATABASE}_{number}")
+            read_model.prepare()
+            with closing(MongoScoreView(read_model)) as view:
+                if name == "unpark":
+                    with damaged(tmp_path / "events.sqlite", 2):
+                        ProjectionWorker(scoring, view, on_error="park").catch_up()
+                elif name == "rebuild":
+                    ProjectionWorker(scoring, view).catch_up()
+            env[moment] = environment(server, tmp_path, read_model.database.name)
+            paused = command(env[moment], PAUSED_COMMAND, text, str(nth), name)
+            commands[moment] = stack.enter_context(paused)
+        for process in commands.values():
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"paused\n", process.communicate()
+        took: dict[str, float] = {}
         with server.frozen():
-            time.sleep(0.2)
-            process.send_signal(signal.SIGTERM)
             asked = time.monotonic()
-            process.wait(60)
-            assert time.monotonic() - asked < SOON_SECONDS
-    with command(server, tmp_path, *arguments) as again:
-        assert again.wait(60) == 0, again.communicate()
+            for process in commands.values():
+                process.send_signal(signal.SIGTERM)
+                assert process.stdin is not None
+                process.stdin.close()
+            for moment, process in commands.items():
+                assert process.wait(120) != 0
+                took[moment] = time.monotonic() - asked
+        assert max(took.values()) < SOON_SECONDS, took
+        for moment, (name, _, _) in MOMENTS.items():
+            again = CommandLine(tmp_path, env[moment])(name)
+            assert again.returncode == 0, (moment, again)
 
 
 def test_a_reader_is_told_within_seconds(server: Server, scoring: Scoring, tmp_path: Path) -> None:
