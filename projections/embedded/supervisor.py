@@ -31,6 +31,11 @@ _START_POLL_SECONDS: Final = 0.02
 _RESTARTS_PER_MINUTE: Final = 5
 _LOG_LIMIT_BYTES: Final = 10_000_000
 _LOG_CHECK_SECONDS: Final = 30.0
+# Percentages of the cache that may be changed before pages are evicted, and writers have to help.
+_EVICTION: Final = (
+    "eviction_dirty_target=20,eviction_dirty_trigger=40,"
+    "eviction_updates_target=15,eviction_updates_trigger=30"
+)
 
 _STOP_SIGNALS: Final = {signal.SIGTERM, signal.SIGINT}
 # Blocked and waited for, so that they end a pause early instead of interrupting work. A hang-up is
@@ -241,6 +246,10 @@ def _command(order: Order, layout: Layout, port: int) -> list[str]:
         # By default half the machine's memory and a twentieth of its disk, which a guest in
         # somebody's application must not take.
         *("--wiredTigerCacheSizeGB", "1"),
+        # By default pages are evicted when a twentieth of the cache is changed. Of so small a cache
+        # one batch of a catch-up changes more, and its pages cannot go before it is committed:
+        # trying all the same took half of the server's time.
+        *("--wiredTigerEngineConfigString", _EVICTION),
         *("--oplogSize", "512"),
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
         # By default 15 seconds, for other members of the set, unless it is primary when it is told.

@@ -216,6 +216,15 @@ def test_extra_arguments_reach_the_server(shared: EmbeddedServer) -> None:
         items.database.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
+def test_a_batch_may_change_a_fifth_of_the_cache_before_pages_are_evicted(
+    shared: EmbeddedServer,
+) -> None:
+    """With MongoDB's twentieth, half of a catch-up's time goes into pages that cannot go yet."""
+    with MongoClient[dict[str, Any]](shared.uri) as client:
+        options = client.admin.command("getCmdLineOpts")["parsed"]["storage"]["wiredTiger"]
+    assert "eviction_dirty_target=20" in options["engineConfig"]["configString"]
+
+
 def test_a_second_process_joins_the_server_that_runs(shared: EmbeddedServer) -> None:
     """Joining starts no second mongod, and leaving again does not stop the first."""
     before = _mongods(shared.folder)
