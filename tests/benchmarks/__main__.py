@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from inspect import getdoc
 from pathlib import Path
 
 from rich.console import Console
@@ -41,7 +42,6 @@ PARTS = {
     "guarded-read": consistent_reads.guarded_reads,
     "tracing": embedding_costs.tracing,
     "catch-up": read_side.catch_up,
-    "catch-up-users": read_side.catch_up_of_users,
     "batch-size": read_side.batch_sizes,
     "runner": read_side.against_the_runner,
     "wait": read_side.waiting,
@@ -68,12 +68,18 @@ def main() -> None:
         help="keep the figures in FOLDER/figures/, in place of older ones of the same parts, "
         "and make FOLDER/figures.md of all that is there",
     )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1,
+        help="how many times as much work as usual: 0.01 to try a part, 10 for what takes long",
+    )
     arguments = parser.parse_args()
     console = Console()
     total = Report()
     try:
         for name in arguments.parts or PARTS:
-            report = Report()
+            report = Report(scale=arguments.scale)
             with (
                 console.status(f"measuring {name}"),
                 tempfile.TemporaryDirectory(prefix="score-ledger-benchmark-") as folder,
@@ -83,8 +89,7 @@ def main() -> None:
             if arguments.page is not None:
                 import page  # noqa: PLC0415 - draws with what only the page needs
 
-                about = (PARTS[name].__doc__ or "").partition("\n")[0]
-                page.keep(arguments.page, name, about, report)
+                page.keep(arguments.page, name, getdoc(PARTS[name]) or "", report)
     finally:  # what was measured before a part failed, or was interrupted, took minutes
         console.print(total.table())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,56 +9,38 @@ from typing import Any
 
 from pymongo import MongoClient
 
-from measuring import Report, in_turns
+from measuring import Report, in_new_process, in_turns, peak_memory
 from projections import OldScores, ScoreLedger
 from projections.embedded import open_server
 from projections.mongo import connect
 from support import sqlite_env
 
-BUCKETS = 200_000
 PER_USER = 20
 ROUNDS = 5
 SITE = "site"
 
-_MEMORY = """
-import sys
-from pathlib import Path
-from comparisons import compare
-from measuring import peak_memory_kb
-from projections.mongo import connect
-with connect(sys.argv[2]) as client:
-    compare(client, Path(sys.argv[1]), sys.argv[3])
-print(peak_memory_kb())
-"""
-
 
 def against_a_bare_scan(folder: Path, report: Report) -> None:
     """Every bucket the same, as on all nights but few; at two sizes, for the memory."""
+    few, many = report.scaled(20_000), report.scaled(200_000)
     with open_server(folder / "mongo") as server, connect(server.uri) as client:
-        memory = []
-        for buckets in (BUCKETS // 10, BUCKETS):
-            database = f"size_{buckets}"
-            fill(client, folder, database, buckets)
-            memory.append(peak_memory_mib(folder, server.uri, database))
+        for buckets in (few, many):
+            fill(client, folder, f"size_{buckets}", buckets)
+        peaks = {n: in_new_process(_peak, server.uri, folder, f"size_{n}") for n in (few, many)}
         mine, theirs = in_turns(
-            lambda: compare(client, folder, database),
-            lambda: scan(client, database),
+            lambda: compare(client, folder, f"size_{many}"),
+            lambda: scan(client, f"size_{many}"),
             rounds=ROUNDS,
         )
-    report.add(
-        f"compare of {BUCKETS:,} buckets",
-        measured=f"{min(mine):.2f} s",
-        reference=f"bare scan of both: {min(theirs):.2f} s",
-        ratios=[scanned / compared for compared, scanned in zip(mine, theirs, strict=True)],
-        wanted=">= 0.5",
-    )
-    report.add(
-        f"peak memory of comparing {BUCKETS:,} buckets",
-        measured=f"{memory[1]:.0f} MiB",
-        reference=f"{BUCKETS // 10:,}: {memory[0]:.0f} MiB",
-        ratios=[memory[1] / memory[0]],
-        wanted="about 1",
-    )
+    what = f"compare of {many:,} buckets"
+    report.rates(what, many, mine, "bare scan of both", theirs, at_least=0.5)
+    report.peaks("comparing buckets", peaks)
+
+
+def _peak(uri: str, folder: Path, database: str) -> float:
+    with connect(uri) as client:
+        compare(client, folder, database)
+    return peak_memory()
 
 
 def fill(client: MongoClient[Any], folder: Path, database: str, buckets: int) -> None:
@@ -113,16 +93,3 @@ def scan(client: MongoClient[Any], database: str) -> None:
     for collection in (SITE, "score_buckets"):
         for _ in client[database][collection].find():
             pass
-
-
-def peak_memory_mib(folder: Path, uri: str, database: str) -> float:
-    program = [sys.executable, "-c", _MEMORY, str(folder), uri, database]
-    done = subprocess.run(
-        program,
-        cwd=Path(__file__).parent,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    return int(done.stdout) / 1024

@@ -6,7 +6,6 @@ import time
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from measuring import Report, in_turns
@@ -23,12 +22,12 @@ def tracing(folder: Path, report: Report) -> None:
     assert not is_listened_to()
     # In memory a grant costs least, so tracing shows most; a file is what a ledger really has.
     with Scoring() as app, Scoring() as bare:
-        _tracing("in memory", app, bare, report, wanted="≤ 1.1")
+        _tracing("in memory", app, bare, report, at_most=1.1)
     with opened(folder / "traced.sqlite") as app, opened(folder / "bare.sqlite") as bare:
-        _tracing("SQLite", app, bare, report, wanted="≤ 1.05")
+        _tracing("SQLite", app, bare, report, at_most=1.05)
 
 
-def _tracing(name: str, app: Scoring, bare: Scoring, report: Report, *, wanted: str) -> None:
+def _tracing(name: str, app: Scoring, bare: Scoring, report: Report, *, at_most: float) -> None:
     size, rounds = 100, 101
     stream = grants("ada")
     lookup = user_score.current_traceparent
@@ -49,10 +48,5 @@ def _tracing(name: str, app: Scoring, bare: Scoring, report: Report, *, wanted: 
     bare_grants()
     # Processor time: tracing never waits, and the machine may be busy with something else.
     mine, theirs = in_turns(traced_grants, bare_grants, rounds=rounds, clock=time.thread_time)
-    report.add(
-        f"tracing without an SDK, grant(), {name}",
-        measured=f"traced: {median(mine) / size * 1e6:.0f} µs",
-        reference=f"untraced: {median(theirs) / size * 1e6:.0f} µs",
-        ratios=[a / b for a, b in zip(mine, theirs, strict=True)],
-        wanted=wanted,
-    )
+    what = f"tracing without an SDK, grant(), {name}"
+    report.times(what, mine, "untraced", theirs, calls=size, at_most=at_most)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median, quantiles
-from threading import Event, Thread
 
 from eventsourcing.utils import get_topic
 
@@ -24,28 +18,14 @@ from projections.embedded import open_server
 from projections.events.pages import read_page
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from read_side import fill, served
+from read_side import add_percentiles, following, served, waits_for_another_process
 from replica_set import running_replica_set
 from scoring import Scoring, UserScore
 from scoring.identity import user_stream_id
-from write_side import grant_each, grants, opened
+from write_side import fill, grant_each, grants, opened
 
 EACH = 400
-MANY = 20_000
 ROUNDS = 5
-
-_WRITER = """
-import os, random, sys, time
-from functools import partial
-from itertools import islice
-from scoring import Scoring
-from write_side import grants
-with Scoring() as app:
-    for grant in islice(grants(), int(sys.argv[1])):
-        receipt = app.grant(**grant.model_dump())
-        print(receipt.position, time.time(), flush=True)
-        time.sleep(random.uniform(0.02, 0.2))
-"""
 
 
 def mongo_env(uri: str, database: str) -> dict[str, str]:
@@ -54,17 +34,6 @@ def mongo_env(uri: str, database: str) -> dict[str, str]:
         "MONGO_URI": uri,
         "MONGO_DATABASE": database,
     }
-
-
-@contextmanager
-def both(folder: Path) -> Iterator[tuple[Scoring, Scoring, str]]:
-    """An application on each, and the URI of the first."""
-    with ExitStack() as stack:
-        uri = stack.enter_context(open_server(folder / "mongo")).uri
-        postgres = stack.enter_context(running_postgres())
-        mine = stack.enter_context(Scoring(mongo_env(uri, "events")))
-        theirs = stack.enter_context(Scoring(postgres.new_env(POSTGRES_POOL_SIZE="10")))
-        yield mine, theirs, uri
 
 
 def in_threads(threads: int, app: Scoring) -> None:
@@ -78,27 +47,31 @@ def event_stores(folder: Path, report: Report) -> None:
     """Commands and reads on both, in turns."""
 
     def compare(
-        what: str, work: Callable[[Scoring], object], size: int, wanted: str, rounds: int = ROUNDS
+        what: str,
+        work: Callable[[Scoring], object],
+        size: int,
+        at_least: float,
+        rounds: int = ROUNDS,
     ) -> None:
         a, b = in_turns(lambda: work(mine), lambda: work(theirs), rounds=rounds)
-        report.add(
-            f"{what}, MongoDB",
-            measured=f"{size / median(a):,.0f}/s",
-            reference=f"PostgreSQL: {size / median(b):,.0f}/s",
-            ratios=[y / x for x, y in zip(a, b, strict=True)],
-            wanted=wanted,
-        )
+        report.rates(f"{what}, MongoDB", size, a, "PostgreSQL", b, at_least=at_least)
 
-    with both(folder) as (mine, theirs, _):
+    many = report.scaled(20_000)
+    with (
+        open_server(folder / "mongo") as server,
+        running_postgres() as postgres,
+        Scoring(mongo_env(server.uri, "events")) as mine,
+        Scoring(postgres.new_env(POSTGRES_POOL_SIZE="10")) as theirs,
+    ):
         for app in (mine, theirs):
             grant_each(app, list(islice(grants(), 100)))
-        for threads, wanted in ((1, "≥ 0.6"), (8, "≥ 2")):
-            compare(f"grant(), {threads} threads", partial(in_threads, threads), EACH, wanted)
-        compare("grant_many", lambda app: app.grant_many(islice(grants(), MANY)), MANY, "≥ 1.2", 3)
-        taken = list(islice(grants(), MANY))
+        for threads, at_least in ((1, 0.6), (8, 2)):
+            compare(f"grant(), threads: {threads}", partial(in_threads, threads), EACH, at_least)
+        compare("grant_many", lambda app: app.grant_many(islice(grants(), many)), many, 1.2, 3)
+        taken = list(islice(grants(), many))
         for app in (mine, theirs):
             app.grant_many(taken)
-        compare("grant_many, all taken", lambda app: app.grant_many(taken), MANY, "≥ 1.0", 3)
+        compare("grant_many, all taken", lambda app: app.grant_many(taken), many, 1, 3)
         stop = min(app.recorder.max_notification_id() or 0 for app in (mine, theirs))
         topics = (get_topic(UserScore.GrantRecorded), get_topic(UserScore.BucketSet))
 
@@ -109,38 +82,33 @@ def event_stores(folder: Path, report: Report) -> None:
             ):
                 after = page[-1].id
 
-        compare("reading for the projection", read, stop // 2, "≥ 0.8")
+        compare("reading for the projection", read, stop // 2, 0.8)
         users = [f"user-{number}" for number in range(300)]
 
         def load(app: Scoring) -> None:
             for user in users:
                 app.repository.get(user_stream_id(user))
 
-        compare("loading a user", load, len(users), "≥ 0.5")
+        compare("loading a user", load, len(users), 0.5)
 
 
 def catch_up_from_mongo(folder: Path, report: Report) -> None:
     """A catch-up whose events are in MongoDB against one whose are in SQLite."""
+    many = report.scaled(100_000)
     with (
         opened(folder / "events.sqlite") as sqlite,
-        served(folder) as empty,
-        open_server(folder / "mongo") as server,
-        Scoring(mongo_env(server.uri, "events")) as mongo,
+        served(folder) as read_side,
+        Scoring(mongo_env(read_side.uri, "events")) as mongo,
     ):
         for app in (sqlite, mongo):
-            fill(app, 100_000)
+            fill(app, many)
         mine, theirs = in_turns(
-            lambda: ProjectionWorker(mongo, empty()).catch_up(),
-            lambda: ProjectionWorker(sqlite, empty()).catch_up(),
+            lambda: ProjectionWorker(mongo, read_side.empty()).catch_up(),
+            lambda: ProjectionWorker(sqlite, read_side.empty()).catch_up(),
             rounds=3,
         )
-    report.add(
-        "catch-up, events in MongoDB",
-        measured=f"{100_000 / median(mine):,.0f}/s",
-        reference=f"in SQLite: {100_000 / median(theirs):,.0f}/s",
-        ratios=[b / a for a, b in zip(mine, theirs, strict=True)],
-        wanted="≥ 0.8",
-    )
+    what = f"catch-up of {many:,} grants, events in MongoDB"
+    report.rates(what, many, mine, "in SQLite", theirs, at_least=0.8)
 
 
 def waits_on_mongo(folder: Path, report: Report) -> None:
@@ -151,36 +119,14 @@ def waits_on_mongo(folder: Path, report: Report) -> None:
         _waits(report, "three nodes", replicas.uri, {50: 25})
 
 
-def _waits(report: Report, name: str, uri: str, wanted: dict[int, int]) -> None:
+def _waits(report: Report, name: str, uri: str, limits: dict[int, int]) -> None:
     env = mongo_env(uri, "waits")
-    with Scoring(env) as app, connect(uri) as client:
-        read_model = ReadModel(client, "waits")
-        read_model.prepare()
-        view = MongoScoreView(read_model)
-        stop = Event()
-        thread = Thread(target=ProjectionWorker(app, view).follow, args=(stop,))
-        thread.start()
-        waits = []
-        with subprocess.Popen(
-            [sys.executable, "-c", _WRITER, "300"],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parent,
-            env={**os.environ, **env},
-        ) as writer:
-            for line in writer.stdout or ():
-                position, recorded = line.split()
-                view.wait("Scoring", int(position), timeout=30)
-                waits.append(time.time() - float(recorded))
-        stop.set()
-        thread.join()
-        view.close()
-    percentiles = quantiles(waits, n=100)
-    for percentile, limit in wanted.items():
-        taken = percentiles[percentile - 1] * 1000
-        report.add(
-            f"wait() p{percentile}, events in MongoDB, {name}",
-            measured=f"{taken:.1f} ms",
-            reference=f"{limit} ms",
-            ratios=[taken / limit],
-            wanted="≤ 1",
-        )
+    with (
+        Scoring(env) as app,
+        connect(uri) as client,
+        closing(MongoScoreView(ReadModel(client, "waits"))) as view,
+    ):
+        view.read_model.prepare()
+        with following(app, view):
+            waits = waits_for_another_process(view, env)
+    add_percentiles(report, f"events in MongoDB, {name}", waits, limits)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -16,67 +17,50 @@ from pymongo.read_concern import ReadConcern
 
 from event_stores import mongo_env
 from measuring import Report, in_turns, seconds
-from projections import MongoScoreView, ProjectionWorker, ScoreLedger
+from projections import MongoScoreView, ProjectionWorker
 from projections.embedded import open_server
-from projections.events.model import GrantEvent
 from projections.mongo import connect
-from projections.mongo.batches import grant_document
-from read_side import batches, fill, served
+from read_side import batches, grant_documents, served
 from scoring import Grant, Scoring
 from support import sqlite_env
-from write_side import grant_each, grants, latencies, opened
-
-SIZES = (10_000, 100_000, 1_000_000)
-SINGLES = 500
+from write_side import fill, grant_each, grants, latencies, opened
 
 
 def growth(folder: Path, report: Report) -> None:
-    """Writing, catching up and verifying with ten and a hundred times as many grants."""
+    """Writing, loading and catching up with ten and a hundred times as many grants."""
     file = folder / "events.sqlite"
-    with opened(file) as app, served(folder) as empty:
-        recorded = 0
-        for size in SIZES:
-            fill(app, size - recorded - 20_000 if size > SIZES[0] else 0)
-            last = list(islice(grants(), 10_000 if size == SIZES[0] else 20_000))
-            batched = seconds(lambda: app.grant_many(last))  # noqa: B023
+    recorded = 0
+    ratios: dict[int, float] = {}
+    with opened(file) as app, served(folder) as mongo:
+        for size in report.sizes(1_000_000):
+            alone = list(islice(grants("ada"), 500))
+            last = list(islice(grants(), 5000))
+            fill(app, size - recorded - len(alone) - len(last))
             recorded = size
-            single = median(latencies(app, list(islice(grants("ada"), SINGLES))))
-            cold = median(seconds(lambda: _load(file)) for _ in range(9))
-            report.draw(
-                "writing",
-                unit="grants/s",
-                over="grants recorded before",
-                size=size,
-                grant=1 / single,
-                grant_many=len(last) / batched,
-            )
-            report.draw(
-                "loading a user with all grants known",
-                unit="ms",
-                over="grants recorded before",
-                size=size,
-                first_score_of_in_a_process=cold * 1000,
-            )
-            view = empty()
-            caught_up = seconds(ProjectionWorker(app, view).catch_up)
-            verified = seconds(lambda: _verify(view, file))  # noqa: B023
-            inserted = _raw_inserts(app, empty())
-            report.draw(
-                "reading",
-                unit="grants/s",
-                over="grants",
-                size=size,
-                catch_up=size / caught_up,
-                verify=size / verified,
-                insert_many_of_the_same_documents=size / inserted,
-            )
-            report.add(
-                f"catch-up of {size:,} grants",
-                measured=f"{size / caught_up:,.0f}/s",
-                reference=f"insert_many of the same documents: {size / inserted:,.0f}/s",
-                ratios=[inserted / caught_up],
-                wanted="≥ 0.5, and the same at every size",
-            )
+            batched = seconds(partial(app.grant_many, last))
+            written = {
+                "grant()": 1 / median(latencies(app, alone)),
+                "grant_many()": len(last) / batched,
+            }
+            report.draw("writing onto many", "grants/s", "grants", size, written)
+            loaded = {"score_of()": 1000 * median(seconds(partial(_load, file)) for _ in range(9))}
+            report.draw("opening and loading a user", "ms", "grants", size, loaded)
+            caught_up, inserted = [], []
+            for _ in range(max(1, min(5, 3_000_000 // size))):
+                caught_up.append(seconds(ProjectionWorker(app, mongo.empty()).catch_up))
+                inserted.append(_inserting(app, mongo.empty()))
+            read = {
+                "catch-up": size / median(caught_up),
+                "insert_many": size / median(inserted),
+            }
+            report.draw("catching up", "grants/s", "grants", size, read)
+            what = f"catch-up of {size:,} grants"
+            report.rates(what, size, caught_up, "insert_many", inserted)
+            ratios[size] = report.rows[-1].ratio
+    for size, ratio in ratios.items():
+        if size > 100_000:
+            what = f"that ratio with {size:,} grants"
+            report.compare(what, "", [ratio], "with 100,000", [ratios[100_000]], at_least=0.9)
 
 
 def _load(file: Path) -> None:
@@ -84,20 +68,13 @@ def _load(file: Path) -> None:
         assert app.score_of("user-7").grant_count
 
 
-def _verify(view: MongoScoreView, file: Path) -> None:
-    with ScoreLedger.open(
-        mongo=view.read_model.database, event_store=sqlite_env(file), worker=False
-    ) as ledger:
-        assert ledger.verify().ok
-
-
-def _raw_inserts(app: Scoring, view: MongoScoreView) -> float:
-    taken = 0.0
-    for batch in batches(app, view):
-        documents = [grant_document(each) for each in batch.events if isinstance(each, GrantEvent)]
-        if documents:
-            taken += seconds(lambda: view.read_model.grants.insert_many(documents))  # noqa: B023
-    return taken
+def _inserting(app: Scoring, view: MongoScoreView) -> float:
+    """Seconds without those of reading the events."""
+    insert = view.read_model.grants.insert_many
+    return sum(
+        seconds(partial(insert, documents))
+        for documents in filter(None, map(grant_documents, batches(app, view)))
+    )
 
 
 class Plain:
@@ -163,38 +140,24 @@ def alternatives(folder: Path, report: Report) -> None:
         Scoring(mongo_env(server.uri, "events")) as mongo,
     ):
         plain = Plain(client, "plain")
-        ways: dict[str, Callable[[Grant], object]] = {
-            "plain pymongo": plain.grant,
-            "Scoring, events in SQLite": lambda grant: grant_each(sqlite, [grant]),
-            "Scoring, events in MongoDB": lambda grant: grant_each(mongo, [grant]),
-        }
-        reference, *ours = ways
+        reference = "plain pymongo"
+        ours = {"Scoring, events in SQLite": sqlite, "Scoring, events in MongoDB": mongo}
         for threads in (1, 8, 32):
-            size = 250 * min(threads, 8)
-            taken = {}
-            for name in ours:
-                taken[name], taken[reference] = in_turns(
-                    lambda: _from_threads(ways[name], threads, size),  # noqa: B023
-                    lambda: _from_threads(ways[reference], threads, size),  # noqa: B023
+            size = report.scaled(250 * min(threads, 8))
+            figures: dict[str, float] = {}
+            for name, app in ours.items():
+                taken, plainly = in_turns(
+                    lambda: _from_threads(lambda grant: grant_each(app, [grant]), threads, size),  # noqa: B023
+                    lambda: _from_threads(plain.grant, threads, size),  # noqa: B023
                     rounds=5,
                 )
-                report.add(
-                    f"{name}: grant(), threads: {threads}",
-                    measured=f"{size / median(taken[name]):,.0f}/s",
-                    reference=f"{reference}: {size / median(taken[reference]):,.0f}/s",
-                    ratios=[b / a for a, b in zip(taken[name], taken[reference], strict=True)],
-                    wanted="shown",
-                )
-            report.draw(
-                "grants one by one",
-                unit="grants/s",
-                over="threads",
-                size=threads,
-                **{name.replace(" ", "_"): size / median(times) for name, times in taken.items()},
-            )
+                what = f"grant() from {threads} threads, {name}"
+                report.rates(what, size, taken, reference, plainly)
+                figures |= {name: size / median(taken), reference: size / median(plainly)}
+            report.draw("grants one by one", "grants/s", "threads", threads, figures)
 
 
 def _from_threads(way: Callable[[Grant], object], threads: int, size: int) -> None:
-    stream: Iterator[Grant] = islice(grants(), size)
+    stream = islice(grants(), size)
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(way, stream))

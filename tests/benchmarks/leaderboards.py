@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +12,15 @@ from statistics import median
 from typing import Any
 
 from bson.int64 import Int64
+from redis import Redis
 
-from measuring import Report, in_turns
+from measuring import Report, in_turns, seconds
 from projections import Leaderboard, LeaderboardRow
 from projections.embedded import open_server
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
 from ranks import insert_users
 
-USERS = 1_000_000
 ROUNDS = 300
 NEIGHBOURS = 50
 INDEX = [("recomputedTotal", -1), ("_id", 1)]
@@ -38,128 +36,116 @@ SPREADS: dict[str, Callable[[], int]] = {
 
 
 def leaderboard(folder: Path, report: Report) -> None:
-    """Fill a read model with users, however their scores are spread, and read it in every way."""
-    with open_server(folder / "mongo") as server, connect(server.uri) as client:
+    """Reads of 1,000,000 users, whose scores are spread in several ways, against bare ones."""
+    with (
+        open_server(folder / "mongo") as server,
+        connect(server.uri) as client,
+        _redis(folder / "redis") as redis,
+    ):
         for number, (spread, score) in enumerate(SPREADS.items()):
             read_model = ReadModel(client, f"benchmark{number}")
             read_model.prepare()
-            filled = 0
+            redis.flushall()
             # The first spread is that of a site, the others are the worst that can be thought of.
-            for users in (USERS // 100, USERS // 10, USERS) if number == 0 else (USERS // 5,):
-                _fill(read_model, score, filled, users)
+            sizes = [report.scaled(200_000)] if number else report.sizes(1_000_000)
+            filled = 0
+            for users in sizes:
+                _fill(read_model, redis, score, filled, users)
                 filled = users
                 if number == 0:
-                    _draw(report, read_model, users)
-            _read(folder, report, read_model, spread, filled)
+                    _draw(report, read_model, redis, users)
+            _read(report, read_model, redis, spread, filled)
             client.drop_database(read_model.database.name)
 
 
-def _draw(report: Report, read_model: ReadModel, users: int) -> None:
-    last = _places(Leaderboard(read_model), read_model, users)["last"].user_id
+def _draw(report: Report, read_model: ReadModel, redis: Redis, users: int) -> None:
+    board = Leaderboard(read_model)
+    last = _places(board, read_model, users)["last"].user_id
     ours, bare = in_turns(
-        partial(Leaderboard(read_model).rank_of, last),
+        partial(board.rank_of, last),
         partial(read_model.users.find_one, {"_id": last}),
         rounds=ROUNDS,
     )
-    report.draw(
-        "a rank",
-        unit="ms",
-        over="users",
-        size=users,
-        rank_of_the_last=median(ours) * 1000,
-        find_one=median(bare) * 1000,
-    )
+    zrevrank = partial(redis.zrevrank, "board", last)
+    figures = {
+        "rank_of": median(ours),
+        "find_one of the user": median(bare),
+        "ZREVRANK of Redis": median(seconds(zrevrank) for _ in range(ROUNDS)),
+    }
+    in_ms = {name: taken * 1000 for name, taken in figures.items()}
+    report.draw("the rank of the last", "ms", "users", users, in_ms)
 
 
-def _read(folder: Path, report: Report, read_model: ReadModel, spread: str, users: int) -> None:
+def _read(report: Report, read_model: ReadModel, redis: Redis, spread: str, users: int) -> None:
     board = Leaderboard(read_model)
     places = _places(board, read_model, users)
+
+    def compare(
+        what: str,
+        ours: Callable[[], object],
+        reference: str,
+        bare: Callable[[], object],
+        at_most: int | None,
+    ) -> None:
+        mine, theirs = ([median(each)] for each in in_turns(ours, bare, rounds=ROUNDS))
+        report.times(f"{spread}: {what}", mine, reference, theirs, at_most=at_most)
+
     for name, row in places.items():
-        user_id = row.user_id
-        _compare(
-            report,
-            f"rank_of(user), {name} of {users:,} users ({spread}), find_one by _id",
-            partial(board.rank_of, user_id),
-            partial(read_model.users.find_one, {"_id": user_id}),
-            wanted=5,
-        )
-        size = NEIGHBOURS + 1 if name != "middle" else 2 * NEIGHBOURS + 1
+        rank_of = partial(board.rank_of, row.user_id)
+        find_one = partial(read_model.users.find_one, {"_id": row.user_id})
+        compare(f"rank_of, {name} of {users:,}", rank_of, "find_one", find_one, 5)
+        zrevrank = partial(redis.zrevrank, "board", row.user_id)
+        compare(f"rank_of, {name} of {users:,}", rank_of, "ZREVRANK of Redis", zrevrank, None)
         start = _bare(read_model, row, NEIGHBOURS + 1, backwards=True)[-1]
         place = LeaderboardRow(0, start["_id"], start["recomputedTotal"])
-        _compare(
-            report,
-            f"around(user, {NEIGHBOURS}), {name} user ({spread}), bare find of the same rows",
-            partial(board.around, user_id, NEIGHBOURS),
-            partial(_bare, read_model, place, size),
-            wanted=5,
-        )
-        _compare(
-            report,
-            f"page(after=row, limit=100), {name} user ({spread}), bare find of the same rows",
-            partial(board.page, after=row, limit=100),
-            partial(_bare, read_model, row, 100),
-            wanted=5,
-        )
-    _compare(
-        report,
-        f"top(100) ({spread}), bare find of 100",
-        partial(board.top, 100),
-        partial(_bare, read_model, None, 100),
-        wanted=2,
-    )
-    if shutil.which("redis-server"):
-        with _redis(folder / "redis", read_model) as redis:
-            for name, row in places.items():
-                _compare(
-                    report,
-                    f"rank_of(user), {name} user ({spread}), ZREVRANK of Redis",
-                    partial(board.rank_of, row.user_id),
-                    partial(redis, f"ZREVRANK board {row.user_id}"),
-                    wanted=None,
-                )
+        around = partial(board.around, row.user_id, NEIGHBOURS)
+        find = partial(_bare, read_model, place, len(around()))
+        compare(f"around(user, {NEIGHBOURS}), {name}", around, "find", find, 5)
+        page = partial(board.page, after=row, limit=100)
+        find = partial(_bare, read_model, row, 100)
+        compare(f"page(after=row, limit=100), {name}", page, "find", find, 5)
+    compare("top(100)", partial(board.top, 100), "find", partial(_bare, read_model, None, 100), 2)
 
 
-def _fill(read_model: ReadModel, score: Callable[[], int], filled: int, users: int) -> None:
+def _fill(
+    read_model: ReadModel, redis: Redis, score: Callable[[], int], filled: int, users: int
+) -> None:
+    """The same users in MongoDB, as a projection writes them, and in a sorted set of Redis."""
     for start in range(filled, users, 10_000):
+        scores = {
+            f"user-{number:08d}": score() for number in range(start, min(start + 10_000, users))
+        }
         insert_users(
             read_model,
             (
                 {
-                    "_id": f"user-{number:07d}",
+                    "_id": user_id,
                     "totalScore": Int64(_RANDOM.randrange(10**6)),
                     "categoryTotals": {"content": Int64(5)},
                     "sourceTotals": {"feed": Int64(5)},
                     "grantCount": Int64(1),
-                    "recomputedTotal": Int64(score()),
+                    "recomputedTotal": Int64(recomputed),
                     "lastGrantAt": None,
                     "version": Int64(2),
                 }
-                for number in range(start, start + 10_000)
+                for user_id, recomputed in scores.items()
             ),
         )
+        redis.zadd("board", scores)
 
 
 @contextmanager
-def _redis(folder: Path, read_model: ReadModel) -> Iterator[Callable[[str], str]]:
-    """A sorted set with the same users; called with a command, it returns the answer's line."""
-    folder.mkdir(exist_ok=True)
+def _redis(folder: Path) -> Iterator[Redis]:
+    """A server with nothing in it, and nothing on disk; Debian's package ``redis-server``."""
+    folder.mkdir()
     at = folder / "socket"
     options = ["--port", "0", "--unixsocket", str(at), "--save", "", "--dir", str(folder)]
     with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
         try:
             while not at.exists():
                 assert server.poll() is None
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(str(at))
-                answers = connection.makefile("r")
-
-                def send(command: str) -> str:
-                    connection.sendall(f"{command}\r\n".encode())
-                    return answers.readline()
-
-                for user in read_model.users.find({}, {"recomputedTotal": 1}):
-                    send(f"ZADD board {user['recomputedTotal']} {user['_id']}")
-                yield send
+            with Redis(unix_socket_path=str(at)) as redis:
+                yield redis
         finally:
             server.terminate()
 
@@ -192,22 +178,4 @@ def _bare(
     rows = list(found)
     return rows or (
         [] if start is None else [{"_id": start.user_id, "recomputedTotal": start.score}]
-    )
-
-
-def _compare(
-    report: Report,
-    what: str,
-    ours: Callable[[], object],
-    bare: Callable[[], object],
-    *,
-    wanted: int | None,
-) -> None:
-    measured, reference = in_turns(ours, bare, rounds=ROUNDS)
-    report.add(
-        what,
-        measured=f"{median(measured) * 1000:.2f} ms",
-        reference=f"{median(reference) * 1000:.2f} ms",
-        ratios=[median(measured) / median(reference)],
-        wanted="shown" if wanted is None else f"{wanted} at most",
     )

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sqlite3
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from math import ceil, floor, log10
@@ -13,19 +14,21 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from pydantic import BaseModel
 
-from measuring import Curve, Report, Row
+from measuring import TITLES, Curve, Report, short
 
 HEADER = """\
 # Figures
 
 Made by `python tests/benchmarks --page docs`; nothing on this page is written by hand.
 
-Machines differ, and a shared one differs from minute to minute. So read **ratios**: both sides
-of a ratio were measured in turns within one run, and above 1 ours is the faster one, unless the
-row is about memory, latency or a limit. Rates and times say the order of magnitude only.
+Machines differ, and a shared one differs from minute to minute. So read **ratios**: of what was
+measured to its reference, both taken in turns within one run. What is counted a second is faster
+with a ratio above 1, what takes milliseconds or memory is better below. Rates and times say the
+order of magnitude only. Both axes of a plot are logarithmic: what is level does not depend on how
+much there is.
 """
 
 
@@ -59,8 +62,29 @@ def keep(folder: Path, name: str, about: str, report: Report) -> None:
     )
     file.parent.mkdir(exist_ok=True)
     file.write_text(kept.model_dump_json(indent=1) + "\n")
-    sections = [_section(file.parent, name, part) for name, part in sorted(kept.parts.items())]
-    (folder / "figures.md").write_text("\n".join([HEADER, *sections]))
+    parts = sorted(kept.parts.items())
+    sections = [_section(file.parent, name, part) for name, part in parts]
+    (folder / "figures.md").write_text("\n".join([HEADER, _missed(parts), *sections]))
+
+
+def _missed(parts: list[tuple[str, Part]]) -> str:
+    rows = [
+        (f"[{name}](#{name})", row.what, row.reference, row.ratio_and_range(), row.wanted())
+        for name, part in parts
+        for row in part.report.rows
+        if row.is_missed()
+    ]
+    bounds = sum(row.wanted() != "" for _, part in parts for row in part.report.rows)
+    return "\n".join(
+        [
+            "## Missed",
+            "",
+            f"Of {bounds} bounds that were set beforehand, these are not held:",
+            "",
+            *_as_table(("part", "what", "reference", "ratio (range)", "wanted"), rows),
+            "",
+        ]
+    )
 
 
 def _machine() -> str:
@@ -79,50 +103,45 @@ def _section(folder: Path, name: str, part: Part) -> str:
         _draw(curve, drawing)
         lines += [f"![{curve.title}]({folder.name}/{drawing.name})", "", *_points(curve), ""]
     if part.report.rows:
-        lines += [*_rows(part.report.rows), ""]
-    lines += [f"{part.measured_at:%Y-%m-%d}, load {part.load}: {part.machine}.", ""]
+        lines += [*_as_table(TITLES, [row.cells() for row in part.report.rows]), ""]
+    load = f"load average {part.load} (its own included)"
+    lines += [f"{part.measured_at:%Y-%m-%d}, {load}: {part.machine}.", ""]
     return "\n".join(lines)
 
 
 def _points(curve: Curve) -> list[str]:
-    sizes = sorted({size for line in curve.lines.values() for size in line})
+    sizes = curve.sizes()
     return _as_table(
-        [f"{curve.title}, {curve.unit}", *(f"{size:,} {curve.over}" for size in sizes)],
+        (curve.unit, *(f"{curve.over}: {size:,}" for size in sizes)),
         [
-            [name, *(_short(line[size]) if size in line else "" for size in sizes)]
+            (name, *(short(line[size]) if size in line else "" for size in sizes))
             for name, line in curve.lines.items()
         ],
     )
 
 
-def _rows(rows: list[Row]) -> list[str]:
-    return _as_table(["what", "measured", "reference", "ratio (range)", "wanted"], rows)
-
-
-def _as_table(titles: list[str], rows: list[list[str]] | list[Row]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _as_table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (titles, ("---",) * len(titles), *rows)]
 
 
 def _draw(curve: Curve, file: Path) -> None:
     """A line for each, with both axes logarithmic: what is flat does not grow."""
     # Text stays text, and the same figures make the same file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "score-ledger"})
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, line in curve.lines.items():
         sizes = sorted(line)
         axes.plot(sizes, [line[size] for size in sizes], marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel=curve.over, ylabel=curve.unit, title=curve.title)
+    axes.set_xticks(curve.sizes())
     # Whole powers of ten, so that what is nearly flat looks so.
     values = [value for line in curve.lines.values() for value in line.values()]
     axes.set_ylim(10 ** floor(log10(min(values))), 10 ** ceil(log10(max(values))))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(visible=True, which="major", alpha=0.3)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, metadata={"Date": None, "Creator": None})

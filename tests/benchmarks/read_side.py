@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
 from threading import Event, Thread
@@ -17,9 +16,16 @@ from typing import Any
 from uuid import uuid4
 
 from eventsourcing.projection import ProjectionRunner
-from pymongo import UpdateOne
+from pymongo import MongoClient, UpdateOne
 
-from measuring import Report, in_turns, seconds
+from measuring import (
+    SPAWN,
+    Report,
+    in_new_process,
+    in_turns,
+    peak_memory,
+    seconds,
+)
 from postgres_server import running_postgres
 from projections import MongoScoreView, ProjectionWorker, ScoreGrantsProjection
 from projections.embedded import open_server
@@ -32,65 +38,55 @@ from projections.mongo.read_model import ReadModel
 from projections.worker.batch_reader import BatchLimits, BatchReader
 from projections.worker.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
 from scoring import Scoring
-from write_side import grants, opened
+from support import sqlite_env
+from write_side import fill, grants, opened
 
-MANY = 200_000
-ROUNDS = 5
+WAITS = 300
 
-_MEMORY = """
-import sys
-from pathlib import Path
-from measuring import peak_memory_kb
-from projections import MongoScoreView, ProjectionWorker
-from projections.mongo import connect
-from projections.mongo.read_model import ReadModel
-from write_side import opened
-with opened(Path(sys.argv[1])) as app, connect(sys.argv[2]) as client:
-    view = MongoScoreView(ReadModel(client, sys.argv[3]))
-    view.read_model.prepare()
-    ProjectionWorker(app, view).catch_up()
-    view.close()
-print(peak_memory_kb())
-"""
 
-_WRITER = """
-import random, sys, time
-from itertools import islice
-from pathlib import Path
-from write_side import grants, opened
-with opened(Path(sys.argv[1])) as app:
-    for grant in islice(grants(), int(sys.argv[2])):
-        position = app.grant(**grant.model_dump()).position
-        print(position, time.time(), flush=True)
-        time.sleep(random.uniform(0.02, 0.5))
-"""
+class Served:
+    """A server, and one view at a time, each on an empty database."""
+
+    def __init__(self, uri: str, client: MongoClient[Any]) -> None:
+        self.uri = uri
+        self._client = client
+        self._views: list[MongoScoreView] = []
+
+    def empty(self) -> MongoScoreView:
+        self.close()
+        view = MongoScoreView(ReadModel(self._client, f"b{uuid4().hex[:8]}"))
+        view.read_model.prepare()
+        self._views.append(view)
+        return view
+
+    def close(self) -> None:
+        while self._views:
+            view = self._views.pop()
+            view.close()
+            self._client.drop_database(view.read_model.database.name)
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Callable[[], MongoScoreView]]:
-    """A server, and how to get a view on an empty database of it."""
-    views: list[MongoScoreView] = []
-    with open_server(folder / "mongo") as server, connect(server.uri) as client:
-
-        def empty() -> MongoScoreView:
-            while views:
-                old = views.pop()
-                old.close()
-                client.drop_database(old.read_model.database.name)
-            view = MongoScoreView(ReadModel(client, f"b{uuid4().hex[:8]}"))
-            view.read_model.prepare()
-            views.append(view)
-            return view
-
-        yield empty
-        while views:
-            views.pop().close()
+def served(folder: Path) -> Iterator[Served]:
+    with (
+        open_server(folder / "mongo") as server,
+        connect(server.uri) as client,
+        closing(Served(server.uri, client)) as mongo,
+    ):
+        yield mongo
 
 
-def fill(app: Scoring, number: int, *, users: int = 2000) -> None:
-    stream = grants(users=users)
-    for _ in range(number // 10_000):
-        app.grant_many(islice(stream, 10_000))
+@contextmanager
+def following(app: Scoring, view: MongoScoreView) -> Iterator[None]:
+    """A worker follows while the block runs."""
+    stop = Event()
+    thread = Thread(target=ProjectionWorker(app, view).follow, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def batches(app: Scoring, view: MongoScoreView) -> Iterator[Batch]:
@@ -102,133 +98,95 @@ def batches(app: Scoring, view: MongoScoreView) -> Iterator[Batch]:
     yield from reader.batches(Tracked(), app.recorder.max_notification_id() or 0)
 
 
-def grant_documents(app: Scoring, view: MongoScoreView) -> list[dict[str, Any]]:
+def grant_documents(batch: Batch) -> list[dict[str, Any]]:
+    return [grant_document(event) for event in batch.events if isinstance(event, GrantEvent)]
+
+
+def increments(batch: Batch) -> list[UpdateOne]:
     return [
-        grant_document(event)
-        for batch in batches(app, view)
-        for event in batch.events
-        if isinstance(event, GrantEvent)
+        UpdateOne({"_id": user_id}, change.update(), upsert=True)
+        for user_id, change in user_changes(batch.events).items()
     ]
 
 
 def catch_up(folder: Path, report: Report) -> None:
-    """200,000 grants of 2,000 users, against inserting the finished documents."""
-    with opened(folder / "events.sqlite") as app, served(folder) as empty:
-        fill(app, MANY)
-        view = empty()
-        documents = grant_documents(app, view)
-        increments = [
-            [
-                UpdateOne({"_id": user_id}, change.update(), upsert=True)
-                for user_id, change in user_changes(batch.events).items()
-            ]
-            for batch in batches(app, view)
-            if batch.events  # the last one moves over a claim only
-        ]
-
-        def raw() -> None:
-            view.read_model.grants.insert_many(documents)
-
-        def raw_with_sums() -> None:
-            for number, updates in enumerate(increments):
-                start = number * DEFAULT_BATCH_SIZE
-                view.read_model.grants.insert_many(documents[start : start + DEFAULT_BATCH_SIZE])
-                view.read_model.users.bulk_write(updates, ordered=False)
-
-        def ours() -> None:
-            ProjectionWorker(app, view).catch_up()
-
-        mine: list[float] = []
-        theirs: dict[str, list[float]] = {"insert_many": [], "and $inc": []}
-        for _ in range(ROUNDS):
-            for times, work in (
-                (theirs["insert_many"], raw),
-                (mine, ours),
-                (theirs["and $inc"], raw_with_sums),
-            ):
-                view = empty()
-                times.append(seconds(work))
-    for name, wanted in (("insert_many", "≥ 0.5"), ("and $inc", "≥ 0.8")):
-        report.add(
-            f"catch-up of {MANY:,} grants",
-            measured=f"{MANY / median(mine):,.0f}/s",
-            reference=f"{name}: {MANY / median(theirs[name]):,.0f}/s",
-            ratios=[b / a for a, b in zip(mine, theirs[name], strict=True)],
-            wanted=wanted,
-        )
-
-
-def catch_up_of_users(folder: Path, report: Report) -> None:
-    """400,000 grants of few and of many users, against inserting the finished documents.
+    """Grants of few and of many users, against inserting the finished documents.
 
     The more users a batch touches the more sums are to be written.
     """
-    number = 2 * MANY
-    for users, wanted in ((2000, "≥ 0.65"), (8000, "≥ 0.65"), (100_000, "≥ 0.4")):
-        (folder / str(users)).mkdir()
-        with (
-            opened(folder / str(users) / "events.sqlite") as app,
-            served(folder / str(users)) as empty,
-        ):
-            fill(app, number, users=users)
-            documents = grant_documents(app, empty())
-            mine: list[float] = []
-            theirs: list[float] = []
+    many = report.scaled(400_000)
+    for users, at_least in ((2000, 0.85), (8000, 0.65), (100_000, 0.4)):
+        here = folder / str(users)
+        here.mkdir()
+        with opened(here / "events.sqlite") as app, served(here) as mongo:
+            fill(app, many, users=users)
+            # The last one moves over a claim only.
+            prepared = [
+                (grant_documents(batch), increments(batch))
+                for batch in batches(app, mongo.empty())
+                if batch.events
+            ]
+            mine, theirs, with_sums = [], [], []
             for _ in range(3):
-                collection = empty().read_model.grants
-                theirs.append(seconds(lambda: collection.insert_many(documents)))  # noqa: B023
-                worker = ProjectionWorker(app, empty())
-                mine.append(seconds(worker.catch_up))
-        report.add(
-            f"catch-up of {number:,} grants of {users:,} users",
-            measured=f"{number / median(mine):,.0f}/s",
-            reference=f"insert_many: {number / median(theirs):,.0f}/s",
-            ratios=[b / a for a, b in zip(mine, theirs, strict=True)],
-            wanted=wanted,
-        )
-        report.draw(
-            f"catching up with {number:,} grants",
-            unit="grants/s",
-            over="users",
-            size=users,
-            catch_up=number / median(mine),
-            insert_many_of_the_same_documents=number / median(theirs),
-        )
+                theirs.append(seconds(partial(_insert, prepared, mongo.empty().read_model)))
+                mine.append(seconds(ProjectionWorker(app, mongo.empty()).catch_up))
+                empty = mongo.empty().read_model
+                with_sums.append(seconds(partial(_insert, prepared, empty, sums=True)))
+        what = f"catch-up of {many:,} grants of {users:,} users"
+        report.rates(what, many, mine, "insert_many", theirs, at_least=at_least)
+        report.rates(what, many, mine, "insert_many and $inc", with_sums, at_least=0.8)
+        figures = {
+            "catch-up": many / median(mine),
+            "insert_many": many / median(theirs),
+            "insert_many and $inc": many / median(with_sums),
+        }
+        report.draw(f"catching up with {many:,} grants", "grants/s", "users", users, figures)
+
+
+def _insert(
+    prepared: list[tuple[list[dict[str, Any]], list[UpdateOne]]],
+    model: ReadModel,
+    *,
+    sums: bool = False,
+) -> None:
+    for documents, updates in prepared:
+        model.grants.insert_many(documents)
+        if sums:
+            model.users.bulk_write(updates, ordered=False)
 
 
 def batch_sizes(folder: Path, report: Report) -> None:
     """The same with transactions of other sizes than the default."""
+    many = report.scaled(200_000)
     sizes = (1000, 5000, 10_000, 20_000)
-    with opened(folder / "events.sqlite") as app, served(folder) as empty:
-        fill(app, MANY)
-        times: dict[int, list[float]] = {}
+    times: dict[int, list[float]] = {size: [] for size in (DEFAULT_BATCH_SIZE, *sizes)}
+    with opened(folder / "events.sqlite") as app, served(folder) as mongo:
+        fill(app, many)
         for _ in range(3):
-            for size in (DEFAULT_BATCH_SIZE, *sizes):
-                worker = ProjectionWorker(app, empty(), batch_size=size)
-                times.setdefault(size, []).append(seconds(worker.catch_up))
+            for size, taken in times.items():
+                worker = ProjectionWorker(app, mongo.empty(), batch_size=size)
+                taken.append(seconds(worker.catch_up))
     for size in sizes:
-        report.add(
-            f"catch-up, {size:,} grants a transaction",
-            measured=f"{MANY / median(times[size]):,.0f}/s",
-            reference=f"{DEFAULT_BATCH_SIZE:,}: {MANY / median(times[DEFAULT_BATCH_SIZE]):,.0f}/s",
-            ratios=[b / a for a, b in zip(times[size], times[DEFAULT_BATCH_SIZE], strict=True)],
-            wanted="≤ 1",
-        )
+        what = f"catch-up, {size:,} grants a transaction"
+        default = times[DEFAULT_BATCH_SIZE]
+        report.rates(what, many, times[size], f"{DEFAULT_BATCH_SIZE:,}", default)
 
 
 def against_the_runner(folder: Path, report: Report) -> None:
     """The library's runner, event by event, on the same view; both from PostgreSQL."""
-    many, few = 100_000, 1000
-    with running_postgres() as postgres, served(folder) as empty:
+    many, few = report.scaled(100_000), report.scaled(1000)
+    with running_postgres() as postgres, served(folder) as mongo:
         env = postgres.new_env(POSTGRES_POOL_SIZE="5")
         with Scoring(env) as app:
             fill(app, many)
+            page = app.recorder.select_notifications(
+                start=1, limit=few, topics=ScoreGrantsProjection.topics
+            )
 
             def ours() -> None:
-                ProjectionWorker(app, empty()).catch_up()
+                ProjectionWorker(app, mongo.empty()).catch_up()
 
             def theirs() -> None:
-                view = empty()
                 with ProjectionRunner(
                     application_class=Scoring,
                     projection_class=ScoreGrantsProjection,
@@ -236,114 +194,97 @@ def against_the_runner(folder: Path, report: Report) -> None:
                     env={
                         **env,
                         "SCOREGRANTSPROJECTION_PERSISTENCE_MODULE": "projections.mongo",
-                        "MONGO_URI": _uri(view),
-                        "MONGO_DATABASE": view.read_model.database.name,
+                        "MONGO_URI": mongo.uri,
+                        "MONGO_DATABASE": mongo.empty().read_model.database.name,
                     },
                 ) as runner:
-                    page = app.recorder.select_notifications(
-                        start=1, limit=few, topics=ScoreGrantsProjection.topics
-                    )
                     runner.wait(page[-1].id, timeout=600)
                     runner.view.close()
 
             mine, per_event = in_turns(ours, theirs, rounds=3)
-    report.add(
-        "catch-up from PostgreSQL",
-        measured=f"{many / median(mine):,.0f}/s",
-        reference=f"ProjectionRunner: {few / median(per_event):,.0f}/s",
-        ratios=[(b / few) / (a / many) for a, b in zip(mine, per_event, strict=True)],
-        wanted="≥ 30",
-    )
-
-
-def _uri(view: MongoScoreView) -> str:
-    client = view.read_model.client
-    host, port = client.address or ("", 0)
-    known = client.options.pool_options._credentials
-    user = "" if known is None else f"{known.username}:{known.password}@"
-    return f"mongodb://{user}{host}:{port}/?directConnection=true"
+    # What each makes of an event.
+    mine, per_event = ([each / n for each in some] for n, some in ((many, mine), (few, per_event)))
+    report.rates("catch-up from PostgreSQL", 1, mine, "ProjectionRunner", per_event, at_least=30)
 
 
 def waiting(folder: Path, report: Report) -> None:
     """From the receipt until ``wait`` returns, one grant at a time, the worker live."""
-    calls = 300
-    with opened(folder / "events.sqlite") as app, served(folder) as empty:
-        view = empty()
-        stop = Event()
-        thread = Thread(target=ProjectionWorker(app, view).follow, args=(stop,))
-        thread.start()
-        own = []
-        for grant in islice(grants(), calls):
-            receipt = app.grant(**grant.model_dump())
-            own.append(seconds(lambda: view.wait("Scoring", receipt.position, timeout=30)))  # noqa: B023
-            time.sleep(random.uniform(0.02, 0.2))  # busy and quiet times
-        others = []
-        command = [sys.executable, "-c", _WRITER, str(folder / "events.sqlite"), str(calls)]
-        here = str(Path(__file__).parent)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=here) as writer:
-            for line in writer.stdout or ():
-                position, recorded = line.split()
-                view.wait("Scoring", int(position), timeout=30)
-                others.append(time.time() - float(recorded))
-        stop.set()
-        thread.join()
-    for name, waits in (("same process", own), ("another process", others)):
-        percentiles = quantiles(waits, n=100)
-        for percentile, wanted in ((50, 20), (99, 100)):
-            taken = percentiles[percentile - 1] * 1000
-            report.add(
-                f"wait() p{percentile}, recorded by {name}",
-                measured=f"{taken:.1f} ms",
-                reference=f"{wanted} ms",
-                ratios=[taken / wanted],
-                wanted="≤ 1",
-            )
+    env = sqlite_env(folder / "events.sqlite")
+    with Scoring(env) as app, served(folder) as mongo:
+        view = mongo.empty()
+        with following(app, view):
+            own = []
+            for grant in islice(grants(), WAITS):
+                receipt = app.grant(**grant.model_dump())
+                own.append(seconds(lambda: view.wait("Scoring", receipt.position, timeout=30)))  # noqa: B023
+                time.sleep(random.uniform(0.02, 0.2))  # busy and quiet times
+            others = waits_for_another_process(view, env)
+    for recorder, waits in (("this process", own), ("another process", others)):
+        add_percentiles(report, f"recorded by {recorder}", waits, {50: 20, 99: 100})
+
+
+def waits_for_another_process(view: MongoScoreView, env: dict[str, str]) -> list[float]:
+    """Seconds from what another process is told until the view has it."""
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_record, args=(sender, env))
+    process.start()
+    sender.close()
+    waits = []
+    for _ in range(WAITS):
+        position, recorded = receiver.recv()
+        view.wait("Scoring", position, timeout=30)
+        waits.append(time.time() - recorded)
+    process.join()
+    return waits
+
+
+def _record(sender: Connection, env: dict[str, str]) -> None:
+    with Scoring(env) as app:
+        for grant in islice(grants(), WAITS):
+            sender.send((app.grant(**grant.model_dump()).position, time.time()))
+            time.sleep(random.uniform(0.02, 0.2))
+
+
+def add_percentiles(report: Report, name: str, waits: list[float], limits: dict[int, int]) -> None:
+    percentiles = quantiles(waits, n=100)
+    for percentile, limit in limits.items():
+        taken = percentiles[percentile - 1] * 1000
+        what = f"wait() p{percentile}, {name}"
+        report.compare(what, " ms", [taken], "limit", [limit], at_most=1)
 
 
 def memory(folder: Path, report: Report) -> None:
     """Peak memory of a process that catches up with many grants against few."""
-    few, many = 100_000, 1_000_000
-    peaks = []
-    with served(folder) as empty:
-        uri = _uri(empty())
-        for number in (few, many):
-            file = folder / f"{number}.sqlite"
+    peaks = {}
+    with served(folder) as mongo:
+        for size in (report.scaled(100_000), report.scaled(1_000_000)):
+            file = folder / f"{size}.sqlite"
             with opened(file) as app:
-                fill(app, number)
-            command = [sys.executable, "-c", _MEMORY, str(file), uri, f"m{number}"]
-            here = str(Path(__file__).parent)
-            env = {**os.environ}
-            done = subprocess.run(command, check=True, capture_output=True, cwd=here, env=env)
-            peaks.append(float(done.stdout) / 1024)
-    report.add(
-        "peak memory of a catch-up",
-        measured=f"{many:,} grants: {peaks[1]:.0f} MB",
-        reference=f"{few:,} grants: {peaks[0]:.0f} MB",
-        ratios=[peaks[1] / peaks[0]],
-        wanted="≤ 1.2",
-    )
+                fill(app, size)
+            peaks[size] = in_new_process(_peak, mongo.uri, file)
+    report.peaks("catching up with grants", peaks)
+
+
+def _peak(uri: str, file: Path) -> float:
+    with (
+        opened(file) as app,
+        connect(uri) as client,
+        closing(MongoScoreView(ReadModel(client, f"m{file.stem}"))) as view,
+    ):
+        view.read_model.prepare()
+        ProjectionWorker(app, view).catch_up()
+    return peak_memory()
 
 
 def idling(folder: Path, report: Report) -> None:
     """CPU time of a process that follows a SQLite store in which nothing happens."""
-    with opened(folder / "events.sqlite") as app, served(folder) as empty:
+    with opened(folder / "events.sqlite") as app, served(folder) as mongo:
         fill(app, 10_000)
-        worker = ProjectionWorker(app, empty())
-        worker.catch_up()
-        stop = Event()
-        with closing(app):
-            thread = Thread(target=worker.follow, args=(stop,))
-            thread.start()
+        view = mongo.empty()
+        ProjectionWorker(app, view).catch_up()
+        with following(app, view):
             time.sleep(1)
             used, began = time.process_time(), time.monotonic()
             time.sleep(10)
             share = (time.process_time() - used) / (time.monotonic() - began)
-            stop.set()
-            thread.join()
-    report.add(
-        "idle worker, SQLite",
-        measured=f"{share:.2%} of a core",
-        reference="1%",
-        ratios=[share / 0.01],
-        wanted="≤ 1",
-    )
+    report.compare("idle worker, SQLite", "% of a core", [share * 100], "limit", [1], at_most=1)

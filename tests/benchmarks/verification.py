@@ -12,44 +12,31 @@ from projections import ProjectionWorker
 from projections.events.model import TOPICS
 from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
-from read_side import fill, served
+from read_side import served
 from scoring import Scoring
-from write_side import opened
-
-SIZES = (10_000, 100_000, 400_000)
+from write_side import fill, opened
 
 
 def against_a_bare_scan(folder: Path, report: Report) -> None:
     """Grants of 2,000 users, against reading every document and every event that counts."""
     file = folder / "events.sqlite"
     recorded = 0
-    with opened(file) as app, served(folder) as empty:
-        for size in SIZES:
+    with opened(file) as app, served(folder) as mongo:
+        for size in report.sizes(1_000_000):
             fill(app, size - recorded)
             recorded = size
-            view = empty()
+            view = mongo.empty()
             ProjectionWorker(app, view).catch_up()
             model = view.read_model
             mine, theirs = in_turns(
                 lambda: _verify(app, model),  # noqa: B023
                 lambda: _scan(file, model),  # noqa: B023
-                rounds=5,
+                rounds=3,
             )
-            report.add(
-                f"verify of {size:,} grants",
-                measured=f"{size / median(mine):,.0f}/s",
-                reference=f"bare scan of both sides: {size / median(theirs):,.0f}/s",
-                ratios=[b / a for a, b in zip(mine, theirs, strict=True)],
-                wanted="≥ 0.35, and the same at every size",
-            )
-            report.draw(
-                "verifying",
-                unit="grants/s",
-                over="grants",
-                size=size,
-                verify=size / median(mine),
-                bare_scan_of_both_sides=size / median(theirs),
-            )
+            bare = "bare scan of both sides"
+            report.rates(f"verify of {size:,} grants", size, mine, bare, theirs, at_least=0.35)
+            figures = {"verify": size / median(mine), bare: size / median(theirs)}
+            report.draw("verifying", "grants/s", "grants", size, figures)
 
 
 def _verify(app: Scoring, model: ReadModel) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,39 +13,16 @@ from uuid import uuid4
 
 from eventsourcing.persistence import StoredEvent
 
-from measuring import Report, in_turns, seconds
+from measuring import Report, in_new_process, in_turns, peak_memory, seconds
 from projections.ports import UserScoreRepository
 from scoring import Contribution, Grant, Scoring
+from support import sqlite_env
 
-MANY = 100_000
-FEW = 1_000
 BATCH = 1_000
-
-_COLD = """
-import sys, time
-from scoring import Scoring
-with Scoring({"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": sys.argv[1]}) as app:
-    started = time.perf_counter()
-    assert app.score_of("ada").grant_count == int(sys.argv[2])
-    print(time.perf_counter() - started)
-"""
-
-_MEMORY = """
-import sys
-from itertools import islice
-from pathlib import Path
-from measuring import peak_memory_kb
-from write_side import grants, opened
-with opened(Path(sys.argv[1])) as app:
-    stream = grants()
-    for _ in range(int(sys.argv[2]) // 10_000):
-        app.grant_many(islice(stream, 10_000))
-print(peak_memory_kb())
-"""
 
 
 def opened(file: Path) -> Scoring:
-    return Scoring({"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(file)})
+    return Scoring(sqlite_env(file))
 
 
 def grants(user_id: str | None = None, users: int = 2000) -> Iterator[Grant]:
@@ -64,6 +39,12 @@ def grants(user_id: str | None = None, users: int = 2000) -> Iterator[Grant]:
             amount=number % 50 + 1,
             granted_at=moment,
         )
+
+
+def fill(app: Scoring, number: int, *, users: int = 2000) -> None:
+    stream = islice(grants(users=users), number)
+    while some := list(islice(stream, 10_000)):
+        app.grant_many(some)
 
 
 def grant_each(app: UserScoreRepository, some: list[Grant]) -> None:
@@ -90,47 +71,42 @@ def latencies(app: Scoring, some: list[Grant]) -> list[float]:
 
 def flat_cost(folder: Path, report: Report) -> None:
     """The last 1,000 of 100,000 grants of one user against the second 1,000, in turns."""
+    size = report.scaled(100_000)
     young, old = grants("ada"), grants("ada")
     with opened(folder / "young.sqlite") as few, opened(folder / "old.sqlite") as many:
-        grant_each(few, list(islice(young, FEW)))
-        many.grant_many(islice(old, MANY - 10 * BATCH))
-        grant_each(many, list(islice(old, 10 * BATCH - FEW)))
+        grant_each(few, list(islice(young, 1000)))
+        many.grant_many(islice(old, report.scaled(90_000)))
+        grant_each(many, list(islice(old, report.scaled(9000))))
         late, early = [], []
         for _ in range(10):
-            early.append(median(latencies(few, list(islice(young, FEW // 10)))))
-            late.append(median(latencies(many, list(islice(old, FEW // 10)))))
-    report.add(
-        "latency of grant(), one user",
-        measured=f"call 100,000: {median(late) * 1e6:.0f} µs",
-        reference=f"call 2,000: {median(early) * 1e6:.0f} µs",
-        ratios=[a / b for a, b in zip(late, early, strict=True)],
-        wanted="≤ 1.2",
+            early.append(median(latencies(few, list(islice(young, 100)))))
+            late.append(median(latencies(many, list(islice(old, 100)))))
+    report.times(
+        f"grant() to one user, the last of {size:,}", late, "the last of 2,000", early, at_most=1.2
     )
 
 
 def cold_load(folder: Path, report: Report) -> None:
     """``score_of`` in a new process: a user with 100,000 grants against one with 2,000."""
-    sizes = {folder / "young.sqlite": 2 * FEW + 50, folder / "old.sqlite": MANY + 50}
-    for file, size in sizes.items():
+    few, many = 2050, report.scaled(100_000) + 50
+    files = {size: folder / f"{size}.sqlite" for size in (few, many)}
+    for size, file in files.items():
         with opened(file) as app:
             app.grant_many(islice(grants("ada"), size))
-
-    def cold(file: Path) -> float:
-        command = [sys.executable, "-c", _COLD, str(file), str(sizes[file])]
-        return float(subprocess.run(command, check=True, capture_output=True).stdout)
-
-    young: list[float] = []
-    old: list[float] = []
+    young, old = [], []
     for _ in range(11):
-        young.append(cold(folder / "young.sqlite"))
-        old.append(cold(folder / "old.sqlite"))
-    report.add(
-        "cold load of one user",
-        measured=f"100,000 grants: {median(old) * 1e3:.2f} ms",
-        reference=f"2,000 grants: {median(young) * 1e3:.2f} ms",
-        ratios=[a / b for a, b in zip(old, young, strict=True)],
-        wanted="≤ 1.2",
+        young.append(in_new_process(_load_ada, files[few], few))
+        old.append(in_new_process(_load_ada, files[many], many))
+    report.times(
+        f"cold load of a user with {many:,} grants", old, f"with {few:,}", young, at_most=1.2
     )
+
+
+def _load_ada(file: Path, size: int) -> float:
+    with opened(file) as app:
+        started = time.perf_counter()
+        assert app.score_of("ada").grant_count == size
+        return time.perf_counter() - started
 
 
 def same_rows(app: Scoring, number: int) -> list[StoredEvent]:
@@ -156,13 +132,7 @@ def single_grants(folder: Path, report: Report) -> None:
                 bare.recorder.insert_events(rows)
 
         mine, theirs = in_turns(lambda: grant_each(ours, next(chunks)), insert_each, rounds=rounds)
-    report.add(
-        "rate of grant(), SQLite",
-        measured=f"{size / median(mine):,.0f}/s",
-        reference=f"recorder, same 2 rows: {size / median(theirs):,.0f}/s",
-        ratios=[b / a for a, b in zip(mine, theirs, strict=True)],
-        wanted="≥ 0.75",
-    )
+    report.rates("grant(), SQLite", size, mine, "recorder, same 2 rows", theirs, at_least=0.75)
 
 
 def batched_grants(folder: Path, report: Report) -> None:
@@ -185,13 +155,7 @@ def batched_grants(folder: Path, report: Report) -> None:
         mine, theirs = in_turns(
             lambda: ours.grant_many(next(chunks)), insert_batches, rounds=rounds
         )
-    report.add(
-        "rate of grant_many(), SQLite",
-        measured=f"{size / median(mine):,.0f}/s",
-        reference=f"recorder, same rows: {size / median(theirs):,.0f}/s",
-        ratios=[b / a for a, b in zip(mine, theirs, strict=True)],
-        wanted="≥ 0.6",
-    )
+    report.rates("grant_many(), SQLite", size, mine, "recorder, same rows", theirs, at_least=0.6)
 
 
 def taken_ids(folder: Path, report: Report) -> None:
@@ -208,19 +172,13 @@ def taken_ids(folder: Path, report: Report) -> None:
             lambda: ours.grant_many(next(new)),
             rounds=rounds,
         )
-    report.add(
-        "rate of grant_many() of taken ids, SQLite",
-        measured=f"{size / median(taken):,.0f}/s",
-        reference=f"new ids: {size / median(first):,.0f}/s",
-        ratios=[b / a for a, b in zip(taken, first, strict=True)],
-        wanted="≥ 1.0",
-    )
+    report.rates("grant_many() of taken ids, SQLite", size, taken, "new ids", first, at_least=1)
 
 
 def batched_contributions(folder: Path, report: Report) -> None:
     """``contribute_many()`` of 100,000 buckets, and of the same again, against ``grant_many()``."""
     stream = grants()
-    size, rounds = 100 * BATCH, 3
+    size, rounds = report.scaled(100_000), 3
     contributed, granted, again = [], [], []
     for number in range(rounds):
         some = list(islice(stream, size))
@@ -242,37 +200,20 @@ def batched_contributions(folder: Path, report: Report) -> None:
             granted.append(seconds(partial(theirs.grant_many, some)))
             contributed.append(seconds(partial(ours.contribute_many, buckets)))
             again.append(seconds(partial(ours.contribute_many, buckets)))
-    report.add(
-        "rate of contribute_many(), a quarter of it badges",
-        measured=f"{size / median(contributed):,.0f}/s",
-        reference=f"grant_many(): {size / median(granted):,.0f}/s",
-        ratios=[b / a for a, b in zip(contributed, granted, strict=True)],
-        wanted="≥ 0.5",
-    )
-    report.add(
-        "the same again, which writes nothing",
-        measured=f"{size / median(again):,.0f}/s",
-        reference=f"the first time: {size / median(contributed):,.0f}/s",
-        ratios=[b / a for a, b in zip(again, contributed, strict=True)],
-        wanted="≥ 0.5",
-    )
+    what = "contribute_many(), a quarter of it badges"
+    report.rates(what, size, contributed, "grant_many()", granted, at_least=0.5)
+    what = "the same again, which writes nothing"
+    report.rates(what, size, again, "the first time", contributed, at_least=0.5)
 
 
 def memory(folder: Path, report: Report) -> None:
     """Peak memory of a process that writes many grants against one that writes few."""
+    sizes = (report.scaled(50_000), report.scaled(300_000))
+    peaks = {size: in_new_process(_write, folder / f"{size}.sqlite", size) for size in sizes}
+    report.peaks("writing grants", peaks)
 
-    def peak(number: int) -> float:
-        file = folder / f"{number}.sqlite"
-        command = [sys.executable, "-c", _MEMORY, str(file), str(number)]
-        here = str(Path(__file__).parent)
-        done = subprocess.run(command, check=True, capture_output=True, cwd=here)
-        return float(done.stdout) / 1024
 
-    few, many = peak(50_000), peak(300_000)
-    report.add(
-        "peak memory of a writer",
-        measured=f"300,000 grants: {many:.0f} MB",
-        reference=f"50,000 grants: {few:.0f} MB",
-        ratios=[many / few],
-        wanted="about 1",
-    )
+def _write(file: Path, number: int) -> float:
+    with opened(file) as app:
+        fill(app, number)
+    return peak_memory()
