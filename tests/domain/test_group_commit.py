@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -186,27 +186,21 @@ def test_a_batch_lets_those_go_first_who_wait(sqlite: Watched) -> None:
 def test_those_of_a_group_come_back_together(
     sqlite: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is first gives the others the time to; later on, whoever is alone waits for nobody."""
-    pauses: list[float] = []
-
-    def come_back(seconds: float) -> None:
-        pauses.append(seconds)
-        others.append(threads.submit(granting(sqlite, make_grant(7))))
-        until(lambda: sqlite._queue._waiting)
-
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 20.0)
+    """Who is first waits for the others, and no longer; later on, whoever is alone for nobody."""
     granted_together(sqlite, [make_grant(number) for number in range(3)])
-    others: list[Future[GrantReceipt]] = []
-    clock = SimpleNamespace(monotonic=time.monotonic, sleep=come_back)
-    monkeypatch.setattr(scoring.commit_queue, "time", clock)
-    with ThreadPoolExecutor(1) as threads:
-        sqlite.grant(**make_grant(5).model_dump())
-        others[0].result()
-    assert len(pauses) == 1
-    assert [len(grants_in(events)) for events in sqlite.commits] == [3, 2]
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 600.0)
+    with ThreadPoolExecutor(3) as threads:
+        futures = []
+        for number in range(3, 6):
+            futures.append(threads.submit(granting(sqlite, make_grant(number))))
+            until(lambda number=number: len(sqlite._queue._waiting) >= number - 3)  # type: ignore[misc]
+        for future in futures:
+            future.result(timeout=60)
     monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.0)
-    sqlite.grant(**make_grant(8).model_dump())
-    assert len(pauses) == 1
+    for number in (6, 7):
+        sqlite.grant(**make_grant(number).model_dump())
+        monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 600.0)
+    assert [len(grants_in(events)) for events in sqlite.commits] == [3, 3, 1, 1]
 
 
 def test_one_hot_user_of_32_threads(app: Watched) -> None:
