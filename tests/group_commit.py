@@ -66,7 +66,7 @@ def commit_under_way(app: Scoring) -> Iterator[None]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.0005)

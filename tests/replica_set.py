@@ -20,7 +20,7 @@ from projections.embedded.binary import find_mongod
 from projections.embedded.launch import free_port
 
 NAME = "three"
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 150.0
 _POLL_SECONDS = 0.05
 
 Document = dict[str, Any]

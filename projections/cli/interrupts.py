@@ -90,13 +90,15 @@ def stop_on_signals() -> Iterator[Stop]:
     """Yield what SIGTERM and SIGINT set, so that work stops between two batches.
 
     Raises:
-        KeyboardInterrupt: at the second of them, or if work has not stopped after some seconds.
+        Interrupted: at the second of them, or if work has not stopped after some seconds.
     """
     stop = Stop()
     names = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
     previous = {name: signal.signal(name, stop.handle) for name in names}
     try:
         yield stop
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: run it again to carry on", stop) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for name, old in previous.items():

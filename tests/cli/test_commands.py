@@ -125,7 +125,7 @@ def test_following_stops_on_sigterm_and_leaves_nothing_behind(cli: CommandLine) 
     while json.loads(cli("status", "--json").stdout)["grants"] == 0:
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGTERM)
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=90)
     assert process.returncode == 0
     assert json.loads(stdout)["grants"] == 1
 
@@ -168,7 +168,7 @@ def test_two_commands_at_once_share_the_server_of_a_folder(embedded_cli: Command
         assert follower.poll() is None
     finally:
         follower.send_signal(signal.SIGINT)
-        follower.communicate(timeout=30)
+        follower.communicate(timeout=90)
     assert follower.returncode == 0
     assert processes_mentioning(cli.cwd) == []
 
@@ -202,7 +202,7 @@ def test_a_server_that_lacks_a_library_says_so_with_the_cure(
     assert done.returncode == 1
     assert "libcurl.so.4" in done.stderr
     assert "apt-get install libcurl4" in done.stderr
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_the_demo_runs_in_any_folder(embedded_cli: CommandLine, events: str) -> 
 
 def processes_mentioning(folder: Path) -> list[str]:
     """Command lines of live processes that name a folder; one that is just ending may be seen."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -287,5 +287,5 @@ def test_a_worker_that_is_started_while_mongodb_fails_sits_it_out(
         assert b"trying again" in next(said)
     assert any(b"following" in line for line in said)
     worker.terminate()
-    worker.communicate(timeout=30)
+    worker.communicate(timeout=90)
     assert worker.returncode == 0

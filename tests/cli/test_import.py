@@ -177,7 +177,7 @@ def test_an_interrupted_import_stops_between_chunks_and_says_how_to_finish(
     while not events_in(events):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=90)
     assert process.returncode == 130
     summary = json.loads(stdout)
     assert summary["interrupted"] is True

@@ -148,7 +148,7 @@ def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
         assert process.stderr.readline()  # of what the command itself imports
         time.sleep(moment)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=90)
         told = [line for line in stderr.splitlines() if not line.startswith(b"import time:")]
         outcomes.append((process.returncode, told))
     assert set(map(str, outcomes)) <= {str((130, [b"interrupted"])), str((0, []))}
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_an_import_that_waits_for_its_input(cli: CommandLine) -> Non
     while not events_in(cli.cwd / ".score-ledger" / "events.sqlite"):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    process.wait(timeout=90)
     assert process.stderr is not None
     assert process.returncode == 130
     assert b"interrupted: run the same import again" in process.stderr.read()
@@ -187,7 +187,7 @@ def test_a_refused_connection_is_told_after_two_seconds(cli: CommandLine) -> Non
         refused = CommandLine(cli.cwd, {**cli.env, **env})
         started = time.monotonic()
         done = refused("status")
-        assert time.monotonic() - started < 4 + 3 * overhead
+        assert time.monotonic() - started < 8 + 3 * overhead  # and not ten
         assert done.returncode == 1
         assert done.stderr.startswith(
             f"error: {name} cannot be reached (connection refused by 127.0.0.1:{port})"

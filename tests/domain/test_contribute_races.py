@@ -106,7 +106,7 @@ def test_racing_contributions_leave_one_true_history(env: dict[str, str]) -> Non
         for process in processes:
             process.start()
         for _ in processes:
-            result = results.get(timeout=90)
+            result = results.get(timeout=150)
             assert not isinstance(result, str), result
             answers += result
     finally:

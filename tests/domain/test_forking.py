@@ -98,7 +98,7 @@ thread = threading.Thread(target=busy)
 thread.start()
 begun.wait()
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
+signal.setitimer(signal.ITIMER_REAL, 1.0)
 began = time.monotonic()
 said = in_child(lambda: grant(1))
 assert "in use when this process was forked" in said, said

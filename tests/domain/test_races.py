@@ -99,7 +99,7 @@ def running(target: Callable[..., None], tasks: list[tuple[object, ...]]) -> Ite
             process.start()
         yield
         for process in processes:
-            process.join(timeout=60)
+            process.join(timeout=150)
     finally:
         for process in processes:
             process.kill()
@@ -133,7 +133,7 @@ def followed(scoring: Scoring) -> Iterator[list[int]]:
 def collect(results: Queue[Result], count: int) -> Answers:
     answers: Answers = []
     for _ in range(count):
-        result = results.get(timeout=60)
+        result = results.get(timeout=150)
         assert not isinstance(result, str), result
         answers += result
     return answers

@@ -213,7 +213,7 @@ def test_a_store_that_stays_locked_ends_in_a_clear_error(
             began = time.monotonic()
             with pytest.raises(ScoringError, match=r"database is locked.*which is safe"):
                 app.grant(**second.model_dump())
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 25  # and not thirty
             assert app.score_of("jane").total_score == 5
             with pytest.raises(BatchFailed, match="database is locked") as failed:
                 app.grant_many([second])
@@ -317,7 +317,7 @@ def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
             began = time.monotonic()
             with pytest.raises(ScoringError, match=r"unknown whether .* which is safe"):
                 app.grant(**make_grant(2, user_id="jane").model_dump())
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 25  # and not thirty
             server.ensure_postgres_running()
             monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 30.0)
             receipt = app.grant(**make_grant(2, user_id="jane").model_dump())

@@ -48,11 +48,11 @@ def http(tmp_path: Path, mongo_uri: str) -> Iterator[httpx.Client]:
     thread = Thread(target=server.run)
     thread.start()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield client
     finally:
         server.should_exit = True
@@ -64,7 +64,7 @@ def http(tmp_path: Path, mongo_uri: str) -> Iterator[httpx.Client]:
 def award(http: httpx.Client, idempotency_key: str, **changes: Any) -> httpx.Response:
     return http.post(
         "/grants",
-        params={"wait_seconds": 10},
+        params={"wait_seconds": 30},
         headers={"Idempotency-Key": idempotency_key},
         json={**AWARD, **changes},
     )
@@ -127,9 +127,9 @@ def test_one_trace_leads_from_the_client_to_the_projection(
     headers = {"Idempotency-Key": "traced"}
     with trace.get_tracer("client").start_as_current_span("client") as span:
         propagate.inject(headers)
-    answer = http.post("/grants", params={"wait_seconds": 10}, headers=headers, json=AWARD)
+    answer = http.post("/grants", params={"wait_seconds": 30}, headers=headers, json=AWARD)
     assert answer.status_code == 201
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (request := telemetry.spans_named("POST /grants")):
         assert time.monotonic() < deadline
         time.sleep(0.01)

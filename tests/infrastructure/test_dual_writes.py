@@ -20,7 +20,6 @@ from support import NOON, sqlite_env
 
 WRITERS = 5
 DYING_AT_ONCE = 10
-SETTLE = 2.0
 """More than a writer that gets its turn may take between its two writes."""
 
 Place = tuple[str | None, str | None]
@@ -121,7 +120,7 @@ def _compare(
         assert place not in found, "named twice"
         found[place] = difference
 
-    comparison = ledger.compare(old, settle_seconds=SETTLE, repair=repair, on_difference=add)
+    comparison = ledger.compare(old, repair=repair, on_difference=add)
     return found, comparison
 
 

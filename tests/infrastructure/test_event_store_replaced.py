@@ -272,7 +272,7 @@ def test_a_wait_for_a_grant_that_is_not_visible_does_not_return(
 ) -> None:
     """Though the tracked position, which is of other events, is beyond it."""
     with opened(store, read_model, worker=True) as ledger:
-        ledger.wait(ledger.grant(**make_grant(20).model_dump()))
+        ledger.wait(ledger.grant(**make_grant(20).model_dump()), timeout=60)
     store.put_back()
     with opened(store, read_model, worker=True) as ledger:
         receipt = ledger.grant(**make_grant(21, user_id="bob").model_dump())
@@ -309,13 +309,13 @@ def test_a_follower_that_was_frozen_while_its_store_went_back_and_grew_projects_
     view = MongoScoreView(read_model)
     with cli.start("project", "--follow") as process, killed_at_last(process):
         newest = record(store.env, 50, 1)
-        view.wait("Scoring", newest, timeout=30)
+        view.wait("Scoring", newest, timeout=60)
         before = documents(read_model)
         process.send_signal(signal.SIGSTOP)
         store.put_back()
         assert record(store.env, 100, 40) > newest
         process.send_signal(signal.SIGCONT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"does not have the history" in said
     assert b"Traceback" not in said

@@ -68,7 +68,7 @@ def test_events_and_read_model_share_a_database(
     """Whoever says it; a client that is lent carries both, and is left open."""
     with opened(database, mongo_uri, monkeypatch) as ledger:
         receipts = ledger.grant_many([make_grant(n, user_id="ada") for n in range(120)])
-        ledger.wait(receipts[-1], timeout=30)
+        ledger.wait(receipts[-1], timeout=60)
         assert ledger.totals("ada").grant_count == ledger.score_of("ada").grant_count == 120
         assert ledger.verify().ok
         status = ledger.status()

@@ -42,7 +42,7 @@ def ledger(mongo_uri: str, tmp_path: Path) -> Iterator[ScoreLedger]:
     store = sqlite_env(tmp_path / "ledger.sqlite")
     with ScoreLedger.open(settings=settings, event_store=store) as ledger:
         receipts = ledger.grant_many([make_grant(number) for number in range(20)])
-        ledger.wait(receipts[-1], timeout=20)
+        ledger.wait(receipts[-1], timeout=60)
         yield ledger
     with connect(mongo_uri) as client:
         client.drop_database(settings.mongo_database)
@@ -69,14 +69,14 @@ def test_a_dropped_database_is_made_anew_by_an_idle_worker(
     if rebuilt:
         assert ledger.rebuild().live
     live.database.client.drop_database(live.database)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while live.grants.count_documents({}) < 20:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert_indexes(live)
     assert ledger.verify().differences == []
     assert ledger.status().generation == 1
-    ledger.wait(ledger.grant(**make_grant(100).model_dump()), timeout=20)
+    ledger.wait(ledger.grant(**make_grant(100).model_dump()), timeout=60)
     assert ledger.verify().ok
 
 
@@ -84,7 +84,7 @@ def test_a_dropped_database_is_made_anew_when_something_is_recorded(ledger: Scor
     """A batch does not make collections without indexes on the way."""
     live = database_of(ledger)
     live.database.client.drop_database(live.database)
-    ledger.wait(ledger.grant(**make_grant(100).model_dump()), timeout=20)
+    ledger.wait(ledger.grant(**make_grant(100).model_dump()), timeout=60)
     assert_indexes(live)
     assert ledger.verify().ok
     assert ledger.status().grants == 21
@@ -188,7 +188,7 @@ def test_a_worker_that_follows_makes_a_dropped_index_anew(
     thread = Thread(target=ProjectionWorker(scoring, view).follow, args=(stop,))
     thread.start()
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not verify_events(scoring, live).ok:
             assert time.monotonic() < deadline
             time.sleep(0.05)

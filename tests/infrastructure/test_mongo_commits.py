@@ -25,6 +25,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from fail_points import failing
+from group_commit import until
 from projections.mongo import connect
 from projections.mongo.event_store import (
     GaplessMongoRecorder,
@@ -112,14 +113,30 @@ def test_a_tracking_whose_answer_was_lost_is_no_conflict_with_itself(
         recorder.insert_tracking(Tracking("up", 3))
 
 
+def hold_the_first(
+    recorder: MongoProcessRecorder, monkeypatch: pytest.MonkeyPatch, *, threads: int
+) -> None:
+    """Have the first of these threads' commits wait until all others stand behind it."""
+    insert = EventChain._insert
+
+    def wait_for_all(self: EventChain, commits: Any, *args: Any) -> int:
+        monkeypatch.setattr(EventChain, "_insert", insert)
+        until(lambda: len(recorder._queue._waiting) == threads - len(commits))
+        return insert(self, commits, *args)
+
+    monkeypatch.setattr(EventChain, "_insert", wait_for_all)
+
+
 def test_commits_of_threads_go_together_and_one_that_is_refused_harms_no_other(
-    client: MongoClient[Any], recorder: MongoProcessRecorder, database: str
+    client: MongoClient[Any],
+    recorder: MongoProcessRecorder,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recorder.insert_events(events("taken", 1))
-    start = Barrier(8)
+    hold_the_first(recorder, monkeypatch, threads=8)
 
     def commit(number: int) -> object:
-        start.wait()
         try:
             return recorder.insert_events(events("taken" if number % 4 == 0 else f"s{number}", 2))
         except IntegrityError as error:
@@ -145,7 +162,6 @@ def test_whoever_is_interrupted_while_leading_leaves_the_others_to_the_next(
     interrupted: list[Any] = []
 
     def once(self: EventChain, commits: Any, *args: Any) -> int:
-        time.sleep(0.2)  # so that the others wait
         first = insert(self, commits, *args)
         if len(commits) > 1 and not interrupted:
             interrupted.append(commits)
@@ -153,10 +169,9 @@ def test_whoever_is_interrupted_while_leading_leaves_the_others_to_the_next(
         return first
 
     monkeypatch.setattr(EventChain, "_insert", once)
-    start = Barrier(6)
+    hold_the_first(recorder, monkeypatch, threads=6)
 
     def commit(number: int) -> object:
-        start.wait()
         try:
             return recorder.insert_events(events(f"s{number}", 1))
         except KeyboardInterrupt:
@@ -331,7 +346,7 @@ def test_parent_and_child_go_on_after_a_fork(mongo_uri: str, database: str) -> N
         },
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

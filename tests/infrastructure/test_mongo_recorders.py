@@ -277,7 +277,7 @@ def test_a_system_of_applications_keeps_each_ones_events_apart(
         upstream, counting = runner.get(Upstream), runner.get(Counting)
         for _ in range(20):
             upstream.save(Aggregate())
-        counting.recorder.wait("Upstream", 20, timeout=20)
+        counting.recorder.wait("Upstream", 20, timeout=60)
         assert counting.recorder.max_notification_id() == 20
     with connect(mongo_uri) as client:
         names = set(client[database].list_collection_names())

@@ -197,7 +197,7 @@ def test_the_role_that_the_documentation_names_is_enough_for_postgresql(
     limited = {**env, "POSTGRES_USER": role, "POSTGRES_PASSWORD": "...", "CREATE_TABLE": "no"}
     with ScoreLedger.open(event_store=limited, mongo=mongo_uri, mongo_database=name) as ledger:
         receipts = ledger.grant_many([make_grant(n, user_id="jane") for n in range(120)])
-        ledger.wait(receipts[-1])
+        ledger.wait(receipts[-1], timeout=60)
         assert ledger.score_of("jane").grant_count == 120
         assert ledger.status().lag_events == 0
     refused = ["DELETE FROM {}", *(["UPDATE {} SET topic = ''"] if lock == "MAINTAIN" else [])]

@@ -268,9 +268,15 @@ def test_a_stream_that_stays_parked_says_what_is_wrong_with_it_now(
 
 @pytest.mark.parametrize("second_fault", [False, True], ids=["to its end", "up to a fault"])
 def test_unparking_waits_while_a_switch_holds_the_position(
-    scoring: Scoring, view: MongoScoreView, tmp_path: Path, *, second_fault: bool
+    scoring: Scoring,
+    view: MongoScoreView,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    second_fault: bool,
 ) -> None:
     """Nothing is committed that could straddle the renames; released, it goes on by itself."""
+    monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 60.0)
     receipts = [grant(scoring, number, "bob") for number in range(6)]
     with damaged(tmp_path / EVENTS, receipts[2].position):
         parking(scoring, view).catch_up()
@@ -477,7 +483,7 @@ def test_unparking_beside_busy_workers_loses_and_doubles_nothing(
                 assert found is not None
                 assert Unparker(scoring, own).run([found]).streams == 1
         writer.join()
-        view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=20)
+        view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=60)
     finally:
         stop.set()
         follower.join()

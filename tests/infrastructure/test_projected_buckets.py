@@ -357,7 +357,7 @@ def test_the_librarys_own_runner_projects_buckets_too(
     ) as runner:
         runner.app.feed_post("ada", "1", 5, NOON)
         receipt = runner.app.feed_post("ada", "1", 3, NOON)
-        runner.wait(receipt.position, timeout=10)
+        runner.wait(receipt.position, timeout=60)
         user = read_model.users.find_one({"_id": "ada"})
     assert user is not None
     assert (user["recomputedTotal"], user["totalScore"]) == (3, 5)

@@ -50,8 +50,8 @@ def test_runners_and_a_worker_share_a_store(
             receipt = one.app.grant(**make_grant(number).model_dump())
             if number % 50 == 0:
                 ProjectionWorker(one.app, one.view).catch_up()
-        one.wait(receipt.position, timeout=30)
-        other.wait(receipt.position, timeout=30)
+        one.wait(receipt.position, timeout=60)
+        other.wait(receipt.position, timeout=60)
         assert assert_equal_to_the_events(one.app, read_model) == 150
 
 
@@ -92,7 +92,7 @@ def run_and_compare(env: dict[str, str], mongo_uri: str, read_model: ReadModel) 
         for number in range(50, 60):
             receipt = runner.app.grant(**make_grant(number).model_dump())
         # The last event is a claim, which its topics keep from the projection.
-        runner.wait(receipt.position, timeout=20)
+        runner.wait(receipt.position, timeout=60)
         assert assert_equal_to_the_events(runner.app, read_model) == 60
         # Where the runner stopped, our own worker goes on, and the other way round.
         runner.stop()
@@ -117,7 +117,7 @@ def test_the_librarys_runner_uses_the_database_that_ledgers_use_unless_told(
     ):
         database = runner.view.read_model.database
         try:
-            runner.wait(runner.app.grant(**make_grant(1).model_dump()).position, timeout=20)
+            runner.wait(runner.app.grant(**make_grant(1).model_dump()).position, timeout=60)
             assert database.name == Settings().mongo_database == "score_ledger"
             assert runner.view.read_model.grants.count_documents({}) == 1
         finally:

@@ -178,7 +178,7 @@ def test_live_readers_and_workers_go_on_during_a_rebuild(
         while not enough.is_set():
             receipts = scoring.grant_many([make_grant(number + n) for n in range(10)])
             number += 10
-            view.wait("Scoring", receipts[-1].position, timeout=20)
+            view.wait("Scoring", receipts[-1].position, timeout=60)
             visible.append(sum(row.score for row in Leaderboard(live).top(100, by="ledger")))
 
     worker, granter = Thread(target=follow), Thread(target=grant)
@@ -218,9 +218,10 @@ def test_verifying_during_switches_finds_nothing(scoring: Scoring, live: ReadMod
 
 
 def test_the_librarys_runner_goes_on_through_a_hold(
-    scoring: Scoring, live: ReadModel, view: MongoScoreView
+    scoring: Scoring, live: ReadModel, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It projects one event at a time, and dies of any error."""
+    monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 60.0)
     building = live.of_generation(live.generations.begin())
     building.prepare_building(scoring.name)
     switch = Switch(live, building, scoring.name)
@@ -234,7 +235,7 @@ def test_the_librarys_runner_goes_on_through_a_hold(
     thread.join(1.2)  # longer than one wait for the release
     assert thread.is_alive()
     switch.release()
-    thread.join(5)
+    thread.join(60)
     assert view.max_tracking_id(scoring.name) == receipt.position
 
 

@@ -176,7 +176,7 @@ def test_a_store_in_mongodb_is_restored_beside_its_read_model(
             assert ledger.totals("jane").total_score == first[-1].total_after
             again = ledger.grant(**make_grant(15, user_id="jane").model_dump())
             assert (again.status, again.position) == (GrantStatus.RECORDED, first[-1].position + 2)
-            ledger.wait(again, timeout=20)
+            ledger.wait(again, timeout=60)
             assert ledger.verify().ok
 
 

@@ -218,7 +218,7 @@ def test_waiting_for_a_server_that_does_not_come_ends_and_takes_no_processor_tim
         with pytest.raises(ServerSelectionTimeoutError):
             retries.call(lambda: find_server(client))
         assert stop.is_set()
-        assert time.process_time() - used < 0.1
+        assert time.process_time() - used < 0.5
 
 
 def test_a_batch_that_outlasts_the_servers_limit_is_halved(

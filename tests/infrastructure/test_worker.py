@@ -111,7 +111,7 @@ def test_following_projects_what_is_recorded_meanwhile(
     try:
         for number in range(30):
             receipt = scoring.grant(**make_grant(number).model_dump())
-        view.wait("Scoring", receipt.position, timeout=10)
+        view.wait("Scoring", receipt.position, timeout=60)
         assert read_model.grants.count_documents({}) == 30
     finally:
         stop.set()
