@@ -7,8 +7,9 @@ import json
 import signal
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -147,13 +148,24 @@ def test_a_file_that_is_not_there_is_one_sentence(cli: CommandLine) -> None:
 def test_an_import_killed_half_way_and_run_again_ends_the_same(cli: CommandLine) -> None:
     """``kill -9`` in the middle; the second run adds just what is missing."""
     count = 12_000
-    (cli.cwd / "grants.jsonl").write_bytes(b"".join(line(n) for n in range(count)))
-    process = cli.start("import", "grants.jsonl")
+    lines = [line(n) for n in range(count)]
+    (cli.cwd / "grants.jsonl").write_bytes(b"".join(lines))
+    process = cli.start("import", "-")
+
+    def feed() -> None:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(b"".join(lines[:-1]))  # so it is not done before it is killed
+
+    feeding = Thread(target=feed)
+    feeding.start()
     events = cli.cwd / ".score-ledger" / "events.sqlite"
     while not events_in(events):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    feeding.join()
+    with suppress(BrokenPipeError):
+        process.communicate()
     with Scoring(sqlite_env(events)) as scoring:
         recorded = sum(scoring.score_of(f"user-{n}").grant_count for n in range(7))
         assert 0 < recorded < count

@@ -19,6 +19,7 @@ from pymongo.collection import Collection
 
 from command_line import CommandLine, on_both_stores
 from event_store import events_in
+from fail_points import failing
 from projections.mongo import connect
 from scoring import Scoring
 from scoring.contributions import Contribution
@@ -226,17 +227,18 @@ def test_grants_of_an_old_collection_have_the_time_of_the_document(
 
 
 def test_an_import_killed_half_way_and_run_again_ends_the_same(
-    cli: CommandLine, old: Collection[Document]
+    cli: CommandLine, old: Collection[Document], mongo_uri: str
 ) -> None:
     """``kill -9`` in the middle; the second run adds just what is missing."""
     fill(old, 4000)
     asked = ("import", "--from-mongo", described(old, cli.cwd), "--json")
-    process = cli.start(*asked)
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    while not events_in(events):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with failing(mongo_uri, "getMore", blockConnection=True, blockTimeMS=500):
+        process = cli.start(*asked)
+        while not events_in(events):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
     said = json.loads(cli(*asked).stdout)
     assert said["recorded"] + said["duplicate"] == 8000
     assert 0 < said["duplicate"] < 8000

@@ -139,6 +139,7 @@ def test_closing_leaves_a_client_that_was_lent_open(
 def test_closing_waits_for_a_transaction_of_another_thread(app: Scoring) -> None:
     """And commands that wait for their turn behind it are refused at once, not one by one."""
     begun, end, refused = Event(), Event(), []
+    pool_of(app).pool_timeout = 60.0
 
     def slow() -> None:
         with datastore(app).transaction(commit=True) as cursor:
@@ -167,7 +168,7 @@ def test_closing_waits_for_a_transaction_of_another_thread(app: Scoring) -> None
     end.set()
     for thread in (transaction, closing, *others):
         thread.join()
-    assert time.monotonic() - began < 4  # not five seconds for each
+    assert time.monotonic() - began < 30  # and not a minute for each
     assert len(refused) == 4
     assert all("was closed" in reason for reason in refused)
     with Scoring(app.env) as again:

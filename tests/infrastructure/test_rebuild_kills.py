@@ -82,7 +82,7 @@ def blocked(live: ReadModel, command: str, *, skip: int) -> Iterator[Any]:
     )["count"]
     try:
         yield lambda: admin.command(
-            "waitForFailPoint", "failCommand", timesEntered=entered + 1, maxTimeMS=30_000
+            "waitForFailPoint", "failCommand", timesEntered=entered + 1, maxTimeMS=100_000
         )
     finally:
         admin.command("configureFailPoint", "failCommand", mode="off")
