@@ -6,9 +6,12 @@ a grant: together they cost more than encoding it, a tenth of ``grant_many()``.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+
+_new: Final = object.__new__
+_set: Final = object.__setattr__
 
 
 def made_of(cls: type[T], attributes: dict[str, Any]) -> T:
@@ -16,6 +19,6 @@ def made_of(cls: type[T], attributes: dict[str, Any]) -> T:
 
     Every field has to be among them, in the order of the fields: events are stored in that order.
     """
-    made = object.__new__(cls)
-    object.__setattr__(made, "__dict__", attributes)
+    made = _new(cls)
+    _set(made, "__dict__", attributes)
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -109,6 +110,7 @@ class Grant(BaseModel):
 
 
 _FIELDS: Final = tuple(Grant.model_fields)
+_values_of: Final = attrgetter(*_FIELDS)
 
 
 def payload_of(awarded: object) -> dict[str, Any]:
@@ -117,4 +119,4 @@ def payload_of(awarded: object) -> dict[str, Any]:
     Two grants are the same if these are: an embedder's subclass never equals a ``Grant``, and what
     was recorded need not keep the rules of today.
     """
-    return {name: getattr(awarded, name) for name in _FIELDS}
+    return dict(zip(_FIELDS, _values_of(awarded), strict=True))

@@ -137,17 +137,9 @@ class Attempt:
 
     def _decide(self, callers: Sequence[AnyRecorder]) -> None:
         scores = self.write_side.scores
-        self._load(
-            scores.all_current,
-            {
-                each: each.users
-                for each in callers
-                if each.needs_current_scores and each.refusal is None
-            },
-        )
-        self._load(
-            scores.take, {each: each.receiving() for each in callers if each.refusal is None}
-        )
+        if current := {each: each.users for each in callers if each.needs_current_scores}:
+            self._load(scores.all_current, current)
+        self._load(scores.take, {each: each.receiving() for each in callers})
         for caller in callers:
             if caller.refusal is None:
                 try:
@@ -155,29 +147,28 @@ class Attempt:
                 except RefusedAt as refused:
                     caller.refusal = refused
         # Whose total is told, though nothing is recorded for them.
-        self._load(
-            scores.all_current,
-            {caller: caller.users for caller in self.steps if caller.found_taken_ids},
-        )
+        if told := {caller: caller.users for caller in self.steps if caller.found_taken_ids}:
+            self._load(scores.all_current, told)
 
     def _load(
         self,
         load: Callable[[Sequence[str]], dict[str, UserScore]],
-        users: dict[AnyRecorder, Collection[str]],
+        users: Mapping[AnyRecorder, Collection[str]],
     ) -> None:
         while missing := {
             user_id: None
-            for of_caller in users.values()
+            for caller, of_caller in users.items()
+            if caller.refusal is None
             for user_id in of_caller
             if user_id not in self.scores
         }:
             try:
                 self.scores |= load(list(missing))
             except StreamHasGap as error:
-                for caller in [each for each in users if error.user_id in users[each]]:
-                    caller.refuse(error)
-                    del users[caller]
-                    self.steps.pop(caller, None)
+                for caller, of_caller in users.items():
+                    if error.user_id in of_caller and caller.refusal is None:
+                        caller.refuse(error)
+                        self.steps.pop(caller, None)
             else:
                 return
 

@@ -17,7 +17,7 @@ import os
 import sqlite3
 import time
 from pathlib import Path
-from threading import Condition, Lock, RLock, Semaphore, get_ident, local
+from threading import Condition, Lock, RLock, get_ident, local
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -209,6 +209,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         self._users: dict[int, int] = {}
         self._asking = local()
         super().__init__(db_name=_absolute(db_name), lock_timeout=lock_timeout)
+        self._get_semaphore = _semaphore()
         path = self.db_name
         if path.startswith("file:"):
             path = unquote(path.removeprefix("file:").partition("?")[0])
@@ -328,7 +329,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         self._in_use.clear()
         self._users.clear()
         self._num_readers = self._num_writers = 0
-        self._get_semaphore = Semaphore()
+        self._get_semaphore = _semaphore()
         self._put_condition, self._no_readers = Condition(), Condition()
         self._writer_lock = Lock()
 
@@ -385,6 +386,11 @@ class PatientConnectionPool(SQLiteConnectionPool):
             self._pool.popleft().close()
         if not self._in_use:
             self._files.log_closed()
+
+
+def _semaphore() -> Any:
+    # A semaphore that counts to one, like the library's, whose own takes a thirtieth of a grant.
+    return Lock()
 
 
 def _absolute(db_name: str) -> str:

@@ -48,12 +48,20 @@ class UserScores:
 
         Being behind is found out by the commit, which then fails, so it need not cost a read here.
         """
-        cached = {user_id: self._cache.take(user_id) for user_id in user_ids}
-        loaded = self._load([user_id for user_id, score in cached.items() if score is None])
-        return {
-            user_id: score or loaded.get(user_id) or UserScore(user_id=user_id)
-            for user_id, score in cached.items()
-        }
+        scores: dict[str, UserScore] = {}
+        absent = []
+        for user_id in user_ids:
+            score = self._cache.take(user_id)
+            if score is None:
+                absent.append(user_id)
+            else:
+                scores[user_id] = score
+        if absent:
+            scores |= self._load(absent)
+            for user_id in absent:
+                if user_id not in scores:
+                    scores[user_id] = UserScore(user_id=user_id)
+        return scores
 
     def current(self, user_id: str) -> UserScore | None:
         """Return the user's aggregate with everything recorded so far, or ``None``."""
