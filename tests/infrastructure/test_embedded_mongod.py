@@ -596,6 +596,22 @@ def test_a_signal_to_the_supervisor_ends_a_server_that_lingers(folder: Path) -> 
     assert '"Shutting down"' in (folder / "mongod.log").read_text()
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["with its supervisor", "alone"])
+def test_a_server_that_is_killed_while_it_lingers_is_started_again_with_its_data(
+    folder: Path, *, alone: bool
+) -> None:
+    """As when its container goes while it stands still, or the machine wants its memory."""
+    (mongod,) = _left_lingering(folder, "apple")
+    assert _state(mongod) == "T"
+    for pid in [*([] if alone else _supervisors(folder)), mongod]:
+        os.kill(pid, signal.SIGKILL)
+    assert _eventually(lambda: not _mongods(folder))
+    with open_server(folder) as server:
+        assert _all(server.uri) == ["apple"]
+        _put(server.uri, "pear")
+        assert _mongods(folder) != [mongod]
+
+
 def test_a_folder_can_be_copied_and_moved_while_its_server_lingers(
     folder: Path, tmp_path: Path
 ) -> None:
