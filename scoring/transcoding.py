@@ -8,13 +8,19 @@ from operator import is_
 from typing import Any, Final
 
 from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder
-from msgspec.json import Encoder
+from msgspec import DecodeError
+from msgspec.json import Decoder, Encoder
 
 # The types that msgspec writes exactly as the library does. It would write a UUID as a string.
 _PLAIN_TYPES: Final = frozenset({str, int, bool, type(None), datetime})
 
+_CONTAINERS: Final = frozenset({dict, list})
+
 # In half the time of the library's encoder: 7 % of grant_many(), 1.5 % of grant().
 _WRITE: Final = Encoder().encode
+
+# In two thirds of the time of the library's decoder, which calls back for every object.
+_READ: Final = Decoder().decode
 
 
 class ScoringTranscoder(JSONTranscoder):
@@ -37,6 +43,25 @@ class ScoringTranscoder(JSONTranscoder):
             for name in tuple(compress(obj, map(is_, types, repeat(datetime)))):
                 obj[name] = {"_type_": times.name, "_data_": times.encode(obj[name])}
         return _WRITE(obj)
+
+    def decode(self, data: bytes) -> Any:
+        """Decode JSON bytes, as the library does."""
+        try:
+            found = _READ(data)
+        except (DecodeError, UnicodeDecodeError):
+            # The library reads more, such as NaN, and has errors of its own.
+            return super().decode(data)
+        return self._revived(found)
+
+    def _revived(self, found: Any) -> Any:
+        if type(found) is list:
+            return [self._revived(item) for item in found]
+        if type(found) is dict:
+            for name, value in found.items():
+                if type(value) in _CONTAINERS:
+                    found[name] = self._revived(value)
+            return self._decode_obj(found)
+        return found
 
     def _encode_obj(self, o: Any) -> dict[str, Any]:
         # A subclass of datetime is a datetime like any other: pandas has one, and freezegun.

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_USERS_AT_ONCE: Final = 250
+_USERS_AT_ONCE: Final = 1000
+_LOADED_AT_ONCE: Final = 250
 
 
 class UserScores:
@@ -177,7 +178,7 @@ class UserScores:
     def _load(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
         scores: dict[str, UserScore] = {}
         # Without snapshots the events of a user may be very many.
-        for some in _parts(user_ids, 1 if self._snapshots is None else _USERS_AT_ONCE):
+        for some in _parts(user_ids, 1 if self._snapshots is None else _LOADED_AT_ONCE):
             streams = [user_stream_id(user_id) for user_id in some]
             snapshots = [None] if self._snapshots is None else self._snapshots.newest(streams)
             versions = [snapshot.originator_version if snapshot else 0 for snapshot in snapshots]

@@ -363,6 +363,31 @@ def test_what_json_has_no_word_for_is_read_alike() -> None:
     assert repr(ours.decode(librarys.encode(state))) == repr(state)
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        b'{"half of a pair":"\\ud800"}',
+        b'{"huge":1e400}',
+        b'{"twice":1,"twice":2}',
+        b'{"nested":[[{"_type_":"uuid_hex"},{"_type_":"decimal_str","_data_":"1.0"}]]}',
+        b'{"unknown":[{"_type_":"money","_data_":1}]}',
+        b'{"cut off":',
+        b'"\xff"',
+    ],
+)
+def test_what_another_program_wrote_is_read_or_refused_alike(written: bytes) -> None:
+    """The same value, or the same error."""
+
+    def outcome(transcoder: JSONTranscoder) -> str:
+        try:
+            return repr(transcoder.decode(written))
+        except Exception as error:  # noqa: BLE001 - which one it is, is compared
+            return repr(error)
+
+    ours, librarys = transcoders()
+    assert outcome(ours) == outcome(librarys)
+
+
 @pytest.mark.parametrize(("first", "second"), [(OURS, LIBRARYS_OWN), (LIBRARYS_OWN, OURS)])
 def test_a_store_may_switch_between_the_transcoders(
     tmp_path: Path, first: str, second: str

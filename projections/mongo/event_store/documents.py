@@ -99,7 +99,20 @@ def transferred(events: Sequence[Notification]) -> list[Document]:
 
 def decoded(item: Document) -> StoredEvent:
     """Return an event that was stored."""
-    return StoredEvent(stream_of(item["s"]), item["v"], item["t"], item["d"])
+    return event_of(stream_of(item["s"]), item)
+
+
+def event_of(stream: Any, item: Document) -> StoredEvent:
+    """Return an event that was stored in this stream."""
+    return made_of(
+        StoredEvent,
+        {
+            "originator_id": stream,
+            "originator_version": item["v"],
+            "topic": item["t"],
+            "state": item["d"],
+        },
+    )
 
 
 def notifications(

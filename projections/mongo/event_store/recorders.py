@@ -28,6 +28,7 @@ from projections.mongo.event_store.documents import (
     collection_of,
     decoded,
     encoded,
+    event_of,
     notifications,
     stream_key,
     stream_of,
@@ -325,25 +326,26 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         Raises:
             PersistenceError: if the server failed.
         """
-        by_stream: dict[bytes | str, list[int]] = {}
+        asked = {stream_key(stream): stream for stream, _ in places}
         by_version: dict[int, list[bytes | str]] = {}
         for stream, version in places:
-            key = stream_key(stream)
-            by_stream.setdefault(key, []).append(version)
-            by_version.setdefault(version, []).append(key)
+            by_version.setdefault(version, []).append(stream_key(stream))
         # One condition for many streams of one event, as claims are, or for many of one stream.
         conditions: list[dict[str, Any]]
-        if len(by_version) < len(by_stream):
+        if len(by_version) < len(asked):
             conditions = [
                 {"s": {"$in": some}, "v": version} for version, some in by_version.items()
             ]
         else:
+            by_stream: dict[bytes | str, list[int]] = {}
+            for stream, version in places:
+                by_stream.setdefault(stream_key(stream), []).append(version)
             conditions = [{"s": key, "v": {"$in": some}} for key, some in by_stream.items()]
-        asked = {stream_key(stream): stream for stream, _ in places}
         found: dict[Place, StoredEvent] = {}
         for item in self._beside_any(conditions):
-            stream = asked.get(item["s"]) or stream_of(item["s"])
-            found[stream, item["v"]] = StoredEvent(stream, item["v"], item["t"], item["d"])
+            key, version = item["s"], item["v"]
+            stream = asked.get(key) or stream_of(key)
+            found[stream, version] = event_of(stream, item)
         return found
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
@@ -364,7 +366,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             if item["s"] in wanted:
                 stream, version, later = wanted[item["s"]]
                 if item["v"] > version:
-                    later.append(StoredEvent(stream, item["v"], item["t"], item["d"]))
+                    later.append(event_of(stream, item))
         for *_, later in wanted.values():
             later.sort(key=attrgetter("originator_version"))
         return [later for *_, later in wanted.values()]
