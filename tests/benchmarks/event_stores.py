@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
 
-from eventsourcing.utils import get_topic
+from eventsourcing.persistence import StoredEvent
+from eventsourcing.postgres import PostgresFactory
+from eventsourcing.utils import Environment, get_topic
 
 from measuring import Report, in_turns
 from postgres_server import running_postgres
@@ -22,7 +27,9 @@ from read_side import add_percentiles, following, served, waits_for_another_proc
 from replica_set import running_replica_set
 from scoring import Scoring, UserScore
 from scoring.identity import user_stream_id
-from write_side import fill, grant_each, grants, opened
+from write_side import fill, grant_each, grants, opened, same_rows
+
+T = TypeVar("T")
 
 EACH = 400
 ROUNDS = 5
@@ -36,25 +43,50 @@ def mongo_env(uri: str, database: str) -> dict[str, str]:
     }
 
 
-def in_threads(threads: int, app: Scoring) -> None:
-    some = list(islice(grants(), EACH))
+def in_threads(threads: int, work: Callable[[list[T]], object], some: list[T]) -> None:
     parts = [some[number::threads] for number in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda part: grant_each(app, part), parts))
+        list(pool.map(work, parts))
+
+
+def grant_in_threads(threads: int, app: Scoring) -> None:
+    in_threads(threads, partial(grant_each, app), list(islice(grants(), EACH)))
 
 
 def event_stores(folder: Path, report: Report) -> None:
-    """Commands and reads on both, in turns."""
+    """Commands and reads of a ledger on MongoDB, in turns with those of one on PostgreSQL.
+
+    The *ledger* on PostgreSQL commits grants of several threads together, as the one on MongoDB
+    does. The *library's recorder* is what an application has that uses `eventsourcing.postgres` as
+    it comes: it inserts the two rows of a grant, made beforehand, and does nothing else, and each
+    thread commits for itself.
+    """
 
     def compare(
         what: str,
         work: Callable[[Scoring], object],
         size: int,
-        at_least: float,
+        at_least: float | None,
         rounds: int = ROUNDS,
     ) -> None:
         a, b = in_turns(lambda: work(mine), lambda: work(theirs), rounds=rounds)
-        report.rates(f"{what}, MongoDB", size, a, "PostgreSQL", b, at_least=at_least)
+        report.rates(f"{what}, MongoDB", size, a, "ledger on PostgreSQL", b, at_least=at_least)
+
+    def compare_with_recorder(threads: int, at_least: float) -> None:
+        rows = same_rows(mine, EACH)
+        pairs = list(zip(rows[::2], rows[1::2], strict=True))
+
+        def insert_each(some: list[tuple[StoredEvent, StoredEvent]]) -> None:
+            for pair in some:
+                recorder.insert_events([replace(row, originator_id=uuid4()) for row in pair])
+
+        a, b = in_turns(
+            lambda: grant_in_threads(threads, mine),
+            lambda: in_threads(threads, insert_each, pairs),
+            rounds=ROUNDS,
+        )
+        what = f"grant(), threads: {threads}, MongoDB"
+        report.rates(what, EACH, a, "library's recorder", b, at_least=at_least)
 
     many = report.scaled(20_000)
     with (
@@ -62,11 +94,16 @@ def event_stores(folder: Path, report: Report) -> None:
         running_postgres() as postgres,
         Scoring(mongo_env(server.uri, "events")) as mine,
         Scoring(postgres.new_env(POSTGRES_POOL_SIZE="10")) as theirs,
+        closing(
+            PostgresFactory(Environment("Library", postgres.new_env(POSTGRES_POOL_SIZE="10")))
+        ) as library,
     ):
+        recorder = library.application_recorder()
         for app in (mine, theirs):
             grant_each(app, list(islice(grants(), 100)))
         for threads, at_least in ((1, 0.6), (8, 2)):
-            compare(f"grant(), threads: {threads}", partial(in_threads, threads), EACH, at_least)
+            compare(f"grant(), threads: {threads}", partial(grant_in_threads, threads), EACH, None)
+            compare_with_recorder(threads, at_least)
         compare("grant_many", lambda app: app.grant_many(islice(grants(), many)), many, 1.2, 3)
         taken = list(islice(grants(), many))
         for app in (mine, theirs):
