@@ -53,7 +53,6 @@ from scoring.retries import Retries, read_event_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
     from os import PathLike
-    from types import TracebackType
     from typing import Self
 
     from pymongo import MongoClient
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
 
     from projections.events.stores import Events
     from projections.migration import Comparison, ComparisonProgress, OldScores, ScoreDifference
+    from projections.ports import UserScoreRepository
     from projections.queries.history import GrantRow, UserTotals
     from projections.queries.leaderboard import By
     from projections.verification.report import Verification, VerificationProgress
@@ -231,15 +231,11 @@ class ScoreLedger:
         granted_at: datetime,
     ) -> GrantReceipt:
         """Award points once; see ``Scoring.grant``."""
-        self._check_writable()
-        return self._repositories.user_scores.grant(
-            user_id, grant_id, key, category, source, amount, granted_at
-        )
+        return self._commands().grant(user_id, grant_id, key, category, source, amount, granted_at)
 
     def grant_many(self, grants: Iterable[Grant]) -> list[GrantReceipt]:
         """Award many grants; see ``Scoring.grant_many``."""
-        self._check_writable()
-        return self._repositories.user_scores.grant_many(grants)
+        return self._commands().grant_many(grants)
 
     def contribute(
         self,
@@ -251,29 +247,25 @@ class ScoreLedger:
         at: datetime | None = None,
     ) -> ContributionReceipt:
         """Set the bucket of a key, the old way; see ``Scoring.contribute``."""
-        self._check_writable()
-        return self._repositories.user_scores.contribute(user_id, key, category, source, points, at)
+        return self._commands().contribute(user_id, key, category, source, points, at)
 
     def contribute_many(
         self, contributions: Iterable[Contribution], *, overwrite: bool = True
     ) -> list[ContributionReceipt]:
         """Set many buckets; see ``Scoring.contribute_many``."""
-        self._check_writable()
-        return self._repositories.user_scores.contribute_many(contributions, overwrite=overwrite)
+        return self._commands().contribute_many(contributions, overwrite=overwrite)
 
     def feed_post(
         self, user_id: str, post_id: str, points: int, at: datetime | None = None
     ) -> ContributionReceipt:
         """Contribute the points of a feed post; see ``Scoring.feed_post``."""
-        self._check_writable()
-        return self._repositories.user_scores.feed_post(user_id, post_id, points, at)
+        return self._commands().feed_post(user_id, post_id, points, at)
 
     def award_badge(
         self, user_id: str, badge_id: str, points: int, at: datetime | None = None
     ) -> ContributionReceipt:
         """Contribute the points of a badge; see ``Scoring.award_badge``."""
-        self._check_writable()
-        return self._repositories.user_scores.award_badge(user_id, badge_id, points, at)
+        return self._commands().award_badge(user_id, badge_id, points, at)
 
     def score_of(self, user_id: str) -> Score:
         """Return a user's state straight from the event store; see ``Scoring.score_of``."""
@@ -673,12 +665,7 @@ class ScoreLedger:
             raise LedgerNotOpen(self._view.sentence)
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """Close the ledger."""
         self.close()
 
@@ -719,6 +706,10 @@ class ScoreLedger:
     def _check_event_store(self) -> None:
         tracked = self._view.tracked(self._scoring.name)
         read_event_store(lambda: self._store().check(tracked))
+
+    def _commands(self) -> UserScoreRepository:
+        self._check_writable()
+        return self._repositories.user_scores
 
     def _check_writable(self) -> None:
         if self._read_only:

@@ -14,8 +14,8 @@ from projections.cli.console import (
     err,
     out,
     print_json,
-    progress_bar,
     shown,
+    stage_bar,
 )
 from projections.cli.files import written_text
 from projections.cli.ledgers import open_ledger, store_files
@@ -30,7 +30,7 @@ from projections.cli.old_collection import (
     described,
     old_client,
 )
-from projections.migration import Comparison, ComparisonProgress, ScoreDifference
+from projections.migration import Comparison, ScoreDifference
 from projections.migration.comparison import SETTLE_SECONDS
 from projections.migration.comparison_page import write_page
 from projections.migration.comparison_report import said
@@ -115,17 +115,7 @@ def compare(
             page = stack.enter_context(written_text(html, "--html", others=others))
         ledger = stack.enter_context(open_ledger(folder))
         client = stack.enter_context(old_client(old_uri, settings))
-        with progress_bar("") as bar:
-            task = bar.add_task("comparing", total=None)
-
-            def on_progress(progress: ComparisonProgress) -> None:
-                bar.update(
-                    task,
-                    description=progress.stage,
-                    completed=progress.done,
-                    total=progress.total,
-                )
-
+        with stage_bar("", "comparing") as on_progress:
             comparison = ledger.compare(
                 old, client, repair=repair, settle_seconds=settle, on_progress=on_progress
             )

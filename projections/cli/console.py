@@ -7,10 +7,11 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -71,6 +72,15 @@ WaitOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
+class _Stage(Protocol):
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
 class RateColumn(ProgressColumn):
     """How many a second."""
 
@@ -100,6 +110,27 @@ def progress_bar(unit: str) -> Progress:
         TimeRemainingColumn(),
         console=err if err.is_terminal else Console(stderr=True, quiet=True),
     )
+
+
+@contextmanager
+def stage_bar(unit: str, first: str, verb: str = "") -> Iterator[Callable[[_Stage], None]]:
+    """Show a progress bar that begins anew with each stage, and yield what is told of them."""
+    with progress_bar(unit) as bar:
+        task = bar.add_task(first, total=None)
+        stage = ""
+
+        def show(progress: _Stage) -> None:
+            nonlocal stage
+            change = bar.update if stage == progress.stage else bar.reset
+            stage = progress.stage
+            change(
+                task,
+                description=f"{verb}{stage}",
+                completed=progress.done,
+                total=progress.total or None,
+            )
+
+        yield show
 
 
 def speak_plainly() -> None:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from projections.cli.console import JsonOption, out, print_json, progress_bar, shown
+from projections.cli.console import JsonOption, out, print_json, shown, stage_bar
 from projections.cli.event_stores import NAMES, open_named
 from projections.cli.interrupts import Interrupted, stop_on_signals
-from projections.relocation import CopyProgress, copy_events
+from projections.relocation import copy_events
 
 
 def copy_events_(
@@ -46,17 +46,8 @@ def copy_events_(
         open_named(source, option="--from", create=False) as ours,
         open_named(target, option="--to", create=True) as theirs,
         stop_on_signals() as stop,
-        progress_bar("events") as bar,
+        stage_bar("events", "copying") as on_progress,
     ):
-        task = bar.add_task("copying", total=None)
-        stage = ""
-
-        def on_progress(progress: CopyProgress) -> None:
-            nonlocal stage
-            change = bar.update if stage == progress.stage else bar.reset
-            stage = progress.stage
-            change(task, description=stage, completed=progress.done, total=progress.total or None)
-
         copy = copy_events(ours, theirs, stop=stop, on_progress=on_progress)
     if json:
         print_json(copy)

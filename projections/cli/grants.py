@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
-from projections.cli.jsonl import parse_amount, parse_points, parse_time
+from projections.cli.jsonl import parse_integer, parse_time
 from projections.cli.ledgers import open_events
 from scoring import Grant, GrantStatus
 from scoring.contributions import Contribution
@@ -43,7 +43,7 @@ def grant(
         key=key,
         category=category,
         source=source,
-        amount=parse_amount(amount),
+        amount=parse_integer(amount, "amount"),
         granted_at=granted,
     )
     with open_events(folder) as scoring:
@@ -91,7 +91,7 @@ def contribute(
         key=key,
         category=category,
         source=source,
-        points=parse_points(points),
+        points=parse_integer(points, "points"),
         at=earned_at,
     )
     with open_events(folder) as scoring:

@@ -196,25 +196,12 @@ def parse_time(text: object, *, field: str = "granted_at") -> datetime:
     raise InvalidGrant(field=field, value=text, rule=rule)
 
 
-def parse_amount(text: str) -> int:
+def parse_integer(text: str, field: str) -> int:
     """Return the integer of a command-line argument, strictly: no ``1_000``, no ``5.0``.
 
     Raises:
-        InvalidGrant: if it is not one.
+        InvalidGrant: naming the field, if it is not one.
     """
-    return _parse_integer(text, "amount")
-
-
-def parse_points(text: str) -> int:
-    """Return the integer of a command-line argument, likewise.
-
-    Raises:
-        InvalidGrant: if it is not one.
-    """
-    return _parse_integer(text, "points")
-
-
-def _parse_integer(text: str, field: str) -> int:
     if re.fullmatch(r"-?[0-9]{1,30}", text, re.ASCII) is None:
         raise InvalidGrant(field=field, value=text, rule=RULES[field])
     return int(text)

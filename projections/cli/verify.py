@@ -14,15 +14,15 @@ from projections.cli.console import (
     note_lag,
     out,
     print_json,
-    progress_bar,
     shown,
+    stage_bar,
 )
 from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
 from projections.cli.rebuild import AdoptOption, run_rebuild
 from projections.errors import EventStoreReplaced
 from projections.ledger import ScoreLedger
-from projections.verification.report import DOCUMENT, Difference, Verification, VerificationProgress
+from projections.verification.report import DOCUMENT, Difference, Verification
 
 
 def verify(
@@ -82,21 +82,7 @@ def verify(
 
 
 def _verified(ledger: ScoreLedger, *, events: bool) -> Verification:
-    with progress_bar("") as bar:
-        task = bar.add_task("verifying", total=None)
-        stage = ""
-
-        def on_progress(progress: VerificationProgress) -> None:
-            nonlocal stage
-            change = bar.update if stage == progress.stage else bar.reset
-            stage = progress.stage
-            change(
-                task,
-                description=f"verifying {stage}",
-                completed=progress.done,
-                total=progress.total,
-            )
-
+    with stage_bar("", "verifying", "verifying ") as on_progress:
         return ledger.verify(events=events, on_progress=on_progress)
 
 

@@ -89,19 +89,8 @@ def open_balances(
 ) -> OpenedBalances:
     """Grant what each bucket has beyond the grants of its key, but for grant-shaped keys.
 
-    Args:
-        read_model: Where buckets and grants are read, at one instant for each user.
-        grant_many: Records them, as ``Scoring.grant_many`` does.
-        granted_at: The time of all of them, timezone-aware.
-        kinds: Only keys of these kinds, as the drift report names them; default, all.
-        dry_run: Record nothing.
-        stop: When set, stop at the next boundary between users.
-        on_progress: Told after every user.
-
-    Raises:
-        ReadModelUnavailable: if MongoDB failed; what was recorded stays, and opening them again
-            carries on.
-        BatchFailed: if the event store failed; likewise.
+    Buckets and grants are read at one instant for each user; ``grant_many`` records as that of
+    ``Scoring`` does. See ``ScoreLedger.open_balances``.
     """
     opened = OpenedBalances(dry_run=dry_run)
     pending: list[Grant] = []

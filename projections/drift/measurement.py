@@ -51,19 +51,10 @@ def measure_drift(
     on_user: Callable[[UserDrift], None] | None = None,
     on_progress: Callable[[Drift], None] | None = None,
 ) -> Drift:
-    """Compare every user's recomputed total with their balance, and explain the difference.
+    """Compare every user's two totals, and explain the difference; see ``ScoreLedger.drift``.
 
     Users, buckets and grants are read sorted by user and merged, so memory does not grow with
     history. Workers may go on: each user is compared as they are at one instant.
-
-    Args:
-        read_model: Where to read.
-        tolerance: What a user is taken not to notice; default, not a point.
-        on_user: Told of every user, in the order of user ids.
-        on_progress: Told after every user.
-
-    Raises:
-        ReadModelUnavailable: if MongoDB failed.
     """
     drift = Drift(measured_at=datetime.now(UTC), tolerance=tolerance or Tolerance())
     causes: _Causes = {}

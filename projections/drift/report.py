@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -49,8 +49,22 @@ class Reason(StrEnum):
         return self in {Reason.NOT_GRANTED, Reason.GROWN}
 
 
+class _BothTotals:
+    """Points the old way, and in the ledger."""
+
+    __slots__ = ()
+
+    old: int
+    new: int
+
+    @property
+    def difference(self) -> int:
+        """Points by which the ledger is above the old way."""
+        return self.new - self.old
+
+
 @dataclass(slots=True)
-class Cause:
+class Cause(_BothTotals):
     """What one kind of key contributes to the difference.
 
     Attributes:
@@ -69,14 +83,9 @@ class Cause:
     old: int = 0
     new: int = 0
 
-    @property
-    def difference(self) -> int:
-        """Points by which the ledger is above the recomputed total."""
-        return self.new - self.old
-
 
 @dataclass(slots=True)
-class UserDrift:
+class UserDrift(_BothTotals):
     """One user's two totals, and how they come to differ.
 
     Attributes:
@@ -93,11 +102,6 @@ class UserDrift:
     causes: dict[tuple[Reason, str, str], Cause] = field(default_factory=dict)
     categories: dict[str, list[int]] = field(default_factory=dict)
 
-    @property
-    def difference(self) -> int:
-        """Points by which the ledger is above the recomputed total."""
-        return self.new - self.old
-
     def by_reason(self) -> dict[Reason, int]:
         """Return the points that each reason adds to the difference."""
         points = dict.fromkeys(Reason, 0)
@@ -107,7 +111,7 @@ class UserDrift:
 
 
 @dataclass(frozen=True, slots=True)
-class LargestDifference:
+class LargestDifference(_BothTotals):
     """A user in the list of the largest differences.
 
     Attributes:
@@ -121,11 +125,6 @@ class LargestDifference:
     old: int
     new: int
     main_cause: str
-
-    @property
-    def difference(self) -> int:
-        """Points by which the ledger is above the recomputed total."""
-        return self.new - self.old
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ class TimelinePoint:
 
 
 @dataclass(slots=True)
-class Drift:
+class Drift(_BothTotals):
     """Old against new, overall.
 
     Attributes:
@@ -205,11 +204,6 @@ class Drift:
     falls: list[Move] = field(default_factory=list)
     timeline: list[TimelinePoint] = field(default_factory=list)
     timeline_unit: str = "day"
-
-    @property
-    def difference(self) -> int:
-        """Points by which the ledger is above the old way, over all users."""
-        return self.new - self.old
 
     @property
     def different(self) -> int:
@@ -356,39 +350,18 @@ class Drift:
                 ],
             },
             "causes": [
-                {
-                    "reason": str(cause.reason),
-                    "stays": cause.reason.stays,
-                    "keys": cause.keys,
-                    "category": cause.category,
-                    "users": cause.users,
-                    "old": cause.old,
-                    "new": cause.new,
-                    "difference": cause.difference,
-                }
+                {**asdict(cause), "stays": cause.reason.stays, "difference": cause.difference}
                 for cause in self.causes
             ],
             "categories": [
                 {"category": name, "old": old, "new": new, "difference": new - old}
                 for name, (old, new) in self.categories.items()
             ],
-            "largest": [
-                {
-                    "user_id": row.user_id,
-                    "old": row.old,
-                    "new": row.new,
-                    "difference": row.difference,
-                    "main_cause": row.main_cause,
-                }
-                for row in self.largest
-            ],
+            "largest": [{**asdict(row), "difference": row.difference} for row in self.largest],
             "leaderboard": {
-                "first_rows": [
-                    {"rows": board.rows, "moved": board.moved, "replaced": board.replaced}
-                    for board in self.boards
-                ],
-                "climbs": [_as_json(move) for move in self.climbs],
-                "falls": [_as_json(move) for move in self.falls],
+                "first_rows": [asdict(board) for board in self.boards],
+                "climbs": [asdict(move) for move in self.climbs],
+                "falls": [asdict(move) for move in self.falls],
             },
             "timeline": {
                 "unit": self.timeline_unit,
@@ -398,16 +371,6 @@ class Drift:
                 ],
             },
         }
-
-
-def _as_json(move: Move) -> dict[str, object]:
-    return {
-        "user_id": move.user_id,
-        "old_rank": move.old_rank,
-        "new_rank": move.new_rank,
-        "old": move.old,
-        "new": move.new,
-    }
 
 
 def _users(count: int) -> str:

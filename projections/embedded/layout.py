@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
@@ -23,11 +22,32 @@ class FolderUnusable(Exception):  # noqa: N818 - what it is
     """
 
 
-@dataclass(frozen=True)
 class Layout:
-    """Paths inside one embedded folder; ``folder`` is absolute and free of symbolic links."""
+    """Paths inside one embedded folder."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        """Name what is in a folder, whose path is absolute and free of symbolic links."""
+        self.folder: Final = folder
+        self.data: Final = folder / "data"
+        """The data directory, which is all mongod's own."""
+        self.users_lock: Final = folder / "users.lock"
+        """Held shared by every user of the server."""
+        self.release_lock: Final = folder / "release.lock"
+        """Held by the one who finds out whether anybody still uses the server."""
+        self.start_lock: Final = folder / "start.lock"
+        """Held by the one who looks for the server and starts it."""
+        self.supervisor_lock: Final = folder / "supervisor.lock"
+        """Held by the supervisor for as long as it lives; its text is the supervisor's pid."""
+        self.log: Final = folder / "mongod.log"
+        """The log that mongod writes."""
+        self.output: Final = folder / "mongod.out"
+        """What the last mongod printed before it had a log: complaints of the loader, say."""
+        self.supervisor_log: Final = folder / "supervisor.log"
+        """What the supervisor had to say; empty as a rule."""
+        self.record: Final = folder / "server.json"
+        """A note on the last run: ``pid`` and ``port`` of its mongod."""
+        self.key: Final = folder / "key"
+        """The secret that the server asks for, which only the folder's owner can read."""
 
     @classmethod
     def create(cls, folder: Path) -> Self:
@@ -48,56 +68,6 @@ class Layout:
                 f"({error.strerror or error}): choose one that can be written to"
             ) from error
         return layout
-
-    @property
-    def data(self) -> Path:
-        """The data directory, which is all mongod's own."""
-        return self.folder / "data"
-
-    @property
-    def users_lock(self) -> Path:
-        """Held shared by every user of the server."""
-        return self.folder / "users.lock"
-
-    @property
-    def release_lock(self) -> Path:
-        """Held by the one who finds out whether anybody still uses the server."""
-        return self.folder / "release.lock"
-
-    @property
-    def start_lock(self) -> Path:
-        """Held by the one who looks for the server and starts it."""
-        return self.folder / "start.lock"
-
-    @property
-    def supervisor_lock(self) -> Path:
-        """Held by the supervisor for as long as it lives; its text is the supervisor's pid."""
-        return self.folder / "supervisor.lock"
-
-    @property
-    def log(self) -> Path:
-        """The log that mongod writes."""
-        return self.folder / "mongod.log"
-
-    @property
-    def output(self) -> Path:
-        """What the last mongod printed before it had a log: complaints of the loader, say."""
-        return self.folder / "mongod.out"
-
-    @property
-    def supervisor_log(self) -> Path:
-        """What the supervisor had to say; empty as a rule."""
-        return self.folder / "supervisor.log"
-
-    @property
-    def record(self) -> Path:
-        """A note on the last run: ``pid`` and ``port`` of its mongod."""
-        return self.folder / "server.json"
-
-    @property
-    def key(self) -> Path:
-        """The secret that the server asks for, which only the folder's owner can read."""
-        return self.folder / "key"
 
     def read_key(self) -> str:
         """Return the secret.

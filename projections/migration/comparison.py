@@ -89,18 +89,10 @@ class OldComparison:
         on_difference: Callable[[ScoreDifference], None] | None = None,
         on_progress: Callable[[ComparisonProgress], None] | None = None,
     ) -> None:
-        """Prepare to compare.
+        """Prepare to compare; see ``ScoreLedger.compare``.
 
-        Args:
-            old: How the old collection is to be read.
-            client: Of the server with it.
-            app: The event store of the ledger.
-            read_model: What is projected from that.
-            catch_up: Returns when everything recorded so far is projected.
-            contribute_many: Repairs; ``None`` to leave everything as it is.
-            settle_seconds: How long a difference has to stand still.
-            on_difference: Told of every difference.
-            on_progress: Told now and then.
+        ``catch_up`` returns when everything recorded so far is projected; ``contribute_many``
+        repairs, and is ``None`` to leave everything as it is.
         """
         self._old = old
         self._client = client

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
 
 _TABLE: Final = """
 CREATE TABLE suspects (user_id TEXT, key TEXT, seen TEXT, since REAL, looks INTEGER,
@@ -51,12 +50,7 @@ class Suspects:
         """Return the object itself."""
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """Throw them away."""
         self._database.close()
 

@@ -66,7 +66,6 @@ def control_state(
     Raises:
         ReadModelGone: if there is none.
         ForeignDocument: if it says something else.
-        ReadModelUnavailable: if MongoDB failed.
     """
     with answered():
         document = collections.control.find_one({"_id": CONTROL_ID}, session=session)

@@ -88,7 +88,6 @@ class Generations:
         Raises:
             ReadModelGone: if there is none.
             ForeignDocument: if it says something else.
-            ReadModelUnavailable: if MongoDB failed.
         """
         return control_state(self._collections, session)
 
@@ -97,7 +96,6 @@ class Generations:
 
         Raises:
             ShapeChanged: if they do not.
-            ReadModelUnavailable: if MongoDB failed.
         """
         self._check_shape(self.await_settled())
 
@@ -184,7 +182,6 @@ class Generations:
         Raises:
             ShapeChanged: if the live documents have another shape by now.
             RebuildSuperseded: if this generation is not being built any more.
-            ReadModelUnavailable: if MongoDB failed.
         """
         position_id = self._collections.position_id(application_name)
         deadline = time.monotonic() + _LONGEST_HOLD_WAIT_SECONDS
@@ -301,11 +298,7 @@ class Generations:
         in_transaction(self._collections, begin)
 
     def kept(self) -> list[int]:
-        """Return the numbers of generations that were replaced and not dropped yet.
-
-        Raises:
-            ReadModelUnavailable: if MongoDB failed.
-        """
+        """Return the numbers of generations that were replaced and not dropped yet."""
         return _kept(self.state())
 
     def drop_kept(self) -> list[int]:

@@ -94,7 +94,6 @@ class Inventory:
         Raises:
             ReadModelGone: if the database was dropped.
             RebuildSuperseded: if this generation is not being built any more.
-            ReadModelUnavailable: if MongoDB failed.
         """
         if self._guards is None:
             self._guards = self._look()
@@ -115,7 +114,6 @@ class Inventory:
         Raises:
             ReadModelDamaged: if those on record are not there.
             RebuildSuperseded: if this generation is not being built any more.
-            ReadModelUnavailable: if MongoDB failed.
         """
         before = self._guards
         self.check()
@@ -133,7 +131,6 @@ class Inventory:
             ReadModelDamaged: if something is missing that cannot be made again.
             NameTaken: if the read model has to be made, and a name is somebody else's.
             RebuildSuperseded: if this generation is not being built any more.
-            ReadModelUnavailable: if MongoDB failed.
         """
         self._checked_at = float("-inf")
         is_live = self._collections.generation is None
@@ -172,7 +169,6 @@ class Inventory:
         Raises:
             NameTaken: if there is no read model, and a name is somebody else's.
             ReadModelGone: if there is none.
-            ReadModelUnavailable: if MongoDB failed.
         """
         with answered():
             if self._generations.is_missing():
@@ -185,7 +181,6 @@ class Inventory:
 
         Raises:
             RebuildSuperseded: if this generation is not being built any more.
-            ReadModelUnavailable: if MongoDB failed.
         """
         while True:
             state = self._generations.await_settled()
@@ -200,7 +195,6 @@ class Inventory:
         Raises:
             NameTaken: if a name is somebody else's.
             RebuildSuperseded: if it is not the one to build any more.
-            ReadModelUnavailable: if MongoDB failed.
         """
         number = self._collections.generation
         assert number is not None  # noqa: S101 - for the type checker

@@ -63,30 +63,18 @@ class Parking:
         self._collection = read_model.parked
 
     def streams(self, *, limit: int = MAX_PARKED) -> list[ParkedStream]:
-        """Return the parked streams, the longest parked first.
-
-        Raises:
-            ReadModelUnavailable: if MongoDB failed.
-        """
+        """Return the parked streams, the longest parked first."""
         with answered():
             found = self._collection.find().sort("position", 1)[:limit]
             return [parked_stream(document) for document in found]
 
     def count(self) -> int:
-        """Return how many streams are parked.
-
-        Raises:
-            ReadModelUnavailable: if MongoDB failed.
-        """
+        """Return how many streams are parked."""
         with answered():
             return self._collection.count_documents({})
 
     def find(self, stream: str, *, session: ClientSession | None = None) -> ParkedStream | None:
-        """Return a stream if it is parked.
-
-        Raises:
-            ReadModelUnavailable: if MongoDB failed.
-        """
+        """Return a stream if it is parked."""
         with answered():
             found = self._collection.find_one({"_id": stream}, session=session)
         return None if found is None else parked_stream(found)

@@ -28,20 +28,12 @@ class Positions:
         self._collection = read_model.positions
 
     def tracked(self, application_name: str) -> Tracked:
-        """Return the tracked position of an application, and its anchor.
-
-        Raises:
-            ReadModelUnavailable: if MongoDB failed.
-        """
+        """Return the tracked position of an application, and its anchor."""
         with answered():
             return Tracked.of(self._collection.find_one(self._of(application_name)))
 
     def foreign_count(self, application_name: str) -> int:
-        """Return how many grants met a foreign document in their place and were not added.
-
-        Raises:
-            ReadModelUnavailable: if MongoDB failed.
-        """
+        """Return how many grants met a foreign document in their place and were not added."""
         with answered():
             document = self._collection.find_one(self._of(application_name))
         return 0 if document is None else int(document.get("foreignGrants", 0))

@@ -92,7 +92,6 @@ class Switch:
 
         Raises:
             ReadModelGone: if the database was dropped.
-            ReadModelUnavailable: if MongoDB failed.
         """
         self._token = uuid4().hex
 

@@ -17,7 +17,6 @@ from projections.events.model import BucketEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
 
     from projections.events.model import GrantEvent
 
@@ -82,12 +81,7 @@ class Expectation:
         """Return the expectation itself."""
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         """Throw it away."""
         self._database.close()
 
