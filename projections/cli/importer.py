@@ -7,18 +7,25 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from projections.cli.console import err, shown
-from projections.cli.interrupts import Stop
+from projections.cli.console import err, out, shown
+from projections.cli.files import written
+from projections.cli.interrupts import Interrupted, Stop
 from projections.cli.jsonl import BadLine, Line
+from projections.cli.ledgers import store_files
 from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, ScoringError, StreamHasGap
 from scoring.batches import COMMANDS_PER_COMMIT
 from scoring.contributions import Contribution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import ExitStack
+    from pathlib import Path
 
+    from rich.progress import Progress
+
+    from projections.settings import Settings
     from scoring import ContributionReceipt, GrantReceipt
 
 # Several transactions to a call, which learns from one what to expect of the next.
@@ -186,9 +193,15 @@ class Rejects:
     Each is kept in ``file``, if there is to be one.
     """
 
-    def __init__(self, file: BinaryIO | None) -> None:
-        """Begin with none."""
-        self._file = file
+    def __init__(
+        self, file: Path | None, settings: Settings, stack: ExitStack, *others: Path
+    ) -> None:
+        """Open the file, which must not be one of the others or of the event store."""
+        self.path = file
+        self._file = None
+        if file is not None:
+            others = (*store_files(settings), *others)
+            self._file = stack.enter_context(written(file, "--reject", others=others))
         self._first: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
 
@@ -213,3 +226,48 @@ class Rejects:
             if count > _PLACES_SHOWN:
                 more = count - _PLACES_SHOWN
                 err.print(f"[yellow]and {more:,} more[/] as {shown(self._first[kind])}")
+
+
+def import_all(
+    importer: Import[P, C],
+    entries: Iterable[tuple[P, C | str]],
+    rejects: Rejects,
+    *,
+    stop: Stop,
+    bar: Progress,
+    show: Callable[[ImportSummary], None],
+) -> ImportSummary:
+    """Import, and show what was done if that is not all.
+
+    Raises:
+        Interrupted: if it was stopped before the end.
+    """
+    try:
+        summary = importer.run(entries, stop=stop)
+    except Exception:
+        bar.stop()
+        if importer.summary.lines:
+            show(importer.summary)
+        raise
+    finally:
+        rejects.say_how_many()
+    if summary.interrupted:
+        bar.stop()
+        show(summary)
+        raise Interrupted(
+            "interrupted: run the same import again to finish it; nothing counts twice"
+            + ("" if rejects.path is None else f", and {rejects.path} is as it was"),
+            stop,
+        )
+    return summary
+
+
+def print_counts(summary: ImportSummary, words: tuple[str, str, str]) -> None:
+    """Print what became of what was read, in words for what was there, conflicts and all."""
+    there, others, unit = words
+    rate = f", {summary.lines / summary.seconds:,.0f} {unit}/s" if summary.seconds else ""
+    out.print(
+        f"[bold]{summary.recorded:,}[/] recorded, [bold]{summary.duplicate:,}[/] {there}, "
+        f"[bold]{summary.conflict:,}[/] {others}, [bold]{summary.rejected:,}[/] rejected "
+        f"[dim]({summary.seconds:.1f} s{rate})[/]"
+    )

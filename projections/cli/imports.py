@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,16 +15,21 @@ from projections.cli.console import (
     FolderOption,
     JsonOption,
     err,
-    out,
     print_json,
     progress_bar,
     shown,
 )
-from projections.cli.files import written
-from projections.cli.importer import Import, ImportSummary, Rejects, parsed
-from projections.cli.interrupts import Interrupted, stop_on_signals
+from projections.cli.importer import (
+    Import,
+    ImportSummary,
+    Rejects,
+    import_all,
+    parsed,
+    print_counts,
+)
+from projections.cli.interrupts import stop_on_signals
 from projections.cli.jsonl import Line, parse_contribution, parse_grant, parse_time, read_lines
-from projections.cli.ledgers import open_events, store_files
+from projections.cli.ledgers import open_events
 from projections.cli.old_collection import (
     FieldOption,
     GrantedAtOption,
@@ -139,7 +144,8 @@ def import_(
     assert file is not None  # noqa: S101 - for the type checker
     with ExitStack() as stack:
         stream, size = _opened(file, stack)
-        rejects = Rejects(_kept(reject, file, folder, stack))
+        inputs = [] if file == _STANDARD_INPUT else [Path(file)]
+        rejects = Rejects(reject, Settings.from_environment(folder=folder), stack, *inputs)
         moment = None if granted_at is None else parse_time(granted_at)
         scoring = stack.enter_context(open_events(folder))
         importer: Import[Line, Any]
@@ -155,22 +161,9 @@ def import_(
             importer.on_progress = lambda summary: bar.update(
                 task, completed=None if size is None else stream.tell(), done=summary.lines
             )
-            try:
-                summary = importer.run(entries, stop=stop)
-            except Exception:
-                if importer.summary.lines:
-                    _print_summary(importer.summary, json=json)
-                raise
-            finally:
-                rejects.say_how_many()
-        if summary.interrupted:
-            _print_summary(summary, json=json)
-            raise Interrupted(
-                "interrupted: run the same import again to finish it; nothing counts twice"
-                + ("" if reject is None else f", and {reject} is as it was"),
-                stop,
-            )
-    _print_summary(summary, json=json)
+            show = partial(_print_summary, json=json)
+            summary = import_all(importer, entries, rejects, stop=stop, bar=bar, show=show)
+    show(summary)
     if contributions:
         say_what_was_left(summary, overwrite=overwrite)
     if not importer.ok:
@@ -198,15 +191,6 @@ def _check(
         )
 
 
-def _kept(reject: Path | None, file: str, folder: Path | None, stack: ExitStack) -> BinaryIO | None:
-    if reject is None:
-        return None
-    others = store_files(Settings.from_environment(folder=folder))
-    if file != _STANDARD_INPUT:
-        others.append(Path(file))
-    return stack.enter_context(written(reject, "--reject", others=others))
-
-
 def _opened(file: str, stack: ExitStack) -> tuple[BufferedReader, int | None]:
     if file == _STANDARD_INPUT:
         return cast("BufferedReader", sys.stdin.buffer), None
@@ -228,10 +212,5 @@ def _print_summary(summary: ImportSummary, *, json: bool) -> None:
     if json:
         values: dict[str, Any] = dict(vars(summary))
         print_json({**values, "seconds": round(summary.seconds, 3)})
-        return
-    rate = f", {summary.lines / summary.seconds:,.0f} lines/s" if summary.seconds else ""
-    out.print(
-        f"[bold]{summary.recorded:,}[/] recorded, [bold]{summary.duplicate:,}[/] duplicates, "
-        f"[bold]{summary.conflict:,}[/] conflicts, [bold]{summary.rejected:,}[/] rejected "
-        f"[dim]({summary.seconds:.1f} s{rate})[/]"
-    )
+    else:
+        print_counts(summary, ("duplicates", "conflicts", "lines"))

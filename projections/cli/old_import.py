@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_lines
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from projections.cli.console import err, out, print_json, progress_bar, shown
-from projections.cli.files import written
-from projections.cli.importer import Import, ImportSummary, Rejects
-from projections.cli.interrupts import Interrupted, stop_on_signals
-from projections.cli.ledgers import open_events, store_files
+from projections.cli.importer import Import, ImportSummary, Rejects, import_all, print_counts
+from projections.cli.interrupts import stop_on_signals
+from projections.cli.ledgers import open_events
 from projections.cli.old_collection import old_client
 from projections.migration import Preflight, rejected_buckets
 from projections.settings import Settings
@@ -56,7 +56,7 @@ def preflight_old(
     preflight = Preflight()
     settings = Settings.from_environment(folder=folder)
     with ExitStack() as stack:
-        rejects = _rejects(reject, settings, stack)
+        rejects = Rejects(reject, settings, stack)
         client = stack.enter_context(old_client(uri, settings))
         bar = stack.enter_context(progress_bar("buckets"))
         task = bar.add_task("reading", total=old.count(client), done=0)
@@ -86,7 +86,7 @@ def import_old(
     preflight = Preflight()
     settings = Settings.from_environment(folder=folder)
     with ExitStack() as stack:
-        rejects = _rejects(reject, settings, stack)
+        rejects = Rejects(reject, settings, stack)
         client = stack.enter_context(old_client(uri, settings))
         documents = old.count(client)
         scoring = stack.enter_context(open_events(folder))
@@ -105,22 +105,9 @@ def import_old(
             for key, each in user.buckets.items()
             if key not in user.untimed
         )
-        try:
-            summary = importer.run(entries, stop=stop)
-        except Exception:
-            bar.stop()
-            if importer.summary.lines:
-                _print(preflight, importer.summary, json=json)
-            raise
-        finally:
-            rejects.say_how_many()
-        if summary.interrupted:
-            bar.stop()
-            _print(preflight, summary, json=json)
-            raise Interrupted(
-                "interrupted: run the same import again to finish it; nothing counts twice", stop
-            )
-    _print(preflight, summary, json=json)
+        show = partial(_print, preflight, json=json)
+        summary = import_all(importer, entries, rejects, stop=stop, bar=bar, show=show)
+    show(summary)
     say_what_was_left(summary, overwrite=overwrite)
     if not (preflight.ok and importer.ok):
         if reject is not None:
@@ -170,12 +157,6 @@ def _example(reject: OldReject) -> str:
     return shown(f"_id {reject.document_id}: {reject.path} = {value}")
 
 
-def _rejects(reject: Path | None, settings: Settings, stack: ExitStack) -> Rejects:
-    if reject is None:
-        return Rejects(None)
-    return Rejects(stack.enter_context(written(reject, "--reject", others=store_files(settings))))
-
-
 def _tallied(users: Iterator[OldUser], preflight: Preflight, rejects: Rejects) -> Iterator[OldUser]:
     for user in users:
         preflight.add(user)
@@ -192,26 +173,14 @@ def _documents(old: OldScores, preflight: Preflight) -> int:
 
 
 def _print(preflight: Preflight, summary: ImportSummary, *, json: bool) -> None:
-    rejected = preflight.rejected + summary.rejected
+    done = replace(summary, rejected=preflight.rejected + summary.rejected)
     if json:
-        values: dict[str, Any] = {
-            **preflight.to_json(),
-            "recorded": summary.recorded,
-            "duplicate": summary.duplicate,
-            "conflict": summary.conflict,
-            "rejected": rejected,
-            "seconds": round(summary.seconds, 3),
-            "interrupted": summary.interrupted,
-        }
-        print_json(values)
-        return
-    print_preflight(preflight)
-    rate = f", {summary.lines / summary.seconds:,.0f} buckets/s" if summary.seconds else ""
-    out.print(
-        f"[bold]{summary.recorded:,}[/] recorded, [bold]{summary.duplicate:,}[/] there already, "
-        f"[bold]{summary.conflict:,}[/] others in the ledger, [bold]{rejected:,}[/] rejected "
-        f"[dim]({summary.seconds:.1f} s{rate})[/]"
-    )
+        # Lines are buckets, which the preflight has counted.
+        counts = {name: value for name, value in vars(done).items() if name != "lines"}
+        print_json({**preflight.to_json(), **counts, "seconds": round(done.seconds, 3)})
+    else:
+        print_preflight(preflight)
+        print_counts(done, ("there already", "others in the ledger", "buckets"))
 
 
 def _plain(value: object) -> str:

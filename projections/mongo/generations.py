@@ -29,6 +29,7 @@ from projections.mongo.switch import (
     lift_silent_hold,
     names_by_uuid,
     roll_forward,
+    update_one,
 )
 from projections.retries import retries_until
 
@@ -229,25 +230,15 @@ class Generations:
 
     def _claim(self, state: GenerationState, number: int) -> bool:
         """Put a generation down as the one that is built, if nothing has changed meanwhile."""
-        claimed = False
-
-        def claim(session: ClientSession) -> None:
-            nonlocal claimed
-            unchanged = {
-                "_id": CONTROL_ID,
-                "generation": state.generation,
-                "building.generation": state.building,
-                "switching": {"$exists": False},
-            }
-            building = {"generation": number, "shape": self._collections.shape}
-            result = self._collections.control.update_one(
-                unchanged, {"$set": {"building": building}}, session=session
-            )
-            claimed = result.matched_count > 0
-
+        unchanged = {
+            "_id": CONTROL_ID,
+            "generation": state.generation,
+            "building.generation": state.building,
+            "switching": {"$exists": False},
+        }
+        building = {"generation": number, "shape": self._collections.shape}
         with translated():
-            in_transaction(self._collections, claim)
-        return claimed
+            return self._update(unchanged, {"$set": {"building": building}})
 
     def record(self, changes: dict[int, Uuids], expected: GenerationState) -> None:
         """Put down what was made for generations, unless the control document has changed."""
@@ -261,12 +252,7 @@ class Generations:
             known = expected.collections.get(number)
             unchanged[f"collections.{number}"] = {"$exists": False} if known is None else known
         recorded = {f"collections.{number}": uuids for number, uuids in changes.items()}
-        in_transaction(
-            self._collections,
-            lambda session: self._collections.control.update_one(
-                unchanged, {"$set": recorded}, session=session
-            ),
-        )
+        self._update(unchanged, {"$set": recorded})
 
     def begin_building(self, number: int, uuids: Uuids, application_name: str) -> None:
         """Put down what was made for the generation to build, and its position.
@@ -337,12 +323,11 @@ class Generations:
 
     def _forget(self, number: int, uuids: Uuids) -> None:
         field = f"collections.{number}"
-        in_transaction(
-            self._collections,
-            lambda session: self._collections.control.update_one(
-                {"_id": CONTROL_ID, field: uuids}, {"$unset": {field: ""}}, session=session
-            ),
-        )
+        self._update({"_id": CONTROL_ID, field: uuids}, {"$unset": {field: ""}})
+
+    def _update(self, unchanged: Document, change: Document) -> bool:
+        """Change the control document in a transaction; tell whether it was still this one."""
+        return update_one(self._collections, self._collections.control, unchanged, change)
 
     def suffixed(self) -> list[tuple[int, str, Binary | None]]:
         """Return numbers, live names and UUIDs of what has the name of a generation not live."""

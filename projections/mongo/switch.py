@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
 from bson.binary import Binary
@@ -43,9 +43,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pymongo.client_session import ClientSession
+    from pymongo.collection import Collection
     from pymongo.database import Database
 
     from projections.mongo.collections import Collections, Document
+
+T = TypeVar("T")
 
 SILENT_HOLD_SECONDS: Final = 5.0
 """A hold that has not been renewed for so long is lifted by a worker that it holds up."""
@@ -129,12 +132,7 @@ class Switch:
         held = {"_id": self._live_id, "hold.token": self._token, "hold.sealed": None}
         with translated():
             if self._live.positions.find_one(held, {"_id": 1}) is not None:
-                in_transaction(
-                    self._live,
-                    lambda session: self._live.positions.update_one(
-                        held, {"$unset": {"hold": ""}}, session=session
-                    ),
-                )
+                update_one(self._live, self._live.positions, held, {"$unset": {"hold": ""}})
 
     def commit(self, *, at_least: int) -> bool:
         """Commit to the switch if the hold is there and the new generation is at ``at_least``.
@@ -150,11 +148,8 @@ class Switch:
         if collections is None:
             return False
         sealed: Document = {"token": self._token, "sealed": True}
-        committed = False
 
-        def commit(session: ClientSession) -> None:
-            nonlocal committed
-            committed = False
+        def commit(session: ClientSession) -> bool:
             control = self._live.control.find_one({"_id": CONTROL_ID}, session=session) or {}
             position = self._live.positions.find_one({"_id": self._building_id}, session=session)
             if (
@@ -163,14 +158,14 @@ class Switch:
                 or position is None
                 or (position.get("position") or 0) < at_least
             ):
-                return
+                return False
             held = self._live.positions.update_one(
                 {"_id": self._live_id, "hold.token": self._token},
                 {"$set": {"hold": sealed}},
                 session=session,
             )
             if not held.matched_count:
-                return
+                return False
             self._live.positions.update_one(
                 {"_id": self._building_id}, {"$set": {"hold": sealed}}, session=session
             )
@@ -186,11 +181,10 @@ class Switch:
                 },
                 session=session,
             )
-            committed = True
+            return True
 
         with translated():
-            in_transaction(self._live, commit)
-        return committed
+            return in_transaction(self._live, commit)
 
     def _taking_part(self) -> list[Document] | None:
         """Return the collections that the switch renames, by UUID; ``None`` if it is superseded.
@@ -249,17 +243,11 @@ def next_step(collections: Collections) -> Callable[[], None] | None:
     if switching is None:
         return None
     names = names_by_uuid(collections.database)
-    for collection in switching["collections"]:
-        if names.get(collection["old"]) == collection["name"]:
-            return _Rename(
-                collections, collection["old"], collection["name"], collection["oldName"]
-            )
-    for collection in switching["collections"]:
-        if names.get(collection["new"]) == collection["newName"]:
-            return _Rename(
-                collections, collection["new"], collection["newName"], collection["name"]
-            )
-    return lambda: _finish(collections, switching)
+    for which, source, target in (("old", "name", "oldName"), ("new", "newName", "name")):
+        for each in switching["collections"]:
+            if names.get(each[which]) == each[source]:
+                return partial(_rename, collections, each[which], each[source], each[target])
+    return partial(_finish, collections, switching)
 
 
 def lift_silent_hold(collections: Collections, position_id: str) -> bool:
@@ -274,39 +262,24 @@ def lift_silent_hold(collections: Collections, position_id: str) -> bool:
     }
     if collections.positions.find_one(silent, {"_id": 1}) is None:
         return False
-    in_transaction(
-        collections,
-        lambda session: collections.positions.update_one(
-            silent, {"$unset": {"hold": ""}}, session=session
-        ),
-    )
+    update_one(collections, collections.positions, silent, {"$unset": {"hold": ""}})
     return True
 
 
-class _Rename:
-    """One rename, of the collection that has this UUID or of none."""
-
-    def __init__(self, collections: Collections, uuid: Any, source: str, target: str) -> None:
-        self._collections = collections
-        self._uuid = uuid
-        self._source = source
-        self._target = target
-
-    def __call__(self) -> None:
-        try:
-            self._collections.database[self._source].rename(
-                self._target, collectionUUID=self._uuid, maxTimeMS=_RENAME_MILLISECONDS
-            )
-        except OperationFailure as error:
-            if is_name_taken(error):
-                _clear(self._collections, self._target)
-            # Somebody else has done it: the collection has another name by now, or its old name was
-            # given to another. Out of time: somebody reads it in a transaction; the next step asks
-            # again.
-            elif not (
-                is_no_collection(error) or is_other_collection(error) or is_out_of_time(error)
-            ):
-                raise
+def _rename(collections: Collections, uuid: Any, source: str, target: str) -> None:
+    """Rename the collection that has this UUID, or none."""
+    try:
+        collections.database[source].rename(
+            target, collectionUUID=uuid, maxTimeMS=_RENAME_MILLISECONDS
+        )
+    except OperationFailure as error:
+        if is_name_taken(error):
+            _clear(collections, target)
+        # Somebody else has done it: the collection has another name by now, or its old name was
+        # given to another. Out of time: somebody reads it in a transaction; the next step asks
+        # again.
+        elif not (is_no_collection(error) or is_other_collection(error) or is_out_of_time(error)):
+            raise
 
 
 def _clear(collections: Collections, name: str) -> None:
@@ -392,12 +365,23 @@ def names_by_uuid(database: Database[Document]) -> dict[Any, str]:
     return names
 
 
-def in_transaction(collections: Collections, work: Callable[[ClientSession], object]) -> None:
-    """Do something in a transaction of its own.
+def in_transaction(collections: Collections, work: Callable[[ClientSession], T]) -> T:
+    """Return what ``work`` returns, done in a transaction of its own.
 
     Whatever writes to positions or to the control document does, because what a killed process has
     left open on them is found and aborted by a transaction only; another write would wait for as
     long as the server keeps it, which is a minute.
     """
+    results: list[T] = []  # of each attempt
     with closing(TransactionRunner(collections)) as transactions:
-        transactions.run(partial(work, transactions.session))
+        transactions.run(lambda: results.append(work(transactions.session)))
+    return results[-1]
+
+
+def update_one(
+    collections: Collections, of: Collection[Document], where: Document, change: Document
+) -> bool:
+    """Change one document in a transaction of its own; tell whether it was there."""
+    return in_transaction(
+        collections, lambda session: of.update_one(where, change, session=session).matched_count > 0
+    )
