@@ -81,6 +81,7 @@ class Case:
         )
         self.settings = Settings(folder=folder, mongo_database=name)
         self.numbers = iter(range(1_000_000))
+        self.patience_seconds = 30.0
         self.ledger = self.open()
         self.grant()
         self.ledger.catch_up()
@@ -122,7 +123,7 @@ class Case:
 
     def wait(self) -> None:
         receipt = self.ledger.grant(**make_grant(0).model_dump())
-        self.ledger.wait(receipt, timeout=1)
+        self.ledger.wait(receipt, timeout=self.patience_seconds)
 
     def status(self) -> None:
         self.ledger.status()
@@ -245,6 +246,7 @@ def test_a_failure_that_stays_is_our_error_in_every_call(
     monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.02)
     recorder = Recorder()
     case = Case(mongo_uri, tmp_path, read_model.database.name, recorder)
+    case.patience_seconds = 1.0
     problems = []
     with case.client, case.ledger:
         for name, call in CALLS.items():

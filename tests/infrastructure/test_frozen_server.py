@@ -106,6 +106,21 @@ def test_a_worker_that_is_told_to_stop_stops_within_seconds(
         assert assert_equal_to_the_events(scoring, read_model) == 3000
 
 
+def test_a_worker_that_hangs_when_it_is_told_to_stop_is_interrupted(
+    server: Server, scoring: Scoring, tmp_path: Path
+) -> None:
+    """Inside a transaction, of which nothing stays; it has ended well all the same."""
+    scoring.grant_many([make_grant(number) for number in range(50)])
+    env = environment(server, tmp_path)
+    with command(env, PAUSED_COMMAND, "'insert'", "2", "project", "--follow") as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"paused\n", worker.communicate()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(100) == 0, worker.communicate()
+    assert CommandLine(tmp_path, env)("project").returncode == 0
+    assert CommandLine(tmp_path, env)("verify").returncode == 0
+
+
 # A command, and before what it asks of MongoDB the server freezes: a text in it, for the n-th time.
 MOMENTS: dict[str, tuple[str, str, int]] = {
     "projecting": ("project", "'insert'", 2),
