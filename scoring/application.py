@@ -20,7 +20,12 @@ from scoring.conflicts import ConflictLog
 from scoring.contribution_recorder import ContributionRecorder
 from scoring.contributions import Contribution, grant_shaped_key
 from scoring.errors import InvalidSetting, ScoringError
-from scoring.event_store import ScoringEventStore, ScoringSnapshotStore, StoreWentBack
+from scoring.event_store import (
+    RecordedEvents,
+    ScoringEventStore,
+    ScoringSnapshotStore,
+    StoreWentBack,
+)
 from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
 from scoring.recorder import RefusedAt, WriteSide, commit_together
@@ -433,23 +438,31 @@ class Scoring(Application[UUID]):
         """
         processing_event: ProcessingEvent[UUID] = ProcessingEvent()
         processing_event.collect_events(*objs, **kwargs)
-        return self.commit(processing_event)
+        return self.commit(processing_event).recordings()
 
-    def commit(self, processing_event: ProcessingEvent[UUID]) -> list[Recording[UUID]]:
+    def commit(self, processing_event: ProcessingEvent[UUID]) -> RecordedEvents:
         """Record what was collected, then snapshot and notify without letting those fail."""
         try:
-            recordings = self._record(processing_event)
+            recorded = self.events.record(
+                processing_event.events,
+                tracking=processing_event.tracking,
+                **processing_event.saved_kwargs,
+            )
         except StoreWentBack:
             self._scores.forget()
             raise
         try:
             self._take_snapshots(processing_event)
-            self._notify(recordings)
+            for listener in self._listeners.copy():
+                listener.set()
+            # The library's own hook does nothing, and what it is given takes a tenth of a batch.
+            if type(self)._notify is not Application._notify:  # noqa: SLF001 - meant for subclasses
+                self._notify(recorded.recordings())
             self.notify(processing_event.events)
         except Exception:
             with suppress(Exception):  # a broken log handler must not fail the call either
                 logger.exception("the events are recorded, but a step after the commit failed")
-        return recordings
+        return recorded
 
     def listen(self, recorded: Event) -> None:
         """Set an event whenever this object has recorded something, so that nobody need look."""
@@ -458,11 +471,6 @@ class Scoring(Application[UUID]):
     def unlisten(self, recorded: Event) -> None:
         """Stop setting an event."""
         self._listeners.discard(recorded)
-
-    def _notify(self, recordings: list[Recording[UUID]]) -> None:
-        super()._notify(recordings)
-        for recorded in self._listeners.copy():
-            recorded.set()
 
     def _take_snapshots(self, processing_event: ProcessingEvent[UUID]) -> None:
         # From the aggregates in hand, which hold just what was committed: the library would read

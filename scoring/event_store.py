@@ -6,7 +6,7 @@ memory is then ahead of the store, and what it would write does not belong there
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 from eventsourcing.domain import CanSnapshotAggregate
@@ -20,8 +20,6 @@ from eventsourcing.persistence import (
     Recording,
 )
 from eventsourcing.popo import POPOApplicationRecorder
-
-from scoring.frozen import made_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -153,6 +151,27 @@ def missing_versions(recorder: AggregateRecorder, stream: UUID) -> list[range]:
     return gaps
 
 
+class RecordedEvents(NamedTuple):
+    """Events of one transaction, in order.
+
+    Attributes:
+        domain_events: As they were collected.
+        stored_events: As they are stored.
+        positions: Their notification ids, if the recorder gives any.
+    """
+
+    domain_events: Sequence[DomainEventProtocol[UUID]]
+    stored_events: Sequence[StoredEvent]
+    positions: Sequence[int]
+
+    def recordings(self) -> list[Recording[UUID]]:
+        """Return them as the library tells others of them."""
+        return [
+            Recording(event, Notification(**vars(stored), id=position))
+            for event, stored, position in zip(*self, strict=bool(self.positions))
+        ]
+
+
 class ScoringEventStore(EventStore[UUID]):
     """Stores and retrieves domain events as the library does, and on what is stored only."""
 
@@ -170,22 +189,17 @@ class ScoringEventStore(EventStore[UUID]):
         Raises:
             StoreWentBack: if what they build on is not stored.
         """
+        return self.record(domain_events, **kwargs).recordings()
+
+    def record(
+        self, domain_events: Sequence[DomainEventProtocol[UUID]], **kwargs: Any
+    ) -> RecordedEvents:
+        """Store domain events in one transaction, as ``put`` does."""
         if self._looks_back:
             self._look_for(predecessors_of(domain_events))
         stored_events = list(map(self.mapper.to_stored_event, domain_events))
         positions = self.recorder.insert_events(stored_events, **kwargs)
-        if not positions:  # a recorder of snapshots has none
-            return []
-        return [
-            made_of(
-                Recording,
-                {
-                    "domain_event": event,
-                    "notification": made_of(Notification, {**vars(stored), "id": position}),
-                },
-            )
-            for event, stored, position in zip(domain_events, stored_events, positions, strict=True)
-        ]
+        return RecordedEvents(domain_events, stored_events, positions or ())
 
     def at(
         self, places: Sequence[Place], *, known: Mapping[Place, StoredEvent] | None = None

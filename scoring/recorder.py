@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from uuid import UUID
 
-    from eventsourcing.persistence import ApplicationRecorder, Recording
+    from eventsourcing.persistence import ApplicationRecorder
 
     from scoring.commit_queue import CommitQueue
     from scoring.conflicts import ConflictLog
-    from scoring.event_store import Place
+    from scoring.event_store import Place, RecordedEvents
     from scoring.user_scores import UserScores
 
     AnyRecorder: TypeAlias = "ChunkRecorder[Any, Any, Any]"
@@ -89,7 +89,7 @@ class WriteSide:
         conflicts: Told of each id that was taken with another payload.
     """
 
-    commit: Callable[[ProcessingEvent[UUID]], list[Recording[UUID]]]
+    commit: Callable[[ProcessingEvent[UUID]], RecordedEvents]
     recorder: ApplicationRecorder
     scores: UserScores
     queue: CommitQueue[AnyRecorder]
@@ -186,11 +186,11 @@ class Attempt:
             self.events = processing_event.events
             for caller in self.steps:
                 caller.sent.append(self)
-            recordings = self.write_side.commit(processing_event)
+            recorded = self.write_side.commit(processing_event)
             positions = {
-                id(recording.domain_event): recording.notification.id
-                for recording in recordings
-                if isinstance(recording.domain_event, ANSWERED_FOR)
+                id(event): position
+                for event, position in zip(self.events, recorded.positions, strict=True)
+                if isinstance(event, ANSWERED_FOR)
             }
             newest = max(positions.values())
         else:

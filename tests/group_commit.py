@@ -11,11 +11,11 @@ from typing import Any
 from uuid import UUID
 
 from eventsourcing.application import ProcessingEvent
-from eventsourcing.persistence import Recording
 
 from scoring import Scoring
+from scoring.event_store import RecordedEvents
 
-Commit = Callable[[], list[Recording[UUID]]]
+Commit = Callable[[], RecordedEvents]
 
 
 class Watched(Scoring):
@@ -23,22 +23,22 @@ class Watched(Scoring):
 
     def __init__(self, env: dict[str, str]) -> None:
         self.commits: list[list[Any]] = []
-        self.instead: list[Callable[[Commit], list[Recording[UUID]]]] = []
+        self.instead: list[Callable[[Commit], RecordedEvents]] = []
         super().__init__(env)
 
-    def commit(self, processing_event: ProcessingEvent[UUID]) -> list[Recording[UUID]]:
+    def commit(self, processing_event: ProcessingEvent[UUID]) -> RecordedEvents:
         self.commits.append(list(processing_event.events))
 
-        def really() -> list[Recording[UUID]]:
+        def really() -> RecordedEvents:
             return super(Watched, self).commit(processing_event)
 
         return self.instead.pop(0)(really) if self.instead else really()
 
 
-def failing(error: BaseException, *, done: bool) -> Callable[[Commit], list[Recording[UUID]]]:
+def failing(error: BaseException, *, done: bool) -> Callable[[Commit], RecordedEvents]:
     """Do a commit or not, and raise."""
 
-    def instead(commit: Commit) -> list[Recording[UUID]]:
+    def instead(commit: Commit) -> RecordedEvents:
         if done:
             commit()
         raise error

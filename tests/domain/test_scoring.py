@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from eventsourcing.persistence import Recording
 
-from scoring import BatchFailed, Grant, GrantReceipt, GrantStatus, InvalidGrant, Score, Scoring
+from scoring import (
+    BatchFailed,
+    Grant,
+    GrantReceipt,
+    GrantStatus,
+    InvalidGrant,
+    Score,
+    Scoring,
+    UserScore,
+)
 from scoring.batches import COMMANDS_PER_COMMIT
 from scoring.identity import user_stream_id
 from support import make_grant, sqlite_env
@@ -33,6 +44,26 @@ def test_a_grant_is_recorded_with_its_balance_and_position(scoring: Scoring) -> 
     second = grant(scoring, make_grant(2, user_id="ada", amount=7))
     assert first == GrantReceipt(RECORDED, 2, 0, 5, "ada")  # after the stream's opening event
     assert second == GrantReceipt(RECORDED, 4, 5, 12, "ada")  # after the claim of the first
+
+
+def test_what_is_recorded_is_told_to_a_subclass_and_returned_by_save() -> None:
+    """As in the library, though nothing of it is made where nobody asks."""
+    told: list[Recording[UUID]] = []
+
+    class Telling(Scoring):
+        def _notify(self, recordings: list[Recording[UUID]]) -> None:
+            super()._notify(recordings)
+            told.extend(recordings)
+
+    with Telling() as app:
+        grant(app, make_grant(1, user_id="ada"))
+        score = UserScore(user_id="bob")
+        saved = app.save(score)
+        assert told[-1:] == saved
+        assert [each.notification for each in told] == app.recorder.select_notifications(1, 10)
+        assert [app.mapper.to_domain_event(each.notification) for each in told] == [
+            each.domain_event for each in told
+        ]
 
 
 def test_receipts_of_different_users_never_compare_equal(scoring: Scoring) -> None:
