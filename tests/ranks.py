@@ -22,8 +22,8 @@ def insert_users(read_model: ReadModel, documents: Iterable[dict[str, Any]]) -> 
         user["_id"]: UserChange(total=user["totalScore"], recomputed=user["recomputedTotal"])
         for user in users
     }
-    inserts = [{"q": {"_id": u["_id"]}, "u": {"$setOnInsert": u}, "upsert": True} for u in users]
-    _write(read_model, changes, inserts)
+    encoded = {user["_id"]: bson.encode(user) for user in users}
+    _write(read_model, Writes(0, changes, [], encoded, [], []))
 
 
 def add_to_users(read_model: ReadModel, changes: dict[str, tuple[int, int]]) -> None:
@@ -37,13 +37,10 @@ def add_to_users(read_model: ReadModel, changes: dict[str, tuple[int, int]]) -> 
         for user_id, (total, recomputed) in changes.items()
     ]
     more = {user_id: UserChange(total=t, recomputed=r) for user_id, (t, r) in changes.items()}
-    _write(read_model, more, increments)
+    _write(read_model, Writes(0, more, [], {}, list(map(bson.encode, increments)), []))
 
 
-def _write(
-    read_model: ReadModel, changes: dict[str, UserChange], updates: list[dict[str, Any]]
-) -> None:
-    writes = Writes(0, changes, [], list(map(bson.encode, updates)), [])
+def _write(read_model: ReadModel, writes: Writes) -> None:
     writer = EventWriter(read_model)
     writer.commit(lambda transaction: transaction.send(writes))
     writer.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bson import ObjectId
 from eventsourcing.persistence import IntegrityError, Tracking
 from pymongo.errors import DuplicateKeyError
 
@@ -62,29 +63,44 @@ class Positions:
                         "is tracked already"
                     ) from error
 
-    def move(self, batch: Batch, session: ClientSession) -> None:
+    def move(self, batch: Batch, session: ClientSession, *, mark: ObjectId) -> ObjectId | None:
         """Move a position from where a batch begins to where it ends.
+
+        Args:
+            batch: What is added in the transaction.
+            session: Of the transaction.
+            mark: Of the transaction; see ``Committed``.
+
+        Returns:
+            The mark of the transaction before, if it had one.
 
         Raises:
             PositionMoved: if it is not where the batch begins.
         """
         try:
-            result = self._collection.update_one(
+            answer = self._collection.database.command(
                 {
-                    **self._of(batch.application_name),
-                    # Its anchor, too: a batch of another history never continues this one.
-                    **batch.continues.matching(),
-                    **self._read_model.writable,
+                    "findAndModify": self._collection.name,
+                    "query": {
+                        **self._of(batch.application_name),
+                        # Its anchor, too: a batch of another history never continues this one.
+                        **batch.continues.matching(),
+                        **self._read_model.writable,
+                    },
+                    "update": {"$set": {**batch.reaches.fields(), "mark": mark}},
+                    "fields": {"mark": 1},
+                    # Only a live position may be new: one that is gone was of a rebuild that is
+                    # over.
+                    "upsert": batch.after is None and self._read_model.generation is None,
                 },
-                {"$set": batch.reaches.fields()},
-                # Only a live position may be new: one that is gone was of a rebuild that is over.
-                upsert=batch.after is None and self._read_model.generation is None,
                 session=session,
             )
         except DuplicateKeyError as error:
             raise _moved(batch) from error
-        if result.matched_count == 0 and result.upserted_id is None:
+        if not answer["lastErrorObject"]["n"]:
             raise _moved(batch)
+        before: Document = answer["value"] or {}
+        return before.get("mark")
 
     def hold(self, application_name: str, session: ClientSession) -> Tracked:
         """Return what is tracked, and keep workers from moving it until the transaction ends.
@@ -97,7 +113,7 @@ class Positions:
         """
         held = self._collection.find_one_and_update(
             {**self._of(application_name), **self._read_model.writable},
-            {"$inc": {"unparkings": 1}},
+            {"$set": {"mark": ObjectId()}},
             session=session,
         )
         if held is None:

@@ -20,8 +20,8 @@ at the same time always meet in one document, so that MongoDB lets only one of t
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import bson
@@ -119,12 +119,16 @@ class RankCounts:
     Attributes:
         updates: What is to be written: statements of MongoDB's ``update`` command, as BSON.
         deletes: Likewise, of its ``delete`` command.
+        pages: Documents as they are once that is written, by total, the lowest scores first.
     """
 
-    def __init__(self, read_model: ReadModel, session: ClientSession) -> None:
-        """Read what there is in the transaction of this session."""
+    def __init__(
+        self, read_model: ReadModel, session: ClientSession, known: dict[str, list[RankPage]]
+    ) -> None:
+        """Read what there is, and is not ``known``, in the transaction of this session."""
         self._read_model = read_model
         self._session = session
+        self.pages = dict(known)
         self.updates: list[bytes] = []
         self.deletes: list[bytes] = []
 
@@ -139,7 +143,9 @@ class RankCounts:
         if not come:
             return
         low, high = min(*gone, *come, HIGHEST), max(*gone, *come, LOWEST)
-        before = self._pages(total, low, high, at_once=len(come) + 1)
+        before = self._known_pages(total, low, high)
+        if before is None:
+            before = self._pages(total, low, high, at_once=len(come) + 1)
         tops = [top for page in before for top in page.tops]
         users = [number for page in before for number in page.users]
         were = sum(users)
@@ -148,12 +154,34 @@ class RankCounts:
         for score in come:
             users[bisect_left(tops, score)] += 1
         after = self._regrouped(total, before, tops, users)
-        known = {page.to: page for page in before}
-        self.updates += [_put(total, page) for page in after if known.pop(page.to, None) != page]
-        self.deletes += [_remove(total, to) for to in known]
+        there = {page.to: page for page in before}
+        for page in after:
+            was = there.pop(page.to, None)
+            # One without users may be that of the beginning, which is not there.
+            if was is None or page.tops != was.tops or not any(was.users):
+                self.updates.append(_put(total, page))
+            elif page != was:
+                self.updates.append(_change(total, was, page))
+        self.deletes += [_remove(total, to) for to in there]
         more = sum(sum(page.users) for page in after) - were
         if more and before[0].low > LOWEST:
             self.updates.append(_raise_below(total, before[0].low, more))
+        known = self.pages.get(total, [])
+        below = [page for page in known if page.to < before[0].low]
+        if more:
+            below = [replace(page, above=page.above + more) for page in below]
+        self.pages[total] = [*below, *after, *(p for p in known if p.low > before[-1].to)]
+
+    def _known_pages(self, total: str, low: int, high: int) -> list[RankPage] | None:
+        """Return the documents from that of one score to that of another, if all are known."""
+        known = self.pages.get(total, [])
+        start = bisect_left(known, low, key=lambda page: page.to)
+        end = bisect_left(known, high, key=lambda page: page.to)
+        pages = known[start : end + 1]
+        covers = end < len(known) and pages[0].low <= low
+        if covers and all(page.to + 1 == after.low for page, after in pairwise(pages)):
+            return pages
+        return None
 
     def _pages(self, total: str, low: int, high: int, *, at_once: int) -> list[RankPage]:
         """Return the documents from that of one score to that of another."""
@@ -281,6 +309,17 @@ def _put(total: str, page: RankPage) -> bytes:
         "users": page.users,
     }
     return bson.encode({"q": {"_id": _page_id(total, page.to)}, "u": document, "upsert": True})
+
+
+def _change(total: str, was: RankPage, page: RankPage) -> bytes:
+    """Return what to write where only numbers of users are others: few of them, mostly."""
+    changes = {
+        f"users.{place}": users
+        for place, users in enumerate(page.users)
+        if users != was.users[place]
+    }
+    statement = {"$set": {"from": Int64(page.low), "above": Int64(page.above), **changes}}
+    return bson.encode({"q": {"_id": _page_id(total, page.to)}, "u": statement})
 
 
 def _remove(total: str, to: int) -> bytes:

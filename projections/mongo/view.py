@@ -199,11 +199,12 @@ class MongoScoreView(TrackingRecorder):
 
         def add(transaction: Transaction) -> None:
             # First, so that of two workers one stops before it has done the work.
-            self.positions.move(batch, transaction.session)
-            events = self.parking.park_and_filter(batch, transaction.session, on_error=on_error)
+            session = transaction.session
+            transaction.recall(self.positions.move(batch, session, mark=transaction.mark))
+            events = self.parking.park_and_filter(batch, session, on_error=on_error)
             foreign = transaction.add(events, batch.writes)
             name = batch.application_name
-            self.positions.count_foreign(name, foreign, transaction.session)
+            self.positions.count_foreign(name, foreign, session)
 
         try:
             self.commit(add, stop=stop)

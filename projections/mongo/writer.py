@@ -6,12 +6,14 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from bson import ObjectId
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
 from projections.errors import BatchRefused
 from projections.mongo.batches import writes_of
+from projections.mongo.committed import Committed, Known
 from projections.mongo.errors import is_duplicate_key, is_other_collection, refusal, translated
 from projections.mongo.ranks import RANKED, RankCounts
 from projections.mongo.redelivery import unseen_events
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from projections.events.model import ScoreEvent
     from projections.mongo.batches import UserChange, Writes
     from projections.mongo.collections import Document
+    from projections.mongo.committed import Totals
     from projections.mongo.read_model import ReadModel
 
 _ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeError)
@@ -43,19 +46,51 @@ class Transaction:
 
     Attributes:
         session: The driver's session, for what else belongs into the transaction.
+        mark: To be written into the document of the position.
+        known: What need not be read; nothing unless ``recall`` was called.
+        left: What the transaction leaves.
     """
 
-    def __init__(self, read_model: ReadModel, session: ClientSession, *, looks_up: bool) -> None:
-        """Add to these collections, looking up first what is there already, or hoping not."""
+    def __init__(
+        self,
+        read_model: ReadModel,
+        session: ClientSession,
+        *,
+        looks_up: bool,
+        last: Committed | None = None,
+    ) -> None:
+        """Add to these collections, looking up first what is there already, or hoping not.
+
+        ``last`` is what the transaction before this one has left.
+        """
         self.session = session
+        self.mark = ObjectId()
+        self.known = Known()
+        self.left = Known()
         self._read_model = read_model
         self._looks_up = looks_up
+        self._last = last
+        self._is_marked = False
         self._met = False
 
     @property
     def has_met(self) -> bool:
         """Whether something was there already, or in the place of an event."""
         return self._met
+
+    def committed(self) -> Committed | None:
+        """Return what is known once it is committed, if anything."""
+        if not self._is_marked:
+            return None
+        self.known.learn(self.left)
+        return Committed(self.mark, self.known)
+
+    def recall(self, mark: ObjectId | None) -> None:
+        """Begin with what is known if the position had this mark, and ``self.mark`` replaced it."""
+        is_last = self._last is not None and self._last.mark == mark
+        self.known = self._last.known if self._last is not None and is_last else Known()
+        self.left = Known()
+        self._is_marked = True
 
     def add(self, events: Sequence[ScoreEvent], writes: Writes | None = None) -> int:
         """Add those events that are not there, and return how many of the others are foreign.
@@ -68,51 +103,57 @@ class Transaction:
         if self._looks_up:
             events, foreign, redelivered = unseen_events(events, self._read_model, self.session)
             self._met = foreign + redelivered > 0
-        if writes is None or writes.event_count != len(events):
-            writes = writes_of(events)
+        if writes is None or writes.event_count != len(events) or self._looks_up:
+            writes = writes_of(events, inserts_users=not self._looks_up)
         self.send(writes)
         return foreign
 
     def send(self, writes: Writes) -> None:
-        """Send what events come to."""
+        """Send what events come to; once only."""
         self._send("insert", self._read_model.grants, "documents", writes.grants)
-        before = self._totals([*writes.changes])
+        before = self._totals([*(writes.changes.keys() - writes.new_users.keys())])
+        self._send("insert", self._read_model.users, "documents", [*writes.new_users.values()])
         self._send("update", self._read_model.users, "updates", writes.users)
         self._send("update", self._read_model.buckets, "updates", writes.buckets)
         self._count(writes.changes, before)
 
-    def _totals(self, user_ids: list[str]) -> dict[str, Document]:
-        """Return the totals of these users, by user id, before they change."""
-        return {
-            user["_id"]: user
-            for start in range(0, len(user_ids), _LOOKUP_SIZE)
+    def _totals(self, user_ids: list[str]) -> dict[str, Totals]:
+        """Return the totals of those users who have some, by user id, before they change."""
+        known = self.known.totals
+        totals = {user_id: known[user_id] for user_id in user_ids if user_id in known}
+        unknown = sorted(set(user_ids) - totals.keys())
+        for start in range(0, len(unknown), _LOOKUP_SIZE):
             for user in self._read_model.database.cursor_command(
                 {
                     "find": self._read_model.users.name,
-                    "filter": {"_id": {"$in": user_ids[start : start + _LOOKUP_SIZE]}},
+                    "filter": {"_id": {"$in": unknown[start : start + _LOOKUP_SIZE]}},
                     "projection": dict.fromkeys(RANKED, 1),
                     "batchSize": _LOOKUP_SIZE,
                     **self._read_model.inventory.guard(self._read_model.users.name),
                 },
                 session=self.session,
-            )
-        }
+            ):
+                found = (user.get(total) for total in RANKED)
+                # Anything else is in no document that the projection has made.
+                totals[user["_id"]] = tuple(n if isinstance(n, int) else None for n in found)
+        return totals
 
-    def _count(self, changes: dict[str, UserChange], before: dict[str, Document]) -> None:
+    def _count(self, changes: dict[str, UserChange], before: dict[str, Totals]) -> None:
         """Count the users whose totals have changed where they rank now."""
-        counts = RankCounts(self._read_model, self.session)
-        for total in RANKED:
-            gone, come = [], []
-            for user_id, change in changes.items():
-                more = change.total if total == "totalScore" else change.recomputed
-                user = before.get(user_id)
-                found = None if user is None else user.get(total)
-                if not isinstance(found, int):  # as in no document that the projection has made
-                    come.append(more)
-                elif more:
-                    gone.append(found)
-                    come.append(found + more)
-            counts.move(total, gone, come)
+        counts = RankCounts(self._read_model, self.session, self.known.pages)
+        after: dict[str, tuple[int, int]] = {}
+        for user_id, change in changes.items():
+            total, recomputed = before.get(user_id, (None, None))
+            after[user_id] = ((total or 0) + change.total, (recomputed or 0) + change.recomputed)
+        for place, ranked in enumerate(RANKED):
+            moves = [
+                (before[user_id][place] if user_id in before else None, totals[place])
+                for user_id, totals in after.items()
+            ]
+            gone = [was for was, now in moves if was is not None and was != now]
+            counts.move(ranked, gone, [now for was, now in moves if was != now])
+        self.left.totals.update(after)
+        self.left.pages = counts.pages
         self._send("update", self._read_model.ranks, "updates", counts.updates)
         self._send("delete", self._read_model.ranks, "deletes", counts.deletes)
 
@@ -148,6 +189,7 @@ class EventWriter:
         # Nothing is looked up, except after what was there already: in a redelivery, what follows
         # will be there, too.
         self._looks_up = False
+        self._last: Committed | None = None
 
     def commit(self, body: Callable[[Transaction], None], *, stop: Event | None = None) -> None:
         """Run ``body`` in a transaction and commit it, again and again if need be.
@@ -176,9 +218,10 @@ class EventWriter:
     def _commit(self, body: Callable[[Transaction], None], stop: Event | None) -> None:
         if self._transactions is None:
             self._transactions = TransactionRunner(self._read_model)
+        last, self._last = self._last, None
         for attempts_left in reversed(range(_MOST_ATTEMPTS)):
             transaction = Transaction(
-                self._read_model, self._transactions.session, looks_up=self._looks_up
+                self._read_model, self._transactions.session, looks_up=self._looks_up, last=last
             )
             try:
                 self._transactions.run(partial(body, transaction), stop=stop, divisible=True)
@@ -197,6 +240,7 @@ class EventWriter:
                 self._looks_up = True
             else:
                 self._looks_up = transaction.has_met
+                self._last = transaction.committed()
                 return
 
     def close(self) -> None:

@@ -239,12 +239,14 @@ def test_a_redelivery_is_looked_up_in_pages(
 
 
 class Inserts(CommandListener):
-    """Counts the inserts that a client sends."""
+    """Counts the inserts of grants that a client sends."""
 
     number = 0
 
     def started(self, event: CommandStartedEvent) -> None:
-        self.number += event.command_name == "insert"
+        self.number += event.command.get(event.command_name) == "score_grants" and (
+            event.command_name == "insert"
+        )
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
         del event

@@ -118,8 +118,8 @@ def test_every_statement_of_a_transaction_carries_its_session_and_its_concerns(
                 ProjectionWorker(scoring, listened, on_error="park").catch_up()
             batch = assert_whole(listener.sent)
             assert len(batch) == 1
-            assert batch[0][0] == "update score_positions"
-            done = {"update score_parked", "insert score_grants", "update user_scores"}
+            assert batch[0][0] == "findAndModify score_positions"
+            done = {"update score_parked", "insert score_grants", "insert user_scores"}
             assert done < {*batch[0]}
 
             listener.sent.clear()

@@ -1,0 +1,59 @@
+"""What a worker's last transaction has left, so that its next one need not read it again.
+
+Every transaction that adds events writes the document of the position, and a new mark into it. So
+whoever finds the mark of its own last transaction there knows that nobody has added anything since,
+neither a worker nor somebody who unparks a stream; and that no switch has replaced the documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from bson import ObjectId
+
+    from projections.mongo.ranks import RankPage
+
+Totals = tuple[int | None, ...]
+"""A user's, in the order of ``RANKED``; ``None`` for one that is no number."""
+
+MOST_USERS: Final = 20_000
+"""Whose totals are kept in memory."""
+
+MOST_PAGES: Final = 256
+"""Documents of ranks, of each total: those of some nine million users."""
+
+
+@dataclass(slots=True)
+class Known:
+    """A part of the read model.
+
+    Attributes:
+        totals: Of some users, by user id.
+        pages: Some documents of ranks, by the field that ranks, the lowest scores first.
+    """
+
+    totals: dict[str, Totals] = field(default_factory=dict)
+    pages: dict[str, list[RankPage]] = field(default_factory=dict)
+
+    def learn(self, newer: Known) -> None:
+        """Take what a later transaction has left; what is too much of it is forgotten."""
+        self.totals.update(newer.totals)
+        if len(self.totals) > MOST_USERS:
+            self.totals = newer.totals if len(newer.totals) <= MOST_USERS else {}
+        for total, pages in newer.pages.items():
+            self.pages[total] = pages if len(pages) <= MOST_PAGES else []
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What is known since a transaction.
+
+    Attributes:
+        mark: Of the transaction.
+        known: What it has left, and what was known before.
+    """
+
+    mark: ObjectId
+    known: Known

@@ -1,0 +1,144 @@
+"""What a worker knows of its last transaction: it is not read again, and not believed too long."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+
+from event_store import damaged, grants_of
+from projections import MongoScoreView, ProjectionWorker
+from projections.mongo.read_model import ReadModel
+from projections.verification.totals import verify_totals
+from projections.worker.rebuild import Rebuild
+from projections.worker.unparker import Unparker
+from ranks import assert_counts_are_true
+from scoring import Scoring
+from support import make_grant, worker_maker
+
+
+class Statements(CommandListener):
+    """Counts commands by name and collection."""
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.sent[f"{event.command_name} {event.command[event.command_name]}"] += 1
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        del event
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        del event
+
+
+def test_a_grant_is_added_without_reading_what_the_last_batch_left(
+    scoring: Scoring, read_model: ReadModel, mongo_uri: str
+) -> None:
+    """Neither the user's totals nor the counts of users: a site adds one grant after the other."""
+    scoring.grant_many(make_grant(n, user_id=f"user-{n % 9}") for n in range(30))
+    heard = Statements()
+    with (
+        MongoClient[dict[str, Any]](mongo_uri, event_listeners=[heard]) as client,
+        closing(MongoScoreView(ReadModel(client, read_model.database.name))) as view,
+    ):
+        worker = ProjectionWorker(scoring, view)
+        worker.catch_up()
+        for number in range(30, 40):
+            scoring.grant(**make_grant(number, user_id=f"user-{number % 9}").model_dump())
+            heard.sent.clear()
+            worker.catch_up()
+            found = [name for name in heard.sent if name.startswith(("find ", "getMore"))]
+            assert sorted(found) == ["find score_parked", "find score_positions"]
+    assert_counts_are_true(read_model)
+    assert verify_totals(read_model).ok
+
+
+@pytest.fixture
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small that few users fill many, and many documents."""
+    for name, most in (("USERS", 4), ("RANGES", 4)):
+        monkeypatch.setattr(f"projections.mongo.ranks.MOST_{name}", most)
+        monkeypatch.setattr(f"projections.mongo.ranks.FEW_{name}", most // 2)
+
+
+@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.parametrize(("turn", "most"), [(40, 1000), (40, 3), (3, 1000)])
+def test_counts_are_true_whoever_adds_and_however_much_is_known(
+    scoring: Scoring,
+    view: MongoScoreView,
+    read_model: ReadModel,
+    monkeypatch: pytest.MonkeyPatch,
+    turn: int,
+    most: int,
+) -> None:
+    """Whoever finds that another one was there reads everything again."""
+    monkeypatch.setattr("projections.mongo.committed.MOST_USERS", most)
+    monkeypatch.setattr("projections.mongo.committed.MOST_PAGES", most)
+    with closing(MongoScoreView(ReadModel(read_model.client, read_model.database.name))) as other:
+        workers = [ProjectionWorker(scoring, each) for each in (view, other)]
+        for number in range(40):
+            amount = number * 7 % 31 + 1
+            grant = make_grant(number, user_id=f"user-{number * 5 % 23}", amount=amount)
+            scoring.grant(**grant.model_dump())
+            workers[number // turn % 2].catch_up()
+            assert_counts_are_true(read_model)
+    assert verify_totals(read_model).ok
+
+
+@pytest.mark.usefixtures("small_ranges")
+def test_a_worker_knows_that_a_stream_was_unparked_meanwhile(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
+) -> None:
+    """The position stays where it is then, but totals and counts of users do not."""
+    scoring.grant_many(make_grant(n, user_id=f"user-{n % 9}", amount=n + 1) for n in range(27))
+    worker = ProjectionWorker(scoring, view, on_error="park")
+    with damaged(tmp_path / "events.sqlite", next(grants_of(scoring)).id):
+        worker.catch_up()
+    with closing(MongoScoreView(ReadModel(read_model.client, read_model.database.name))) as other:
+        Unparker(scoring, other).run(other.parking.streams())
+    scoring.grant(**make_grant(27, user_id="user-0", amount=20).model_dump())
+    worker.catch_up()
+    assert_counts_are_true(read_model)
+    assert verify_totals(read_model).ok
+
+
+@pytest.mark.usefixtures("small_ranges")
+def test_a_worker_knows_nothing_of_documents_that_a_rebuild_has_made(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Even if they say something else at the same position."""
+    scoring.grant_many(make_grant(n, user_id=f"user-{n}", amount=n + 1) for n in range(9))
+    worker = ProjectionWorker(scoring, view)
+    worker.catch_up()
+    read_model.users.update_one({"_id": "user-1"}, {"$inc": {"totalScore": 100}})
+    read_model.ranks.delete_many({})
+    assert Rebuild(scoring, read_model, worker_maker(scoring)).run().live
+    scoring.grant(**make_grant(9, user_id="user-1", amount=5).model_dump())
+    worker.catch_up()
+    assert_counts_are_true(read_model)
+    assert verify_totals(read_model).ok
+
+
+def test_the_document_of_a_new_user_that_is_there_is_added_to(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """As of one whose grants were taken away by hand, or whom a foreign hand has made."""
+    read_model.users.insert_one({"_id": "ada", "totalScore": 7, "recomputedTotal": 0})
+    scoring.grant_many([make_grant(1, user_id="ada", amount=5), make_grant(2, user_id="bob")])
+    ProjectionWorker(scoring, view).catch_up()
+    ada = read_model.users.find_one({"_id": "ada"})
+    assert ada is not None
+    assert (ada["totalScore"], ada["grantCount"]) == (12, 1)
+    assert read_model.users.count_documents({}) == 2
