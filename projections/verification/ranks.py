@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from bson.int64 import Int64
 
 from projections.errors import ReadModelDamaged
 from projections.mongo.ranks import HIGHEST, LOWEST, RANKED, RankPage, rank_page
 from projections.verification.report import DOCUMENT, Difference, Verification
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pymongo.client_session import ClientSession
 
-    from projections.mongo.collections import Document
     from projections.mongo.read_model import ReadModel
+
+_SCORES_AT_ONCE: Final = 100_000
 
 
 def verify_ranks(read_model: ReadModel, session: ClientSession) -> Verification:
     """Count the users in every range of scores, in the snapshot of this session.
 
-    That says something only where the users' own documents are right.
+    For each total the index is read once, from the highest score down. That says something only
+    where the users' own documents are right.
     """
     outcome = Verification()
     pages: dict[str, list[RankPage]] = {total: [] for total in RANKED}
@@ -38,8 +44,15 @@ class _Comparison:
     def __init__(
         self, read_model: ReadModel, session: ClientSession, total: str, outcome: Verification
     ) -> None:
-        self._users = read_model.users
-        self._session = session
+        scores = read_model.users.find(
+            {total: {"$gte": Int64(LOWEST)}},
+            {total: 1, "_id": 0},
+            sort=[(total, -1), ("_id", 1)],
+            batch_size=_SCORES_AT_ONCE,
+            session=session,
+        )
+        self._scores: Iterator[int] = (user[total] for user in scores)
+        self._next = next(self._scores, None)
         self._total = total
         self._outcome = outcome
 
@@ -48,27 +61,25 @@ class _Comparison:
         top = HIGHEST
         for page in pages:
             self._compare(f"highest {self._total} that is counted below {top + 1}", top, page.to)
-            above += self._count(page.to + 1, top)
+            above += self._count_down_to(page.to + 1)
             self._compare(f"users with {self._total} above {page.to}", above, page.above)
             lows = [page.low, *(each + 1 for each in page.tops)]
             for low, high, users in reversed(list(zip(lows, page.tops, page.users, strict=False))):
-                counted = self._count(low, high)
+                counted = self._count_down_to(low)
                 self._compare(f"users with {self._total} from {low} to {high}", counted, users)
                 above += counted
             top = page.low - 1
-        if pages or self._count(LOWEST, top):
+        if pages or self._next is not None:
             lowest = top + 1 if pages else None
             self._compare(f"lowest {self._total} that is counted", LOWEST, lowest)
 
-    def _count(self, low: int, high: int) -> int:
-        if low > high:
-            return 0
-        counting: list[Document] = [
-            {"$match": {self._total: {"$gte": low, "$lte": high}}},
-            {"$group": {"_id": 1, "users": {"$sum": 1}}},
-        ]
-        found = next(iter(self._users.aggregate(counting, session=self._session)), {"users": 0})
-        return int(found["users"])
+    def _count_down_to(self, low: int) -> int:
+        """Return how many of the users that are not counted yet have this score or more."""
+        users = 0
+        while self._next is not None and self._next >= low:
+            users += 1
+            self._next = next(self._scores, None)
+        return users
 
     def _compare(self, what: str, expected: int, found: int | None) -> None:
         if found != expected:

@@ -31,8 +31,10 @@ from projections.errors import ReadModelDamaged
 from projections.mongo import connect
 from projections.mongo.collections import Document
 from projections.mongo.read_model import ReadModel
+from projections.mongo.sessions import in_snapshot
 from projections.queries.leaderboard import By
 from projections.verification.events import verify_events
+from projections.verification.ranks import verify_ranks
 from projections.verification.totals import verify_totals
 from projections.worker.rebuild import Rebuild
 from ranks import add_to_users, assert_counts_are_true, ranked
@@ -215,6 +217,23 @@ def test_verify_looks_at_every_document(
     assert Rebuild(scoring, model, worker_maker(scoring)).run().live
     assert verify_events(scoring, model).ok
     assert verify_totals(model).ok
+
+
+def test_verify_reads_the_index_of_each_total_once(
+    read_model: ReadModel, mongo_uri: str, small_ranges: None
+) -> None:
+    """Not once for every range of scores: a million users have thousands of them."""
+    del small_ranges
+    add_to_users(read_model, {f"user-{n:03}": (n, n % 9) for n in range(300)})
+    with MongoClient[Document](mongo_uri) as client:
+        database = client[read_model.database.name]
+        database.command("profile", 2)
+        model = ReadModel(client, database.name)
+        assert in_snapshot(client, lambda session: verify_ranks(model, session)).ok
+        database.command("profile", 0)
+        reads = list(database["system.profile"].find({"ns": f"{database.name}.user_scores"}))
+    assert [read["docsExamined"] for read in reads] == [0, 0]
+    assert [read["keysExamined"] for read in reads] == [300, 300]
 
 
 def test_counts_that_are_missing_are_an_error_and_no_rank(
