@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import bson
 from bson.int64 import Int64
+from bson.raw_bson import RawBSONDocument
 
 from projections import LeaderboardRow
 from projections.mongo import ranks
@@ -24,6 +26,23 @@ def insert_users(read_model: ReadModel, documents: Iterable[dict[str, Any]]) -> 
     }
     encoded = {user["_id"]: bson.encode(user) for user in users}
     _write(read_model, Writes(0, changes, [], encoded, [], []))
+
+
+def fill_users(read_model: ReadModel, documents: Iterable[dict[str, Any]]) -> None:
+    """Insert documents of very many users, not in one transaction, and count all there are."""
+    stream = iter(documents)
+    while chunk := list(islice(stream, 20_000)):
+        read_model.users.insert_many(chunk, ordered=False)
+    read_model.ranks.delete_many({})
+    # What is counted for so full a range does not matter: it is cut as the index has the users.
+    with read_model.client.start_session() as session:
+        counts = ranks.RankCounts(read_model, session, {})
+        for total in ranks.RANKED:
+            counts.move(total, [], [0] * (ranks.MOST_USERS + 1))
+        updates = list(map(RawBSONDocument, counts.updates))
+        for start in range(0, len(updates), 1000):
+            part = updates[start : start + 1000]
+            read_model.database.command("update", read_model.ranks.name, updates=part)
 
 
 def add_to_users(read_model: ReadModel, changes: dict[str, tuple[int, int]]) -> None:

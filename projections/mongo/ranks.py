@@ -189,9 +189,14 @@ class RankCounts:
         limit = min(at_once, _MOST_DOCUMENTS)
         while not pages or pages[-1].to < high:
             start = pages[-1].to + 1 if pages else low
-            found = self._find(
-                self._read_model.ranks.name, pages_from(total, start), sort={"_id": 1}, limit=limit
-            )
+            found = [
+                *self._find(
+                    self._read_model.ranks.name,
+                    pages_from(total, start),
+                    sort={"_id": 1},
+                    limit=limit,
+                )
+            ]
             if not found:  # as in the beginning
                 low = start if pages else LOWEST
                 return [*pages, RankPage(low, 0, [HIGHEST], [0])]
@@ -248,7 +253,7 @@ class RankCounts:
             self._read_model.users.name, between, projection={total: 1, "_id": 0}, sort={total: 1}
         )
         # Anything else than an integer, which only a foreign hand can have written, has no rank.
-        scores = [score for score in (user[total] for user in found) if isinstance(score, int)]
+        scores = (score for score in (user[total] for user in found) if isinstance(score, int))
         number = 0
         for score, tied in groupby(scores):
             users = sum(1 for _ in tied)
@@ -263,19 +268,17 @@ class RankCounts:
 
     def _find(
         self, collection: str, query: Document, *, limit: int = 0, **options: Any
-    ) -> list[Document]:
-        return list(
-            self._read_model.database.cursor_command(
-                {
-                    "find": collection,
-                    "filter": query,
-                    "limit": limit,
-                    "batchSize": limit or _MOST_SCORES,
-                    **options,
-                    **self._read_model.inventory.guard(collection),
-                },
-                session=self._session,
-            )
+    ) -> Iterable[Document]:
+        return self._read_model.database.cursor_command(
+            {
+                "find": collection,
+                "filter": query,
+                "limit": limit,
+                "batchSize": limit or _MOST_SCORES,
+                **options,
+                **self._read_model.inventory.guard(collection),
+            },
+            session=self._session,
         )
 
 

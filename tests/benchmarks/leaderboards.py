@@ -19,7 +19,7 @@ from projections import Leaderboard, LeaderboardRow
 from projections.embedded import open_server
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from ranks import insert_users
+from ranks import fill_users
 
 ROUNDS = 300
 NEIGHBOURS = 50
@@ -111,14 +111,15 @@ def _fill(
     read_model: ReadModel, redis: Redis, score: Callable[[], int], filled: int, users: int
 ) -> None:
     """The same users in MongoDB, as a projection writes them, and in a sorted set of Redis."""
-    for start in range(filled, users, 10_000):
-        scores = {
-            f"user-{number:08d}": score() for number in range(start, min(start + 10_000, users))
-        }
-        insert_users(
-            read_model,
-            (
-                {
+
+    def documents() -> Iterator[dict[str, Any]]:
+        for start in range(filled, users, 10_000):
+            scores = {
+                f"user-{number:08d}": score() for number in range(start, min(start + 10_000, users))
+            }
+            redis.zadd("board", scores)
+            for user_id, recomputed in scores.items():
+                yield {
                     "_id": user_id,
                     "totalScore": Int64(_RANDOM.randrange(10**6)),
                     "categoryTotals": {"content": Int64(5)},
@@ -128,10 +129,8 @@ def _fill(
                     "lastGrantAt": None,
                     "version": Int64(2),
                 }
-                for user_id, recomputed in scores.items()
-            ),
-        )
-        redis.zadd("board", scores)
+
+    fill_users(read_model, documents())
 
 
 @contextmanager

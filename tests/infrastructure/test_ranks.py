@@ -37,7 +37,7 @@ from projections.verification.events import verify_events
 from projections.verification.ranks import verify_ranks
 from projections.verification.totals import verify_totals
 from projections.worker.rebuild import Rebuild
-from ranks import add_to_users, assert_counts_are_true, ranked
+from ranks import add_to_users, assert_counts_are_true, fill_users, ranked
 from scoring import Scoring
 from support import make_grant, sqlite_env, worker_maker
 
@@ -97,6 +97,16 @@ def test_every_rank_is_that_of_the_definition(
             at = rows.index(row)
             assert board.around(row.user_id, place, by) == rows[max(0, at - place) : at + place + 1]
             assert board.page(after=row, limit=3, by=by) == rows[at + 1 : at + 4]
+
+
+@pytest.mark.usefixtures("small_ranges")
+def test_users_may_be_counted_all_at_once(read_model: ReadModel) -> None:
+    """However many there are, in one pass over the index; the benchmarks do so with millions."""
+    fill_users(
+        read_model,
+        ({"_id": f"user-{n:03}", "totalScore": n % 7, "recomputedTotal": n} for n in range(200)),
+    )
+    assert assert_counts_are_true(read_model) > 20
 
 
 def test_documents_are_joined_again_when_users_have_left(
