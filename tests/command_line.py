@@ -64,7 +64,7 @@ class CommandLine:
             input=stdin,
             capture_output=True,
             check=False,
-            timeout=120,
+            timeout=400,
         )
         return subprocess.CompletedProcess(
             done.args,

@@ -63,7 +63,7 @@ def run(command: list[str], folder: Path, *programs: Path) -> subprocess.Complet
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
 
 

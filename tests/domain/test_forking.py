@@ -199,7 +199,7 @@ def test_parent_and_child_go_on_or_are_told_why_not(
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -670,7 +670,7 @@ def test_greenlets_commit_together(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=400,
         check=False,
     )
     assert done.stdout == "done\n", done.stderr

@@ -27,7 +27,7 @@ def test_what_came_apart_is_named_and_repaired(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     kinds = "1 other points, 1 order of two writes"

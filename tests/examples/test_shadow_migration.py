@@ -21,7 +21,7 @@ def test_the_story_ends_where_a_real_site_would(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     agreeing = [int(n) for n in re.findall(r"(\d+) of 40 users agree", done.stdout)]

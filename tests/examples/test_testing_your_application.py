@@ -17,7 +17,7 @@ def run(file: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
 

@@ -479,7 +479,7 @@ def test_a_child_that_ends_does_not_disturb_its_parent(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=400,
     )
     database.client.drop_database(name)
     expected = 29 if child == "new" else 28
