@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
 from pymongo import MongoClient
-from pymongo.errors import ConfigurationError, InvalidOperation
+from pymongo.errors import ConfigurationError
 
 from projections.errors import ReadModelUnavailable
 from projections.mongo.errors import translated
@@ -90,6 +89,5 @@ def check_server(client: MongoClient[Document]) -> None:
 
 def close(client: MongoClient[Document]) -> None:
     """Close a client; the server is told, but not waited for if it does not answer."""
-    # Closed again, it may have cursors to close that were in use the first time, and cannot.
-    with suppress(InvalidOperation), pymongo.timeout(GOODBYE_SECONDS):
+    with pymongo.timeout(GOODBYE_SECONDS):
         client.close()

@@ -14,7 +14,7 @@ from pymongo.read_preferences import Nearest, ReadPreference
 
 from event_store import damaged
 from projections import ReadModelUnavailable, ScoreLedger
-from projections.mongo import close, connect
+from projections.mongo import close
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from replica_set import ReplicaSet
@@ -123,16 +123,6 @@ def test_with_secondaries_there_everything_is_asked_of_the_primary(
             worker=False,
             event_store=sqlite_env(file),
         )
-
-
-def test_a_client_may_be_closed_again(mongo_uri: str) -> None:
-    """As an application that was closed is when it is collected, whatever was still under way."""
-    client = connect(mongo_uri)
-    cursor = client.local["oplog.rs"].find(batch_size=2)
-    next(cursor)
-    close(client)
-    del cursor
-    close(client)
 
 
 def test_an_application_that_was_closed_is_collected_without_a_word(
