@@ -307,7 +307,7 @@ def test_a_copy_goes_on_over_elections(
     """The primary of one side dies before a page is read or added, and its successor steps down."""
     monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 200)
     # Shorter than an election, so that the driver's own patience is not enough.
-    monkeypatch.setattr("projections.mongo.event_store.recorders._READ_SECONDS", 0.5)
+    monkeypatch.setattr("projections.mongo.event_store.aggregate_recorder._READ_SECONDS", 0.5)
     database = f"copied_{uuid4().hex[:8]}"
     three = {
         "PERSISTENCE_MODULE": "projections.mongo",

@@ -5,9 +5,9 @@ become visible in order; see ``documents`` for their shapes and ``chain`` for wh
 import ``projections.mongo.errors``, ``projections.mongo.sessions`` and ``scoring``.
 """
 
+from projections.mongo.event_store.aggregate_recorder import MongoAggregateRecorder
 from projections.mongo.event_store.recorders import (
     GaplessMongoRecorder,
-    MongoAggregateRecorder,
     MongoApplicationRecorder,
     MongoProcessRecorder,
     MongoTrackingRecorder,

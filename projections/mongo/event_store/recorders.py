@@ -1,25 +1,21 @@
-"""The library's recorders on MongoDB."""
+"""The library's recorders of events that have positions, and of positions, on the chain."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-import pymongo
 from eventsourcing.persistence import (
-    AggregateRecorder,
     ApplicationRecorder,
-    ConnectionPoolClosedError,
     IntegrityError,
     ListenNotifySubscription,
     ProcessRecorder,
-    Recorder,
     StoredEvent,
     TrackingRecorder,
 )
 from pymongo import DESCENDING
 
+from projections.mongo.event_store.aggregate_recorder import CONDITIONS_AT_ONCE, MongoRecorder
 from projections.mongo.event_store.chain import EventChain
 from projections.mongo.event_store.commits import Commit, together
 from projections.mongo.event_store.documents import (
@@ -34,7 +30,6 @@ from projections.mongo.event_store.documents import (
     stream_of,
     transferred,
 )
-from projections.mongo.event_store.errors import CLOSED, persistence_errors
 from projections.mongo.event_store.foundations import Foundations
 from projections.mongo.event_store.listeners import Listeners
 from projections.mongo.sessions import in_session
@@ -42,7 +37,7 @@ from scoring.commit_queue import CommitQueue
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Notification, Subscription, Tracking
@@ -52,137 +47,10 @@ if TYPE_CHECKING:
     from projections.mongo.event_store.documents import Document
     from scoring.event_store import Place
 
-_READ_SECONDS: Final = 10.0
 _LEAST_BATCH: Final = 100
-_CONDITIONS_AT_ONCE: Final = 250
-"""Of one query: the server plans each one for itself, and more take longer than two queries."""
 
 
-class _MongoRecorder(Recorder):
-    """Works until it is closed, also where the client is somebody else's and stays open."""
-
-    _is_closed = False
-
-    def close(self) -> None:
-        """Refuse what is asked from now on; what has begun ends as it would have."""
-        self._is_closed = True
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise ConnectionPoolClosedError(CLOSED)
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        self._check_open()
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
-            yield
-
-
-class MongoAggregateRecorder(_MongoRecorder, AggregateRecorder):
-    """Events or snapshots without positions: one document each."""
-
-    def __init__(self, client: MongoClient[Any], database: str, name: str) -> None:
-        """Keep them in the collection of this name; nothing is sent yet."""
-        self._client = client
-        self._collection = collection_of(client, database, name)
-
-    def prepare(self) -> None:
-        """Create what is missing: nothing, as the first insert creates the collection."""
-
-    def insert_events(
-        self, stored_events: Sequence[StoredEvent], **kwargs: Any
-    ) -> Sequence[int] | None:
-        """Insert events, all or none.
-
-        Raises:
-            IntegrityError: if one of them is there already.
-            PersistenceError: if the server failed.
-        """
-        del kwargs
-        documents = []
-        for event in stored_events:
-            item = encoded(event)
-            documents.append({"_id": {"s": item.pop("s"), "v": item.pop("v")}, **item})
-        if not documents:
-            return None
-        with self._asking():
-            if len(documents) == 1:
-                self._collection.insert_one(documents[0])
-            else:
-                with self._client.start_session() as session:
-                    session.with_transaction(
-                        lambda own: self._collection.insert_many(documents, session=own)
-                    )
-        return None
-
-    def select_events(
-        self,
-        originator_id: UUID | str,
-        *,
-        gt: int | None = None,
-        lte: int | None = None,
-        desc: bool = False,
-        limit: int | None = None,
-    ) -> Sequence[StoredEvent]:
-        """Return events of a stream, in the order of their versions.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
-        key = stream_key(originator_id)
-        bounds = {
-            "$gt": {"s": key, "v": gt} if gt is not None else {"s": key},
-            "$lte": {"s": key, "v": lte if lte is not None else float("inf")},
-        }
-        with self._asking():
-            found = list(
-                self._collection.find({"_id": bounds})
-                .sort("_id", DESCENDING if desc else 1)
-                .limit(limit or 0)
-            )
-        return [decoded({**document, **document["_id"]}) for document in found]
-
-    def select_newest_events(self, streams: Sequence[UUID | str]) -> list[StoredEvent | None]:
-        """Return, for each stream in turn, its event of the highest version, or ``None``.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
-        keys = [stream_key(stream) for stream in streams]
-        newest: dict[bytes | str, Any] = {}
-        with self._asking():
-            for start in range(0, len(keys), _CONDITIONS_AT_ONCE):
-                either = [
-                    {"_id": {"$gt": {"s": key}, "$lte": {"s": key, "v": float("inf")}}}
-                    for key in keys[start : start + _CONDITIONS_AT_ONCE]
-                ]
-                # From the index alone: there may be many of one stream.
-                for document in self._collection.find({"$or": either}, {"_id": 1}):
-                    place = document["_id"]
-                    newest[place["s"]] = max(place["v"], newest.get(place["s"], 0))
-            places = [{"s": key, "v": version} for key, version in newest.items()]
-            found = list(self._collection.find({"_id": {"$in": places}})) if places else []
-        events = {
-            document["_id"]["s"]: decoded({**document, **document["_id"]}) for document in found
-        }
-        return [events.get(key) for key in keys]
-
-    def select_after(self, last: StoredEvent | None, limit: int) -> Sequence[StoredEvent]:
-        """Return events ordered by stream and version: those after one, or the first.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
-        wanted: dict[str, Any] = {}
-        if last is not None:
-            place = {"s": stream_key(last.originator_id), "v": last.originator_version}
-            wanted = {"_id": {"$gt": place}}
-        with self._asking():
-            found = list(self._collection.find(wanted).sort("_id").limit(limit))
-        return [decoded({**document, **document["_id"]}) for document in found]
-
-
-class _ChainRecorder(_MongoRecorder):
+class _ChainRecorder(MongoRecorder):
     """What commits go through: one queue and one end of the chain for all threads."""
 
     def __init__(self, client: MongoClient[Any], database: str, prefix: str) -> None:
@@ -376,8 +244,8 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         either = [{"e": {"$elemMatch": condition}} for condition in conditions]
         documents: dict[int, Document] = {}
         with self._asking():
-            for start in range(0, len(either), _CONDITIONS_AT_ONCE):
-                some = either[start : start + _CONDITIONS_AT_ONCE]
+            for start in range(0, len(either), CONDITIONS_AT_ONCE):
+                some = either[start : start + CONDITIONS_AT_ONCE]
                 for document in self._events.find({"$or": some}, {"e": 1}):
                     documents[document["_id"]] = document
         return [item for document in documents.values() for item in document["e"]]
