@@ -26,6 +26,11 @@ class LedgerError(Exception):
     A bad argument is a ``TypeError`` or a ``ValueError`` instead, or both kinds in one.
     """
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the message and the data, so that an error crosses process borders whole."""
+        # Not as exceptions do by default: they are made again from the message alone.
+        return _blank, (type(self), self.args), vars(self)
+
 
 class InvalidSetting(LedgerError, ValueError):  # noqa: N818 - named as the other errors are
     """A setting, from an argument or the environment, cannot be used.
@@ -41,10 +46,6 @@ class InvalidSetting(LedgerError, ValueError):  # noqa: N818 - named as the othe
         self.name = name
         self.reason = reason
         super().__init__(f"{name} is not usable: {reason}")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by position, so the error crosses process borders whole."""
-        return (InvalidSetting, (self.name, self.reason))
 
 
 class ScoringError(LedgerError):
@@ -63,10 +64,6 @@ class EventStoreNotOpened(ScoringError):  # noqa: N818 - named as the other erro
         self.reason = reason
         super().__init__(f"the event store cannot be opened: {reason}")
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by position, so the error crosses process borders whole."""
-        return (EventStoreNotOpened, (self.reason,))
-
 
 class InvalidGrant(ScoringError, ValueError):  # noqa: N818 - a public name of the specification
     """A grant breaks a rule, so nothing was written.
@@ -83,10 +80,6 @@ class InvalidGrant(ScoringError, ValueError):  # noqa: N818 - a public name of t
         self.value = value
         self.rule = rule
         super().__init__(f"{field} must be {rule}; got {_shortened(value)}")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by keyword, so the error crosses process borders whole."""
-        return (_invalid_grant, (self.field, self.value, self.rule))
 
 
 class StreamHasGap(ScoringError):  # noqa: N818 - named as the other errors are
@@ -109,10 +102,6 @@ class StreamHasGap(ScoringError):  # noqa: N818 - named as the other errors are
             "there: the event store was put back to an earlier state and then written to; restore "
             "the right backup, or give the lost points up with Scoring.close_gaps()"
         )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by position, so the error crosses process borders whole."""
-        return (StreamHasGap, (self.user_id, self.missing))
 
 
 class BatchFailed(ScoringError, Generic[ReceiptT]):  # noqa: N818 - a public name of the specification
@@ -144,13 +133,9 @@ class BatchFailed(ScoringError, Generic[ReceiptT]):  # noqa: N818 - a public nam
             f"{command} {index} failed after {len(self.receipts_so_far)} receipts: {reason}"
         )
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by position, so the error crosses process borders whole."""
-        return (BatchFailed, (self.receipts_so_far, self.index, self.reason, self.command))
 
-
-def _invalid_grant(field: str, value: object, rule: str) -> InvalidGrant:
-    return InvalidGrant(field=field, value=value, rule=rule)
+def _blank(cls: type[LedgerError], args: tuple[object, ...]) -> LedgerError:
+    return cls.__new__(cls, *args)
 
 
 def in_words(versions: range) -> str:

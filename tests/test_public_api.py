@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,12 @@ import scoring.testing
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 MODULES = [scoring, scoring.testing, projections, projections.embedded]
+
+EXPORTED = {getattr(module, name) for module in MODULES for name in module.__all__}
+ERRORS = sorted(
+    (each for each in EXPORTED if inspect.isclass(each) and issubclass(each, Exception)),
+    key=lambda cls: cls.__name__,
+)
 
 COMMANDS = {"grant", "contribute", "feed_post", "award_badge"}
 """Their arguments have the order that the specification gives them, wherever they are."""
@@ -99,11 +108,37 @@ def test_every_error_that_is_raised_is_exported() -> None:
 
 def test_all_errors_have_one_base() -> None:
     """Whoever embeds this catches one class, whatever part of it has failed."""
-    for module in MODULES:
-        for name in module.__all__:
-            exported = getattr(module, name)
-            if inspect.isclass(exported) and issubclass(exported, Exception):
-                assert issubclass(exported, scoring.LedgerError), name
+    for error_class in ERRORS:
+        assert issubclass(error_class, scoring.LedgerError), error_class
+
+
+SAMPLES = {"bool": True, "int": 7, "range": range(3, 5), "list[str]": ["a"], "object": ("a", 1)}
+"""Of each kind of value that errors are made of; all others are texts or sequences."""
+
+
+@pytest.mark.parametrize("error_class", ERRORS, ids=lambda cls: cls.__name__)
+def test_every_error_crosses_process_borders_whole(error_class: type[scoring.LedgerError]) -> None:
+    """What a pool of processes raises arrives as what it was, with its data."""
+    given: list[Any] = []
+    named: dict[str, Any] = {}
+    made_by: Any = error_class.__init__
+    if made_by is Exception.__init__:
+        given.append("why")
+        parameters = []
+    else:
+        _, *parameters = inspect.signature(made_by).parameters.values()
+    for parameter in parameters:
+        kind = parameter.annotation
+        value = [] if kind.startswith("Sequence") else SAMPLES.get(kind, parameter.name)
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            named[parameter.name] = value
+        else:
+            given.append(value)
+    error = error_class(*given, **named)
+    error.add_note("seen twice")
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is error_class
+        assert (str(twin), vars(twin)) == (str(error), vars(error))
 
 
 def test_a_name_means_one_thing() -> None:

@@ -36,7 +36,7 @@ SPREADS: dict[str, Callable[[], int]] = {
 
 
 def leaderboard(folder: Path, report: Report) -> None:
-    """Reads of 1,000,000 users, whose scores are spread in several ways, against bare ones."""
+    """Reads of users whose scores are spread in several ways, against bare ones, and Redis."""
     with (
         open_server(folder / "mongo") as server,
         connect(server.uri) as client,
