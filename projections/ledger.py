@@ -171,24 +171,7 @@ class ScoreLedger:
                 f"scoring must be a Scoring object, opened, not {scoring!r}: leave it out to have "
                 "one opened"
             )
-        if settings is not None and folder is not None:
-            raise ValueError(
-                "settings and folder were given, which both say where the folder is: give one"
-            )
-        if settings is None:
-            settings = Settings.from_environment(folder=folder)
-        elif not isinstance(settings, Settings):
-            raise TypeError(
-                f"settings must be a Settings object, not a {type(settings).__name__}: make one "
-                "with projections.Settings(...)"
-            )
-        if rank_by is not None:
-            ranking_field(rank_by, argument="rank_by")  # which checks it
-            settings = settings.model_copy(update={"rank_by": rank_by})
-        if events is not None:
-            settings = settings.model_copy(
-                update={"events": checked_events(events, argument="events")}
-            )
+        settings = _chosen(settings, folder=folder, rank_by=rank_by, events=events)
         if scoring is not None:
             settings.check_module(scoring.env.get("PERSISTENCE_MODULE") or "eventsourcing.popo")
         if read_only and worker:
@@ -754,3 +737,31 @@ class ScoreLedger:
                 if time.monotonic() - started > _LONGEST_PAUSE_AFTER_ERROR_SECONDS:
                     restarts.reset()
                 restarts.back_off(error)
+
+
+def _chosen(
+    settings: Settings | None,
+    *,
+    folder: str | PathLike[str] | None,
+    rank_by: By | None,
+    events: Events | None,
+) -> Settings:
+    """Return the settings of a ledger; the other arguments beat them."""
+    if settings is not None and folder is not None:
+        raise ValueError(
+            "settings and folder were given, which both say where the folder is: give one"
+        )
+    if settings is None:
+        settings = Settings.from_environment(folder=folder)
+    elif not isinstance(settings, Settings):
+        raise TypeError(
+            f"settings must be a Settings object, not a {type(settings).__name__}: make one "
+            "with projections.Settings(...)"
+        )
+    changes: dict[str, str] = {}
+    if rank_by is not None:
+        ranking_field(rank_by, argument="rank_by")  # which checks it
+        changes["rank_by"] = rank_by
+    if events is not None:
+        changes["events"] = checked_events(events, argument="events")
+    return settings.model_copy(update=changes)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import unicodedata
 from datetime import UTC, datetime
-from functools import cache, partial
-from typing import Annotated, Any, Final
+from functools import partial
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, AwareDatetime, Field, Strict, TypeAdapter, ValidationError
 
@@ -111,9 +111,7 @@ Points = Annotated[int, Strict(), Field(ge=0, le=MAX_POINTS)]
 UtcDatetime = Annotated[AwareDatetime, Strict(), AfterValidator(_utc_milliseconds)]
 
 
-@cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation)
+_USER_ID: Final[TypeAdapter[str]] = TypeAdapter(UserId)
 
 
 def normalised_user_id(value: object) -> str:
@@ -123,7 +121,6 @@ def normalised_user_id(value: object) -> str:
         InvalidGrant: if it breaks the rule of ``user_id``.
     """
     try:
-        result: str = _adapter(UserId).validate_python(value)
+        return _USER_ID.validate_python(value)
     except ValidationError:
         raise InvalidGrant(field="user_id", value=value, rule=RULES["user_id"]) from None
-    return result

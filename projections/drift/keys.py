@@ -5,19 +5,18 @@ Three sorted streams are merged: users, buckets, and sums of grants.
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bson.max_key import MaxKey
-from pymongo.errors import OperationFailure
 
-from projections.mongo.errors import is_snapshot_gone
 from projections.mongo.joins import outer_join
+from projections.mongo.sessions import INSTANTS
 from scoring.contributions import Bucket
 from scoring.identity import is_grant_shaped
+from scoring.retries import Retries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +30,6 @@ USERS_PER_PAGE: Final = 5000
 """So many users are read at one instant; their totals are held in memory, their keys are not."""
 
 _KEPT_SEGMENTS: Final = 2
-_SNAPSHOT_ATTEMPTS: Final = 5
-_PAUSE_SECONDS: Final = 0.05
 
 # The driver holds one answer of the server at a time, which might be 16 MB.
 _BATCH_SIZE: Final = 2000
@@ -180,15 +177,10 @@ def _as_bucket(document: Document | None) -> Bucket | None:
 
 @contextmanager
 def _page(read_model: ReadModel, after: str | None) -> Iterator[_Page]:
-    for attempt in range(1, _SNAPSHOT_ATTEMPTS + 1):
-        with read_model.client.start_session(snapshot=True) as session:
-            try:
-                page = _Page(read_model, session, after)
-            except OperationFailure as error:
-                # As while a collection is made.
-                if not is_snapshot_gone(error) or attempt == _SNAPSHOT_ATTEMPTS:
-                    raise
-            else:
-                yield page
-                return
-        time.sleep(_PAUSE_SECONDS * attempt)
+    with ExitStack() as stack:
+
+        def begin() -> _Page:
+            session = stack.enter_context(read_model.client.start_session(snapshot=True))
+            return _Page(read_model, session, after)
+
+        yield Retries(INSTANTS).call(begin)

@@ -29,12 +29,13 @@ T = TypeVar("T")
 
 _MOST_CONNECTIONS: Final = 100  # of a pool, unless its owner says otherwise
 
-_INSTANTS: Final = Retrying(
+INSTANTS: Final = Retrying(
     retry=retry_if_exception(lambda e: isinstance(e, PyMongoError) and is_snapshot_gone(e)),
     stop=stop_after_attempt(5),
     wait=wait_incrementing(start=0.05, increment=0.05),
     reraise=True,
 )
+"""For an instant that cannot be read any more, or not yet, as while a collection is made."""
 
 
 def in_session(client: MongoClient[Any], work: Callable[[ClientSession], T], **options: Any) -> T:
@@ -66,7 +67,7 @@ def in_snapshot(client: MongoClient[Any], read: Callable[[ClientSession], T]) ->
         with client.start_session(snapshot=True) as session:
             return read(session)
 
-    return Retries(_INSTANTS).call(read_one_instant)
+    return Retries(INSTANTS).call(read_one_instant)
 
 
 @contextmanager

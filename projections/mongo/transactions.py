@@ -156,18 +156,14 @@ class TransactionRunner:
             self._client.admin.command("killSessions", [self.session.session_id])
 
 
-def is_there(client: pymongo.MongoClient[Any]) -> bool:
-    """Tell whether there is a server to write to, as far as the driver knows; nothing is sent."""
-    return client.topology_description.has_writable_server()
-
-
 def find_server(client: pymongo.MongoClient[Any]) -> None:
     """Raise the driver's error unless there is a server to write to within half a second.
 
     An operation that finds no server waits for one by itself, but for many seconds and whatever
     happens in the meantime.
     """
-    if not is_there(client):
+    # As far as the driver knows; nothing is sent for it.
+    if not client.topology_description.has_writable_server():
         with pymongo.timeout(_PROBE_SECONDS):
             client.admin.command("ping")
 
