@@ -6,10 +6,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
+from typing import Any
 
 import pytest
 
@@ -204,10 +205,14 @@ def test_no_read_sees_a_user_half_advanced(new_env: Callable[[], dict[str, str]]
         start.wait()
         reading = [threads.submit(read, scoring, reader) for reader in range(3)]
         writing = [threads.submit(write, scoring, writer) for writer in range(3, 6)]
-        time.sleep(1)
-        while min(done) < 10:
-            time.sleep(0.01)
-        stop.set()
+        everybody: list[Future[Any]] = [*reading, *writing]
+        try:
+            time.sleep(1)
+            # Somebody who failed makes no more progress, and says why below.
+            while min(done) < 10 and not any(each.done() for each in everybody):
+                time.sleep(0.01)
+        finally:
+            stop.set()
         for reads in reading:
             reads.result()
         written = [writes.result() for writes in writing]
