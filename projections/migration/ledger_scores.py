@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 
+from projections.mongo.joins import outer_join
 from scoring.contributions import Bucket
 
 if TYPE_CHECKING:
@@ -50,19 +52,15 @@ class LedgerScores:
 
     def users(self) -> Iterator[tuple[str, LedgerUser]]:
         """Yield everybody, sorted by user id, in memory for one user."""
-        totals = self._read_model.users.find(
+        found = self._read_model.users.find(
             {}, {"recomputedTotal": 1}, batch_size=_BATCH_SIZE, session=self._session
-        ).sort("_id", 1)
-        found = self._read_model.buckets.find(batch_size=_BATCH_SIZE, session=self._session)
-        buckets = _by_user(found.sort("_id", 1))
-        # Whoever has buckets has a document, written in the same transaction.
-        with_buckets, theirs = next(buckets, _NOBODY)
-        for document in totals:
-            user_id = document["_id"]
-            while with_buckets is not None and with_buckets < user_id:
-                with_buckets, theirs = next(buckets, _NOBODY)
-            is_theirs = user_id == with_buckets
-            yield user_id, LedgerUser(document["recomputedTotal"], theirs if is_theirs else {})
+        )
+        totals = ((user["_id"], user["recomputedTotal"]) for user in found.sort("_id", 1))
+        buckets = self._read_model.buckets.find(batch_size=_BATCH_SIZE, session=self._session)
+        for user_id, total, theirs in outer_join(totals, _by_user(buckets.sort("_id", 1))):
+            # Whoever has buckets has a document, written in the same transaction.
+            if total is not None:
+                yield user_id, LedgerUser(total, theirs or {})
 
     def totals(self, user_ids: Iterable[str]) -> dict[str, LedgerUser]:
         """Return some users with all of their buckets."""
@@ -72,7 +70,7 @@ class LedgerScores:
             ids = {"userId": user_id}
             bounds = {"$gt": {**ids, "key": MinKey()}, "$lt": {**ids, "key": MaxKey()}}
             buckets = self._read_model.buckets.find({"_id": bounds}, session=self._session)
-            (_, theirs) = next(_by_user(buckets), _NOBODY)
+            theirs = dict(_by_user(buckets)).get(user_id, {})
             found[user_id] = LedgerUser((document or {}).get("recomputedTotal", 0), theirs)
         return found
 
@@ -86,19 +84,7 @@ class LedgerScores:
         }
 
 
-_NOBODY: Final[tuple[None, Buckets]] = (None, {})
-
-
 def _by_user(documents: Iterable[Document]) -> Iterator[tuple[str, Buckets]]:
     """Yield each user's buckets; documents are sorted by user."""
-    user_id: str | None = None
-    buckets: Buckets = {}
-    for document in documents:
-        id_ = document["_id"]
-        if id_["userId"] != user_id:
-            if user_id is not None:
-                yield user_id, buckets
-            user_id, buckets = id_["userId"], {}
-        buckets[id_["key"]] = document["points"], document["category"], document["source"]
-    if user_id is not None:
-        yield user_id, buckets
+    for user_id, theirs in groupby(documents, key=lambda bucket: bucket["_id"]["userId"]):
+        yield user_id, {b["_id"]["key"]: (b["points"], b["category"], b["source"]) for b in theirs}
