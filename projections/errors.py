@@ -9,7 +9,7 @@ class ProjectionError(LedgerError):
     """The read side cannot do what was asked."""
 
 
-class ReadModelUnavailable(ProjectionError):  # noqa: N818 - a state, not a mistake
+class ReadModelUnavailable(ProjectionError):
     """MongoDB cannot be reached, or cannot do what the read model needs.
 
     Attributes:
@@ -86,15 +86,15 @@ class ForeignDocument(ReadModelUnavailable):
         )
 
 
-class LedgerNotOpen(ProjectionError):  # noqa: N818 - a state, not a mistake
+class LedgerNotOpen(ProjectionError):
     """The ledger was closed, or belongs to the process that forked this one."""
 
 
-class PositionMoved(ProjectionError):  # noqa: N818 - a state, not a mistake
+class PositionMoved(ProjectionError):
     """Another worker moved the tracked position first, so this batch was not applied."""
 
 
-class PoisonEvent(ProjectionError):  # noqa: N818 - the field's term
+class PoisonEvent(ProjectionError):
     """An event cannot be decoded or applied.
 
     Attributes:
@@ -116,7 +116,7 @@ class PoisonEvent(ProjectionError):  # noqa: N818 - the field's term
         )
 
 
-class ShapeChanged(ProjectionError):  # noqa: N818 - a state, not a mistake
+class ShapeChanged(ProjectionError):
     """The read model's documents have another shape than this release projects.
 
     Attributes:
@@ -134,7 +134,7 @@ class ShapeChanged(ProjectionError):  # noqa: N818 - a state, not a mistake
         )
 
 
-class EventStoreReplaced(ProjectionError):  # noqa: N818 - a state, not a mistake
+class EventStoreReplaced(ProjectionError):
     """The event store is not the one that the read model was projected from, or it went back.
 
     Attributes:
@@ -157,7 +157,7 @@ class EventStoreReplaced(ProjectionError):  # noqa: N818 - a state, not a mistak
         )
 
 
-class EventStoresDiffer(ProjectionError):  # noqa: N818 - a state, not a mistake
+class EventStoresDiffer(ProjectionError):
     """An event store cannot become a copy of another one, as it has something else in it.
 
     Attributes:
@@ -180,7 +180,7 @@ class EventStoresDiffer(ProjectionError):  # noqa: N818 - a state, not a mistake
         )
 
 
-class SourceWritten(ProjectionError):  # noqa: N818 - what happened to it
+class SourceWritten(ProjectionError):
     """Something was recorded in an event store while it was copied.
 
     Attributes:
@@ -200,7 +200,7 @@ class SourceWritten(ProjectionError):  # noqa: N818 - what happened to it
         )
 
 
-class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
+class RebuildSuperseded(ProjectionError):
     """The generation that was being built is gone: it was finished or given up elsewhere.
 
     Attributes:
@@ -216,7 +216,7 @@ class RebuildSuperseded(ProjectionError):  # noqa: N818 - a state, not a mistake
         )
 
 
-class BatchRefused(ProjectionError):  # noqa: N818 - what happened to it
+class BatchRefused(ProjectionError):
     """MongoDB refuses something in a batch for what it is, so trying again cannot help."""
 
 
@@ -228,7 +228,7 @@ class BatchTooSlow(ReadModelUnavailable):
         super().__init__(message, transient=True)
 
 
-class StreamParked(ProjectionError):  # noqa: N818 - a state, not a mistake
+class StreamParked(ProjectionError):
     """What was asked for is in a stream that is parked, so it is not visible.
 
     Attributes:
@@ -248,5 +248,5 @@ class StreamParked(ProjectionError):  # noqa: N818 - a state, not a mistake
         )
 
 
-class TooManyParked(ProjectionError):  # noqa: N818 - a state, not a mistake
+class TooManyParked(ProjectionError):
     """So many streams are parked already that the fault cannot lie in single events."""

@@ -32,7 +32,7 @@ class LedgerError(Exception):
         return _blank, (type(self), self.args), vars(self)
 
 
-class InvalidSetting(LedgerError, ValueError):  # noqa: N818 - named as the other errors are
+class InvalidSetting(LedgerError, ValueError):
     """A setting, from an argument or the environment, cannot be used.
 
     Attributes:
@@ -52,7 +52,7 @@ class ScoringError(LedgerError):
     """A command could not be carried out; the message is one sentence with the cure."""
 
 
-class EventStoreNotOpened(ScoringError):  # noqa: N818 - named as the other errors are
+class EventStoreNotOpened(ScoringError):
     """The event store, or a part of it, cannot be opened.
 
     Attributes:
@@ -65,7 +65,7 @@ class EventStoreNotOpened(ScoringError):  # noqa: N818 - named as the other erro
         super().__init__(f"the event store cannot be opened: {reason}")
 
 
-class InvalidGrant(ScoringError, ValueError):  # noqa: N818 - a public name of the specification
+class InvalidGrant(ScoringError, ValueError):
     """A grant breaks a rule, so nothing was written.
 
     Attributes:
@@ -82,7 +82,7 @@ class InvalidGrant(ScoringError, ValueError):  # noqa: N818 - a public name of t
         super().__init__(f"{field} must be {rule}; got {_shortened(value)}")
 
 
-class StreamHasGap(ScoringError):  # noqa: N818 - named as the other errors are
+class StreamHasGap(ScoringError):
     """A user's stream lacks versions, though later ones are there, so nothing is known of its sums.
 
     Nothing was written. ``Scoring.close_gaps`` makes the stream readable again, without the points
@@ -104,7 +104,7 @@ class StreamHasGap(ScoringError):  # noqa: N818 - named as the other errors are
         )
 
 
-class BatchFailed(ScoringError, Generic[ReceiptT]):  # noqa: N818 - a public name of the specification
+class BatchFailed(ScoringError, Generic[ReceiptT]):
     """``grant_many`` or ``contribute_many`` stopped part-way; what was recorded before stays.
 
     Attributes:

@@ -33,7 +33,7 @@ Place = tuple[UUID, int]
 """A stream and a version in it: where one event is found."""
 
 
-class StoreWentBack(IntegrityError):  # noqa: N818 - named as the package's errors are
+class StoreWentBack(IntegrityError):
     """What a commit builds on is not in the event store, so nothing was committed.
 
     Whatever was loaded before has to be loaded again.

@@ -67,7 +67,7 @@ class Conflict(NamedTuple):
     given: Mapping[str, object]
 
 
-class RefusedAt(Exception):  # noqa: N818 - internal, never reaches a caller
+class RefusedAt(Exception):
     """A command of the chunk cannot be recorded or answered for; nothing was committed."""
 
     def __init__(self, index: int, error: ScoringError) -> None:

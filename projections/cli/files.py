@@ -19,7 +19,7 @@ _STANDARD_OUTPUTS = (1, 2)
 _NEW_FILE_MODE = 0o666  # less the umask, as for any new file
 
 
-class UnusableFile(ValueError):  # noqa: N818 - what it is
+class UnusableFile(ValueError):
     """A file cannot be written as asked; the message has the option, the file and the cure."""
 
 

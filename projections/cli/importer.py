@@ -52,7 +52,7 @@ C = TypeVar("C", Grant, Contribution)
 P = TypeVar("P", bound=Place)
 
 
-class ImportFailed(ScoringError):  # noqa: N818 - what happened to it
+class ImportFailed(ScoringError):
     """The event store failed; the message has the places and the cure."""
 
 

@@ -35,7 +35,7 @@ def was_interrupted() -> bool:
     return _pressed
 
 
-class Interrupted(Exception):  # noqa: N818 - what happened
+class Interrupted(Exception):
     """A signal stopped a command; the message says how to go on.
 
     Attributes:

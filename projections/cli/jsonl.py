@@ -45,11 +45,11 @@ _FIRST_BYTES: Final = 4
 _HEAD_BYTES: Final = 4096
 
 
-class NotJsonLines(ValueError):  # noqa: N818 - what it is
+class NotJsonLines(ValueError):
     """The input as a whole is something else; the message says what, and what to do."""
 
 
-class BadLine(ValueError):  # noqa: N818 - what it is, in the words of the import
+class BadLine(ValueError):
     """A line is not a grant; the message says why."""
 
 

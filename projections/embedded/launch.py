@@ -28,7 +28,7 @@ _POLL_SECONDS: Final = 0.02
 _PORTS: Final = range(20_000, 30_000)
 
 
-class ServerDied(Exception):  # noqa: N818 - an event, caught and put into words one level up
+class ServerDied(Exception):
     """The mongod that was being started, or awaited, is no more.
 
     Attributes:

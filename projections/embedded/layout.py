@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 REPLICA_SET: Final = "score-ledger"
 
 
-class FolderUnusable(Exception):  # noqa: N818 - what it is
+class FolderUnusable(Exception):
     """Files of the folder cannot be used; the message says why and what helps.
 
     Callers of the package see it as ``MongoUnavailable``. The supervisor must do without that: an

@@ -26,7 +26,7 @@ _VALID: Final[dict[str, Any]] = {
 }
 
 
-class Refused(Exception):  # noqa: N818 - what happened to it
+class Refused(Exception):
     """A value cannot be taken.
 
     Attributes:

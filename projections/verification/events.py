@@ -84,7 +84,7 @@ def verify_events(
     return read_model.generations.consistently(verified, seconds=None)
 
 
-class _ParkingChanged(Exception):  # noqa: N818 - nobody's error
+class _ParkingChanged(Exception):
     """A stream was parked or unparked whose events are compared already: start over."""
 
 

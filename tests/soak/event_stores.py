@@ -56,7 +56,7 @@ class Restore:
     ended: int
 
 
-class StoreInUse(Exception):  # noqa: N818 - a state, not a mistake
+class StoreInUse(Exception):
     """Somebody holds a lock, so nothing was put back: try again later."""
 
 

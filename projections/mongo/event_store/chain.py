@@ -89,7 +89,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_SECONDS: Final = 0.25
 
 
-class _Refused(Exception):  # noqa: N818 - never leaves this module
+class _Refused(Exception):
     """What goes with a position cannot be written: it, a later one or a key of a view is there."""
 
 
