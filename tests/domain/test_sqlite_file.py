@@ -178,3 +178,15 @@ def test_a_file_may_be_named_in_any_way_that_sqlite_takes(folder: Path, name: st
         with Scoring(env) as app:
             assert app.grant(**make_grant().model_dump()).status == status
             assert app.score_of(make_grant().user_id).grant_count == 1
+
+
+def test_whoever_writes_again_is_given_the_connection_that_wrote_last(tmp_path: Path) -> None:
+    """Whose cache has the file's pages, while every commit empties the caches of the others."""
+    pool = PatientConnectionPool(db_name=str(tmp_path / "events.sqlite"))
+    first, second, third = (pool.get_connection() for _ in range(3))
+    for connection in (third, first, second):
+        pool.put_connection(connection)
+    for _ in range(2):
+        assert pool.get_connection(is_writer=True) is second
+        pool.put_connection(second)
+    pool.close()
