@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from postgres_server import PostgresServer
 from scoring import GrantStatus, Scoring
 from support import make_grant
 
 
-@pytest.mark.timeout(60)
 def test_a_batch_larger_than_the_buffers_of_a_socket_is_recorded(postgres: PostgresServer) -> None:
     """The longest ids there are, a thousand in one commit: some megabytes in one statement."""
     grants = [

@@ -177,7 +177,7 @@ def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_a_rebuild_killed_in_each_command_of_the_switch_is_rolled_forward(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
 ) -> None:
