@@ -64,7 +64,7 @@ def http(tmp_path: Path, mongo_uri: str) -> Iterator[httpx.Client]:
 def award(http: httpx.Client, idempotency_key: str, **changes: Any) -> httpx.Response:
     return http.post(
         "/grants",
-        params={"wait_seconds": 30},
+        params={"wait_seconds": 10},
         headers={"Idempotency-Key": idempotency_key},
         json={**AWARD, **changes},
     )
@@ -127,7 +127,7 @@ def test_one_trace_leads_from_the_client_to_the_projection(
     headers = {"Idempotency-Key": "traced"}
     with trace.get_tracer("client").start_as_current_span("client") as span:
         propagate.inject(headers)
-    answer = http.post("/grants", params={"wait_seconds": 30}, headers=headers, json=AWARD)
+    answer = http.post("/grants", params={"wait_seconds": 10}, headers=headers, json=AWARD)
     assert answer.status_code == 201
     deadline = time.monotonic() + 60
     while not (request := telemetry.spans_named("POST /grants")):
