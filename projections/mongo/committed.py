@@ -1,8 +1,9 @@
 """What a worker's last transaction has left, so that its next one need not read it again.
 
-Every transaction that adds events writes the document of the position, and a new mark into it. So
-whoever finds the mark of its own last transaction there knows that nobody has added anything since,
-neither a worker nor somebody who unparks a stream; and that no switch has replaced the documents.
+Every transaction that adds events writes the document of the position: a worker the position and
+a new mark, and whoever unparks a stream how often that was done. So whoever finds there what its
+own last transaction has left knows that nobody has added anything since, and that no switch has
+replaced the documents. A mark alone would not tell: releases that know of none leave it as it is.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from bson import ObjectId
-
+    from projections.mongo.collections import Document
     from projections.mongo.ranks import RankPage
 
 Totals = tuple[int | None, ...]
@@ -51,9 +51,9 @@ class Committed:
     """What is known since a transaction.
 
     Attributes:
-        mark: Of the transaction.
+        position: What tells it apart in the document of the position.
         known: What it has left, and what was known before.
     """
 
-    mark: ObjectId
+    position: Document
     known: Known

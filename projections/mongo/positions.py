@@ -63,20 +63,16 @@ class Positions:
                         "is tracked already"
                     ) from error
 
-    def move(self, batch: Batch, session: ClientSession, *, mark: ObjectId) -> ObjectId | None:
+    def move(self, batch: Batch, session: ClientSession) -> tuple[Document, Document]:
         """Move a position from where a batch begins to where it ends.
 
-        Args:
-            batch: What is added in the transaction.
-            session: Of the transaction.
-            mark: Of the transaction; see ``Committed``.
-
         Returns:
-            The mark of the transaction before, if it had one.
+            What tells who has written last, and what: before and afterwards; see ``Committed``.
 
         Raises:
             PositionMoved: if it is not where the batch begins.
         """
+        mark = ObjectId()
         try:
             answer = self._collection.database.command(
                 {
@@ -88,7 +84,7 @@ class Positions:
                         **self._read_model.writable,
                     },
                     "update": {"$set": {**batch.reaches.fields(), "mark": mark}},
-                    "fields": {"mark": 1},
+                    "fields": {"_id": 0, "mark": 1, "position": 1, "unparkings": 1},
                     # Only a live position may be new: one that is gone was of a rebuild that is
                     # over.
                     "upsert": batch.after is None and self._read_model.generation is None,
@@ -100,7 +96,7 @@ class Positions:
         if not answer["lastErrorObject"]["n"]:
             raise _moved(batch)
         before: Document = answer["value"] or {}
-        return before.get("mark")
+        return before, {**before, "mark": mark, "position": batch.position}
 
     def hold(self, application_name: str, session: ClientSession) -> Tracked:
         """Return what is tracked, and keep workers from moving it until the transaction ends.
@@ -113,7 +109,7 @@ class Positions:
         """
         held = self._collection.find_one_and_update(
             {**self._of(application_name), **self._read_model.writable},
-            {"$set": {"mark": ObjectId()}},
+            {"$inc": {"unparkings": 1}},
             session=session,
         )
         if held is None:

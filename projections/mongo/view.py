@@ -200,7 +200,7 @@ class MongoScoreView(TrackingRecorder):
         def add(transaction: Transaction) -> None:
             # First, so that of two workers one stops before it has done the work.
             session = transaction.session
-            transaction.recall(self.positions.move(batch, session, mark=transaction.mark))
+            transaction.recall(*self.positions.move(batch, session))
             events = self.parking.park_and_filter(batch, session, on_error=on_error)
             foreign = transaction.add(events, batch.writes)
             name = batch.application_name

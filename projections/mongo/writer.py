@@ -6,7 +6,6 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from bson import ObjectId
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
@@ -46,7 +45,6 @@ class Transaction:
 
     Attributes:
         session: The driver's session, for what else belongs into the transaction.
-        mark: To be written into the document of the position.
         known: What need not be read; nothing unless ``recall`` was called.
         left: What the transaction leaves.
     """
@@ -64,13 +62,12 @@ class Transaction:
         ``last`` is what the transaction before this one has left.
         """
         self.session = session
-        self.mark = ObjectId()
         self.known = Known()
         self.left = Known()
         self._read_model = read_model
         self._looks_up = looks_up
         self._last = last
-        self._is_marked = False
+        self._position: Document | None = None
         self._met = False
 
     @property
@@ -80,17 +77,22 @@ class Transaction:
 
     def committed(self) -> Committed | None:
         """Return what is known once it is committed, if anything."""
-        if not self._is_marked:
+        if self._position is None:
             return None
         self.known.learn(self.left)
-        return Committed(self.mark, self.known)
+        return Committed(self._position, self.known)
 
-    def recall(self, mark: ObjectId | None) -> None:
-        """Begin with what is known if the position had this mark, and ``self.mark`` replaced it."""
-        is_last = self._last is not None and self._last.mark == mark
-        self.known = self._last.known if self._last is not None and is_last else Known()
+    def recall(self, before: Document, after: Document) -> None:
+        """Begin with what is known, if the document of the position is as it was left.
+
+        Args:
+            before: What was found of it.
+            after: What the transaction leaves.
+        """
+        last = self._last
+        self.known = last.known if last is not None and last.position == before else Known()
         self.left = Known()
-        self._is_marked = True
+        self._position = after
 
     def add(self, events: Sequence[ScoreEvent], writes: Writes | None = None) -> int:
         """Add those events that are not there, and return how many of the others are foreign.

@@ -115,6 +115,28 @@ def test_a_worker_knows_that_a_stream_was_unparked_meanwhile(
 
 
 @pytest.mark.usefixtures("small_ranges")
+def test_a_worker_knows_that_one_of_another_release_was_there(
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
+) -> None:
+    """Which left no mark of its own, and the last one in its place."""
+    worker = ProjectionWorker(scoring, view)
+    for number in range(20):
+        grant = make_grant(number, user_id=f"user-{number % 9}", amount=number + 1)
+        scoring.grant(**grant.model_dump())
+        if number % 3:
+            worker.catch_up()
+            continue
+        before = read_model.positions.find_one() or {}
+        with closing(
+            MongoScoreView(ReadModel(read_model.client, read_model.database.name))
+        ) as other:
+            ProjectionWorker(scoring, other).catch_up()
+        read_model.positions.update_one({}, {"$set": {"mark": before.get("mark")}})
+    assert_counts_are_true(read_model)
+    assert verify_totals(read_model).ok
+
+
+@pytest.mark.usefixtures("small_ranges")
 def test_a_worker_knows_nothing_of_documents_that_a_rebuild_has_made(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel
 ) -> None:
