@@ -149,9 +149,12 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
     return "".join(plain), error.end
 
 
-def new_table(title: str | None = None) -> Table:
-    """Return a table without frames, so that there is room for what is in it."""
-    return Table(
+def new_table(title: str, *columns: str) -> Table:
+    """Return a table without frames, so that there is room for what is in it.
+
+    Columns that begin with # are of numbers, those with ~ of words.
+    """
+    table = Table(
         title=title,
         title_justify="left",
         caption_justify="left",
@@ -160,6 +163,9 @@ def new_table(title: str | None = None) -> Table:
         pad_edge=False,
         padding=(0, _GAP - 1, 0, 0),
     )
+    for name in columns:
+        table.add_column(name.lstrip("#~"), justify="right" if name.startswith("#") else "left")
+    return table
 
 
 def fits(table: Table, *, prose: Collection[str] = ()) -> bool:

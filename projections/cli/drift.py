@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Final
@@ -124,7 +123,7 @@ def print_drift(report: Drift) -> None:
 
 
 def _histogram(report: Drift) -> Table:
-    table = _table("How many users differ by how much", ("#ledger less old", "#users", ""))
+    table = new_table("How many users differ by how much", "#ledger less old", "#users", "")
     bars = report.histogram.bars()
     most = max(count for *_, count in bars)
     for low, high, count in bars:
@@ -144,7 +143,7 @@ def _print_summary(summary: SummaryTable) -> None:
 
 def _as_table(summary: SummaryTable, *, without: str | None) -> Table:
     kept = [index for index, name in enumerate(summary.columns) if name != without]
-    table = _table(summary.title, [summary.columns[index] for index in kept])
+    table = new_table(summary.title, *(summary.columns[index] for index in kept))
     for row in summary.rows:
         table.add_row(*(shown(row[index]) for index in kept))
     notes = [f"--json and --html have the {without}"] if without is not None else []
@@ -152,11 +151,4 @@ def _as_table(summary: SummaryTable, *, without: str | None) -> Table:
         notes.insert(0, f"{len(summary.rows):,} of {summary.total:,}")
         notes[1:] = ["--json and --html have more"]
     table.caption = "; ".join(notes) or None
-    return table
-
-
-def _table(title: str, columns: Iterable[str]) -> Table:
-    table = new_table(title)
-    for name in columns:
-        table.add_column(name.lstrip("#~"), justify="right" if name.startswith("#") else "left")
     return table

@@ -92,10 +92,7 @@ def open_balances(
 def print_opened(opened: OpenedBalances) -> None:
     """Print what was granted by kind of key, and the sum last."""
     if opened.kinds:
-        table = new_table("Opening balances")
-        table.add_column("keys")
-        table.add_column("grants", justify="right")
-        table.add_column("points", justify="right")
+        table = new_table("Opening balances", "keys", "#grants", "#points")
         for kind, (grants, points) in sorted(opened.kinds.items(), key=lambda item: -item[1][1]):
             table.add_row(shown(kind), f"{grants:,}", f"{points:,}")
         print_table(table)

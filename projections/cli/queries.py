@@ -155,9 +155,7 @@ def print_user(
             cells += [label, "" if points is None else f"{points:,}"]
         sums.add_row(*cells)
     print_table(sums)
-    table = new_table("Newest grants")
-    for title in ("granted at", "key", "category", "source"):
-        table.add_column(title)
+    table = new_table("Newest grants", "granted at", "key", "category", "source")
     table.add_column("points", justify="right", style="bold")
     for grant in grants:
         table.add_row(
