@@ -602,7 +602,7 @@ def test_a_server_that_is_killed_while_it_lingers_is_started_again_with_its_data
 ) -> None:
     """As when its container goes while it stands still, or the machine wants its memory."""
     (mongod,) = _left_lingering(folder, "apple")
-    assert _state(mongod) == "T"
+    assert _eventually(lambda: _state(mongod) == "T")
     for pid in [*([] if alone else _supervisors(folder)), mongod]:
         os.kill(pid, signal.SIGKILL)
     assert _eventually(lambda: not _mongods(folder))
