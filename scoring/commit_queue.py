@@ -38,6 +38,10 @@ The more go together, the less processor time each takes: waking threads costs a
 """
 
 
+_STOPS_GATHERING_FOR: Final = 4
+"""For so many commits nobody is waited for, after some did not come back in time."""
+
+
 class _Ticket(Generic[MemberT]):
     """A member that waits, and what its thread is woken by.
 
@@ -94,6 +98,7 @@ class CommitQueue(Generic[MemberT]):
         self._leadership = RLock()
         self._waiting: deque[_Ticket[MemberT]] = deque()
         self._gathering = _sleep()
+        self._gathers_not_for = 0
         self._last_size = 0
         self._last_ended_at = 0.0
 
@@ -181,12 +186,17 @@ class CommitQueue(Generic[MemberT]):
     def _gather(self) -> None:
         # Otherwise the one who led commits its next one alone while the others wake up, and every
         # second commit is nearly empty.
+        if self._gathers_not_for:
+            self._gathers_not_for -= 1
+            return
         ends_at = self._last_ended_at + _GATHERS_SECONDS
         while len(self._waiting) + 1 < self._last_size:
             seconds = ends_at - time.monotonic()
             if seconds <= 0.0:
                 return
-            self._gathering.acquire(timeout=seconds)
+            if not self._gathering.acquire(timeout=seconds):
+                self._gathers_not_for = _STOPS_GATHERING_FOR
+                return
 
     def _wake_next(self) -> None:
         for ticket in tuple(self._waiting):

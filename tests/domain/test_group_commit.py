@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -201,6 +201,23 @@ def test_those_of_a_group_come_back_together(
         sqlite.grant(**make_grant(number).model_dump())
         monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 600.0)
     assert [len(grants_in(events)) for events in sqlite.commits] == [3, 3, 1, 1]
+
+
+def test_nobody_is_waited_for_soon_after_some_did_not_come_back(
+    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under calls that come at any time, which have nothing to gain from it."""
+    granted_together(sqlite, [make_grant(number) for number in range(3)])
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 20.0)
+    with monkeypatch.context() as patch:
+        nobody_comes = SimpleNamespace(acquire=lambda timeout: False, release=lambda: None)  # noqa: ARG005 - as a lock's
+        patch.setattr(sqlite._queue, "_gathering", nobody_comes)
+        sqlite.grant(**make_grant(3).model_dump())
+    granted_together(sqlite, [make_grant(number) for number in range(4, 7)])
+    began = time.monotonic()
+    sqlite.grant(**make_grant(7).model_dump())
+    assert time.monotonic() - began < 15
+    assert [len(grants_in(events)) for events in sqlite.commits] == [3, 1, 3, 1]
 
 
 def test_one_hot_user_of_32_threads(app: Watched) -> None:
