@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from projections.mongo.collections import Document
     from projections.mongo.ranks import RankPage
 
-Totals = tuple[int | None, ...]
-"""A user's, in the order of ``RANKED``; ``None`` for one that is no number."""
-
 MOST_USERS: Final = 20_000
 """Whose totals are kept in memory."""
 
@@ -30,18 +27,20 @@ class Known:
     """A part of the read model.
 
     Attributes:
-        totals: Of some users, by user id.
+        totals: Of some users, by the field that ranks and by user id.
         pages: Some documents of ranks, by the field that ranks, the lowest scores first.
     """
 
-    totals: dict[str, Totals] = field(default_factory=dict)
+    totals: dict[str, dict[str, int]] = field(default_factory=dict)
     pages: dict[str, list[RankPage]] = field(default_factory=dict)
 
     def learn(self, newer: Known) -> None:
         """Take what a later transaction has left; what is too much of it is forgotten."""
-        self.totals.update(newer.totals)
-        if len(self.totals) > MOST_USERS:
-            self.totals = newer.totals if len(newer.totals) <= MOST_USERS else {}
+        for total, scores in newer.totals.items():
+            known = self.totals.setdefault(total, {})
+            known |= scores
+            if len(known) > MOST_USERS:
+                self.totals[total] = scores if len(scores) <= MOST_USERS else {}
         for total, pages in newer.pages.items():
             self.pages[total] = pages if len(pages) <= MOST_PAGES else []
 

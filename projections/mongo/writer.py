@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from projections.events.model import ScoreEvent
     from projections.mongo.batches import UserChange, Writes
     from projections.mongo.collections import Document
-    from projections.mongo.committed import Totals
     from projections.mongo.read_model import ReadModel
 
 _ENCODING_ERRORS: Final = (BSONError, DocumentTooLarge, OverflowError, UnicodeError)
@@ -113,17 +112,19 @@ class Transaction:
     def send(self, writes: Writes) -> None:
         """Send what events come to; once only."""
         self._send("insert", self._read_model.grants, "documents", writes.grants)
-        before = self._totals([*(writes.changes.keys() - writes.new_users.keys())])
+        before = self._totals([user for user in writes.changes if user not in writes.new_users])
         self._send("insert", self._read_model.users, "documents", [*writes.new_users.values()])
         self._send("update", self._read_model.users, "updates", writes.users)
         self._send("update", self._read_model.buckets, "updates", writes.buckets)
         self._count(writes.changes, before)
 
-    def _totals(self, user_ids: list[str]) -> dict[str, Totals]:
-        """Return the totals of those users who have some, by user id, before they change."""
-        known = self.known.totals
-        totals = {user_id: known[user_id] for user_id in user_ids if user_id in known}
-        unknown = sorted(set(user_ids) - totals.keys())
+    def _totals(self, user_ids: list[str]) -> dict[str, dict[str, int]]:
+        """Return the totals of those users who have some, before they change."""
+        totals: dict[str, dict[str, int]] = {}
+        for total in RANKED:
+            known = self.known.totals.get(total, {})
+            totals[total] = {user_id: known[user_id] for user_id in user_ids if user_id in known}
+        unknown = [user_id for user_id in user_ids if user_id not in totals[RANKED[0]]]
         for start in range(0, len(unknown), _LOOKUP_SIZE):
             for user in self._read_model.database.cursor_command(
                 {
@@ -135,26 +136,28 @@ class Transaction:
                 },
                 session=self.session,
             ):
-                found = (user.get(total) for total in RANKED)
-                # Anything else is in no document that the projection has made.
-                totals[user["_id"]] = tuple(n if isinstance(n, int) else None for n in found)
+                for total in RANKED:
+                    score = user.get(total)
+                    if isinstance(score, int):  # as in all that the projection has made
+                        totals[total][user["_id"]] = score
         return totals
 
-    def _count(self, changes: dict[str, UserChange], before: dict[str, Totals]) -> None:
+    def _count(self, changes: dict[str, UserChange], before: dict[str, dict[str, int]]) -> None:
         """Count the users whose totals have changed where they rank now."""
         counts = RankCounts(self._read_model, self.session, self.known.pages)
-        after: dict[str, tuple[int, int]] = {}
-        for user_id, change in changes.items():
-            total, recomputed = before.get(user_id, (None, None))
-            after[user_id] = ((total or 0) + change.total, (recomputed or 0) + change.recomputed)
-        for place, ranked in enumerate(RANKED):
-            moves = [
-                (before[user_id][place] if user_id in before else None, totals[place])
-                for user_id, totals in after.items()
-            ]
-            gone = [was for was, now in moves if was is not None and was != now]
-            counts.move(ranked, gone, [now for was, now in moves if was != now])
-        self.left.totals.update(after)
+        for total in RANKED:
+            gone, come = [], []
+            after = self.left.totals[total] = {}
+            for user_id, change in changes.items():
+                more = change.total if total == "totalScore" else change.recomputed
+                score = before[total].get(user_id)
+                after[user_id] = (score or 0) + more
+                if score is None:
+                    come.append(more)
+                elif more:
+                    gone.append(score)
+                    come.append(score + more)
+            counts.move(total, gone, come)
         self.left.pages = counts.pages
         self._send("update", self._read_model.ranks, "updates", counts.updates)
         self._send("delete", self._read_model.ranks, "deletes", counts.deletes)
