@@ -6,8 +6,9 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -162,12 +163,21 @@ def test_a_file_that_cannot_be_written_says_what_to_do(
     assert message in str(error.value)
 
 
-def test_a_write_protected_file_or_folder_is_respected(tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder for everybody; those of pytest are for its user, whatever a test makes of them."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+
+
+def test_a_write_protected_file_or_folder_is_respected(open_folder: Path) -> None:
     """By whom it binds, which is everybody but root."""
-    protected = tmp_path / "protected"
+    protected = open_folder / "protected"
     protected.write_bytes(b"mine")
     protected.chmod(0o444)
-    (tmp_path / "closed").mkdir(mode=0o555)
+    (open_folder / "closed").mkdir(mode=0o555)
 
     def tried(name: str) -> str:
         code = (
@@ -177,13 +187,9 @@ def test_a_write_protected_file_or_folder_is_respected(tmp_path: Path) -> None:
             "    with written(Path(sys.argv[1]), '--csv') as file: file.write(b'yours')\n"
             "except ValueError as error: print(error)"
         )
-        command = [os.path.realpath("/proc/self/exe"), "-c", code, str(tmp_path / name)]
+        command = [os.path.realpath("/proc/self/exe"), "-c", code, str(open_folder / name)]
         return subprocess.run(command, capture_output=True, check=False, text=True).stdout
 
-    tmp_path.chmod(0o777)
-    for folder in tmp_path.parents:
-        if folder.name.startswith(("pytest-", "popen-")):  # made by pytest for itself alone
-            folder.chmod(folder.stat().st_mode | 0o055)
     assert "cannot be written (it is write-protected)" in tried("protected")
     assert protected.read_bytes() == b"mine"
     assert "cannot be written (Permission denied)" in tried("closed/file")
