@@ -362,7 +362,10 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
                 continue  # something was learnt, and there are only so many ids to learn about
             if isinstance(failure, RefusedAt):
                 raise failure
-            retries = races if isinstance(failure, IntegrityError) else failures
+            retries = failures
+            if isinstance(failure, IntegrityError):
+                self.write_side.scores.expect_others()
+                retries = races
             try:
                 retries.back_off(failure)
             except STORE_ERRORS:
@@ -450,6 +453,8 @@ def commit_together(callers: Sequence[AnyRecorder]) -> None:
             originals = write_side.scores.originals_of(
                 [grant_id for caller in callers for grant_id in caller.unknown_ids()]
             )
+            if not originals:
+                write_side.scores.expect_others()
             for caller in callers:
                 try:
                     caller.learn(originals)

@@ -26,6 +26,9 @@ T = TypeVar("T")
 _USERS_AT_ONCE: Final = 1000
 _LOADED_AT_ONCE: Final = 250
 
+_LOOKS: Final = 10
+"""For so many commits users are looked up first, after others were seen to have written."""
+
 
 class UserScores:
     """The users of one application, loaded from its store and kept in its cache.
@@ -43,13 +46,21 @@ class UserScores:
         self._events = events
         self._snapshots = snapshots
         self._cache = cache
+        self._looks = 0
 
     def take(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
         """Return users' aggregates for a command, perhaps behind the store, perhaps new.
 
-        Being behind is found out by the commit, which then fails, so it need not cost a read here.
+        Being behind is found out by the commit, which then fails, so it need not cost a read here,
+        unless other processes write to the same users: then it costs less than what fails.
         """
-        scores: dict[str, UserScore] = {}
+        if self._looks:
+            self._looks -= 1
+            scores = self.all_current(user_ids)
+            return {
+                user_id: scores.get(user_id) or UserScore(user_id=user_id) for user_id in user_ids
+            }
+        scores = {}
         absent = []
         for user_id in user_ids:
             score = self._cache.take(user_id)
@@ -88,8 +99,11 @@ class UserScores:
                     self.forget()
                     absent.append(score.user_id)
                     continue
+                version = score.version
                 with _gaps_named(score.user_id):
                     scores[score.user_id] = _evolved(score, events)
+                if score.version > version:
+                    self.expect_others()
         return scores | self._load(absent)
 
     def state_of(self, user_id: str) -> Score:
@@ -109,6 +123,10 @@ class UserScores:
         state = _state(score)
         self.give_back(score)
         return state
+
+    def expect_others(self) -> None:
+        """Look users up before the next commits, as other processes write to them, too."""
+        self._looks = _LOOKS
 
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""

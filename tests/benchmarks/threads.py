@@ -118,5 +118,6 @@ def _granted_by(processes: int, env: dict[str, str]) -> int:
 
 def _grant(env: dict[str, str], start: Start, counts: SimpleQueue[int]) -> None:
     with Scoring(env) as app:
+        warm_up(app)
         start.wait(timeout=60)
         counts.put(len(granting(app, 8)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import pytest
 
 from forks import forks
+from group_commit import Watched, together
 from receipts_check import check_receipts, read_ledger
-from scoring import Grant, GrantReceipt, Scoring
+from scoring import Grant, GrantReceipt, GrantStatus, Scoring
 from support import make_grant
 
 Answers = list[tuple[Grant, GrantReceipt]]
@@ -280,3 +283,29 @@ def test_nobody_is_refused_where_many_processes_grant_to_one_user(
     assert min(granted) > 0
     with Scoring(env) as scoring:
         assert scoring.score_of("hot").grant_count == sum(granted)
+
+
+@pytest.mark.parametrize("calls", [1, 3], ids=["alone", "together"])
+def test_whoever_has_lost_a_race_looks_before_the_next_ones(
+    new_env: Callable[[], dict[str, str]], calls: int
+) -> None:
+    """A commit that fails costs more than a look; when nobody else writes, nobody looks."""
+    numbers = itertools.count()
+
+    def grant_each(app: Scoring) -> None:
+        grants = [make_grant(next(numbers), user_id=f"user-{number}") for number in range(calls)]
+        answers = together(app, [partial(app.grant, **grant.model_dump()) for grant in grants])
+        assert {answer.result().status for answer in answers} == {GrantStatus.RECORDED}
+
+    env = new_env()
+    with Watched(env) as app, Scoring(env) as other:
+        for _ in range(5):
+            grant_each(app)
+            grant_each(other)
+        assert len(app.commits) == 5 + 1
+        for _ in range(20):
+            grant_each(app)
+        grant_each(other)
+        grant_each(app)
+        assert len(app.commits) == 5 + 1 + 20 + 2
+        assert app.score_of("user-0").grant_count == 5 + 5 + 20 + 2
