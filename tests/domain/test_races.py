@@ -299,13 +299,13 @@ def test_whoever_has_lost_a_race_looks_before_the_next_ones(
 
     env = new_env()
     with Watched(env) as app, Scoring(env) as other:
-        for _ in range(5):
+        for _ in range(15):
             grant_each(app)
             grant_each(other)
-        assert len(app.commits) == 5 + 1
+        assert len(app.commits) == 15 + 1
         for _ in range(20):
             grant_each(app)
         grant_each(other)
         grant_each(app)
-        assert len(app.commits) == 5 + 1 + 20 + 2
-        assert app.score_of("user-0").grant_count == 5 + 5 + 20 + 2
+        assert len(app.commits) == 15 + 1 + 20 + 2
+        assert app.score_of("user-0").grant_count == 15 + 15 + 20 + 2
