@@ -11,11 +11,9 @@ class Closed:
     """Stands where a part of a ledger was, and answers every use of it with one sentence."""
 
     def __init__(self, sentence: str) -> None:
-        """Say why the part is gone."""
         self.sentence = sentence
 
     def __getattr__(self, name: str) -> Any:
-        """Raise ``LedgerNotOpen``."""
         raise LedgerNotOpen(self.sentence)
 
     def __call__(self, *_: object, **__: object) -> Any:

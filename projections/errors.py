@@ -17,7 +17,6 @@ class ReadModelUnavailable(ProjectionError):
     """
 
     def __init__(self, message: str, *, transient: bool = False) -> None:
-        """Say what happened, and whether trying again may help."""
         self.transient = transient
         super().__init__(message)
 
@@ -26,7 +25,6 @@ class ReadModelGone(ReadModelUnavailable):
     """The control document is not there: the database was dropped, or was never prepared."""
 
     def __init__(self, database: str) -> None:
-        """Name the database."""
         super().__init__(
             f"the read model is gone from database {database}, which was dropped or emptied: a "
             "worker makes it again from the events, run score-ledger project",
@@ -42,7 +40,6 @@ class ReadModelDamaged(ReadModelUnavailable):
     """
 
     def __init__(self, faults: list[str]) -> None:
-        """Name what is wrong."""
         self.faults = faults
         super().__init__(
             f"the read model is damaged ({'; '.join(faults)}): run score-ledger rebuild, which "
@@ -59,7 +56,6 @@ class NameTaken(ReadModelUnavailable):
     """
 
     def __init__(self, *, database: str, collection: str, reason: str) -> None:
-        """Name the collection and what it is."""
         self.collection = collection
         self.reason = reason
         super().__init__(
@@ -77,7 +73,6 @@ class ForeignDocument(ReadModelUnavailable):
     """
 
     def __init__(self, *, collection: str, document_id: object) -> None:
-        """Name the document."""
         self.collection = collection
         self.document_id = document_id
         super().__init__(
@@ -105,7 +100,6 @@ class PoisonEvent(ProjectionError):
     """
 
     def __init__(self, *, position: int, stream: str, topic: str, reason: str) -> None:
-        """Name the event and the reason."""
         self.position = position
         self.stream = stream
         self.topic = topic
@@ -125,7 +119,6 @@ class ShapeChanged(ProjectionError):
     """
 
     def __init__(self, *, found: int, expected: int) -> None:
-        """Name both shapes."""
         self.found = found
         self.expected = expected
         super().__init__(
@@ -145,7 +138,6 @@ class EventStoreReplaced(ProjectionError):
     """
 
     def __init__(self, *, event_store: str, read_model: str, expected: str, found: str) -> None:
-        """Name both stores, and what tells them apart."""
         self.event_store = event_store
         self.read_model = read_model
         self.expected = expected
@@ -168,7 +160,6 @@ class EventStoresDiffer(ProjectionError):
     """
 
     def __init__(self, *, source: str, target: str, expected: str, found: str) -> None:
-        """Name both stores, and the first difference."""
         self.source = source
         self.target = target
         self.expected = expected
@@ -190,7 +181,6 @@ class SourceWritten(ProjectionError):
     """
 
     def __init__(self, *, source: str, expected: int, found: int | None) -> None:
-        """Name the store and both positions."""
         self.source = source
         self.expected = expected
         self.found = found
@@ -208,7 +198,6 @@ class RebuildSuperseded(ProjectionError):
     """
 
     def __init__(self, generation: int) -> None:
-        """Name the generation."""
         self.generation = generation
         super().__init__(
             f"generation {generation} is not being built any more: another rebuild has finished it "
@@ -238,7 +227,6 @@ class StreamParked(ProjectionError):
     """
 
     def __init__(self, *, stream: str, position: int, reason: str) -> None:
-        """Name the stream, where it was parked and why."""
         self.stream = stream
         self.position = position
         self.reason = reason

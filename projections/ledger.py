@@ -649,7 +649,6 @@ class ScoreLedger:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Close the ledger."""
         self.close()
 
     def _store(self) -> AnchoredStore:

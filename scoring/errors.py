@@ -42,7 +42,6 @@ class InvalidSetting(LedgerError, ValueError):
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        """Name the setting and the reason."""
         self.name = name
         self.reason = reason
         super().__init__(f"{name} is not usable: {reason}")
@@ -60,7 +59,6 @@ class EventStoreNotOpened(ScoringError):
     """
 
     def __init__(self, reason: str) -> None:
-        """Say why."""
         self.reason = reason
         super().__init__(f"the event store cannot be opened: {reason}")
 
@@ -75,7 +73,6 @@ class InvalidGrant(ScoringError, ValueError):
     """
 
     def __init__(self, *, field: str, value: object, rule: str) -> None:
-        """Name the field, the value and the rule."""
         self.field = field
         self.value = value
         self.rule = rule
@@ -94,7 +91,6 @@ class StreamHasGap(ScoringError):
     """
 
     def __init__(self, user_id: str, missing: range) -> None:
-        """Name the user and the versions."""
         self.user_id = user_id
         self.missing = missing
         super().__init__(
@@ -124,7 +120,6 @@ class BatchFailed(ScoringError, Generic[ReceiptT]):
         reason: str,
         command: str = "grant",
     ) -> None:
-        """Keep what was answered, where it stopped and why."""
         self.receipts_so_far: list[ReceiptT] = list(receipts_so_far)
         self.index = index
         self.reason = reason

@@ -204,7 +204,6 @@ class FlushingApplicationRecorder(GaplessRecorder, PostgresApplicationRecorder):
     def __init__(
         self, datastore: PostgresDatastore, *, events_table_name: str = "stored_events"
     ) -> None:
-        """Construct the library's recorder."""
         super().__init__(datastore, events_table_name=events_table_name)
         table = Identifier(self.datastore.schema, self.events_table_name)
         id_type = Identifier(self.datastore.originator_id_type)

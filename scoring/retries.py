@@ -83,7 +83,6 @@ class TimeLimit:
     """
 
     def __enter__(self) -> Self:
-        """Begin to count."""
         self._began = time.monotonic()
         ends_at = self._began + MAX_SECONDS
         self._outer = outer = _running.ends_at
@@ -91,7 +90,6 @@ class TimeLimit:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Go back to what counted before."""
         _running.ends_at = self._outer
 
     @property
@@ -131,7 +129,6 @@ class Retries:
     _state: RetryCallState | None = None
 
     def __init__(self, policy: Retrying) -> None:
-        """Begin with no failure."""
         self._policy = policy
 
     def reset(self) -> None:

@@ -29,7 +29,6 @@ class ImportedTopicsMapper(Mapper[UUID]):
     """The library's mapper, which resolves a topic only to an event's class that is imported."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Construct the library's mapper."""
         super().__init__(*args, **kwargs)
         self._resolved: set[str] = set()
 

@@ -85,7 +85,6 @@ class RateColumn(ProgressColumn):
     """How many a second."""
 
     def __init__(self, unit: str) -> None:
-        """Name what is counted."""
         super().__init__()
         self._unit = unit
 

@@ -43,7 +43,6 @@ class Interrupted(Exception):
     """
 
     def __init__(self, message: str, stop: Stop) -> None:
-        """Say how to go on after what set ``stop``."""
         self.exit_code = 128 + stop.signal
         super().__init__(message)
 
@@ -56,7 +55,6 @@ class Stop(Event):
     """
 
     def __init__(self) -> None:
-        """Begin without a signal."""
         super().__init__()
         self.signal = signal.SIGINT
         self._told = self._waiting = False

@@ -66,7 +66,6 @@ class Line:
     raw: bytes
 
     def __str__(self) -> str:
-        """Return ``line 7``."""
         return f"line {self.number:,}"
 
 

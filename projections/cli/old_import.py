@@ -37,7 +37,6 @@ class OldBucket(NamedTuple):
     values: Mapping[str, Any] | Contribution
 
     def __str__(self) -> str:
-        """Return whose bucket it is."""
         return f"{self.key} of {self.user_id}"
 
     @property

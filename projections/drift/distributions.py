@@ -19,7 +19,6 @@ class Spread:
     """Quantiles, true to two significant digits; the ends are exact."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._counts: Counter[int] = Counter()
         self._low: int | None = None
         self._high: int | None = None
@@ -49,7 +48,6 @@ class SignedBins:
     """A histogram over 0, 1, 2 to 4, 5 to 9, 10 to 19, 20 to 49 and so on, both ways."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._counts: Counter[int] = Counter()
 
     def add(self, value: int) -> None:
@@ -73,7 +71,6 @@ class Cells:
     """Pairs of totals, counted in cells that grow with both."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._cells: dict[tuple[int, int, int], list[int]] = {}
 
     def add(self, old: int, new: int) -> None:

@@ -31,7 +31,6 @@ class Tolerance:
     percent: Decimal = Decimal()
 
     def __post_init__(self) -> None:
-        """Check both."""
         if not (self.points >= 0 and self.percent >= 0):
             raise ValueError(f"a tolerance must not be negative; got {self}")
 
@@ -57,7 +56,6 @@ class Tolerance:
         return difference <= self.points or difference * 100 <= self.percent * old
 
     def __str__(self) -> str:
-        """Return it in words."""
         if self.percent:
             percent = f"{self.percent.normalize():f} %"
             return f"{self.points:,} points or {percent}" if self.points else percent

@@ -61,7 +61,6 @@ class Postmortem:
     """The traces of a mongod that died; made before it starts, to know where they begin."""
 
     def __init__(self, layout: Layout) -> None:
-        """Remember how long the log is."""
         self._layout = layout
         self._log_start = _size(layout)
 

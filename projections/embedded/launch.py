@@ -37,7 +37,6 @@ class ServerDied(Exception):
     """
 
     def __init__(self, *, exit_code: int | None = None, reason: str | None = None) -> None:
-        """Say what is known."""
         super().__init__(reason or f"exit code {exit_code}")
         self.exit_code = exit_code
         self.reason = reason
@@ -92,7 +91,6 @@ class Launch:
             )
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *exc_info: Any) -> None:

@@ -59,11 +59,9 @@ class FileLock:
         _open_locks.add(self)
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Release the lock and close the file."""
         self.close()
 
     @property

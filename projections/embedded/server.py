@@ -49,11 +49,9 @@ class EmbeddedServer:
         self._linger_seconds = linger_seconds
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Close."""
         self.close()
 
     def close(self) -> None:

@@ -32,7 +32,6 @@ class Anchor:
     hash: str
 
     def __str__(self) -> str:
-        """Name the event."""
         return f"version {self.version} of stream {self.stream} at position {self.position}"
 
 

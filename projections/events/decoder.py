@@ -38,7 +38,6 @@ class EventDecoder:
     """
 
     def __init__(self, mapper: Mapper[Any]) -> None:
-        """Decode what this mapper stored."""
         self._mapper = mapper
         self._state_is_json = type(mapper) in {Mapper, ImportedTopicsMapper} and _writes_json(
             mapper.transcoder

@@ -46,7 +46,6 @@ class WakeUps:
     """
 
     def __init__(self, scoring: Scoring) -> None:
-        """Listen to this application and, if it can be, to its store."""
         self._scoring = scoring
         self._recorded = Event()
         self._closed = Event()
@@ -68,7 +67,6 @@ class WakeUps:
         return self._covers_all_writers
 
     def __enter__(self) -> Self:
-        """Begin to listen."""
         self._scoring.listen(self._recorded)
         if self._listeners is not None:
             self._listeners.add(self._recorded)
@@ -83,7 +81,6 @@ class WakeUps:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop listening."""
         self._scoring.unlisten(self._recorded)
         if self._listeners is not None:
             self._listeners.discard(self._recorded)

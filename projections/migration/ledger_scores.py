@@ -46,7 +46,6 @@ class LedgerScores:
     """Reads them, in a session of ``Generations.consistently()``."""
 
     def __init__(self, read_model: ReadModel, session: ClientSession) -> None:
-        """Read from this read model."""
         self._read_model = read_model
         self._session = session
 

@@ -34,7 +34,6 @@ class Refused(Exception):
     """
 
     def __init__(self, reason: RejectReason) -> None:
-        """Say why."""
         self.reason = reason
         super().__init__(reason)
 

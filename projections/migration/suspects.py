@@ -42,20 +42,16 @@ class Suspects:
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.execute(_TABLE)
 
     def __enter__(self) -> Self:
-        """Return the object itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Throw them away."""
         self._database.close()
 
     def __len__(self) -> int:
-        """Return how many there are."""
         (count,) = self._database.execute("SELECT count(*) FROM suspects").fetchone()
         return int(count)
 

@@ -74,7 +74,6 @@ class Damage:
     index: IndexModel | None = None
 
     def __str__(self) -> str:
-        """Say it in words."""
         return f"{self.what} is {self.found or 'missing'}"
 
 

@@ -56,7 +56,6 @@ class Liveness:
             self._thread.start()
 
     def __exit__(self, *exc_info: object) -> None:
-        """Fall asleep."""
         self._busy.clear()
 
     def close(self) -> None:

@@ -58,7 +58,6 @@ class Parking:
     """The parked streams of one read model."""
 
     def __init__(self, read_model: ReadModel) -> None:
-        """Keep them beside the read model."""
         self._read_model = read_model
         self._collection = read_model.parked
 

@@ -69,7 +69,6 @@ class UserHistory:
     """Reads single users from the read model."""
 
     def __init__(self, read_model: ReadModel) -> None:
-        """Read from this read model."""
         self._grants = read_model.grants
         self._users = read_model.users
         self._generations = read_model.generations

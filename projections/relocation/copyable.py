@@ -21,7 +21,6 @@ class Copyable(ABC):
     """An event store that can be copied; its methods raise what the library's recorders raise."""
 
     def __init__(self, scoring: Scoring) -> None:
-        """Copy what the recorders of an application keep."""
         self._recorder: Any = scoring.recorder
         self._snapshots: Any = scoring.factory.aggregate_recorder(purpose="snapshots")
 

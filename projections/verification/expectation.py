@@ -71,18 +71,15 @@ class Expectation:
     """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(_TABLES)
         self._sums: dict[tuple[str, str, str], _Sums] = {}
         self._buckets: dict[tuple[str, str], tuple[str, str, int]] = {}
 
     def __enter__(self) -> Self:
-        """Return the expectation itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Throw it away."""
         self._database.close()
 
     def add(self, events: Iterable[GrantEvent | BucketEvent]) -> None:

@@ -23,7 +23,6 @@ class LedgerModel:
     """
 
     def __init__(self) -> None:
-        """Start with an empty ledger."""
         self.grants: dict[str, Grant] = {}
         self.buckets: dict[tuple[str, str], Bucket] = {}
 

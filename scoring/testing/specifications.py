@@ -37,7 +37,6 @@ class EventSketch:
     fields: dict[str, Any]
 
     def __repr__(self) -> str:
-        """Print like the call that builds the event."""
         fields = ", ".join(f"{name}={value!r}" for name, value in self.fields.items())
         return f"{self.event_class.__name__}({fields})"
 

@@ -24,7 +24,6 @@ class StoreReader:
     """
 
     def __init__(self) -> None:
-        """Begin before the first event."""
         self.position = 0
         self.stored: dict[int, tuple[str, str, int]] = {}
         self._positions: dict[str, int] = {}

@@ -35,7 +35,6 @@ class Foundations:
     """What is known to be stored, for one thread at a time."""
 
     def __init__(self, client: MongoClient[Any], events: Collection[Document]) -> None:
-        """Know nothing yet."""
         self._client, self._events = client, events
         self._term: object = None
         self._versions: dict[bytes | str, int] = {}

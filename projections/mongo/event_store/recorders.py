@@ -325,7 +325,6 @@ class MongoSubscription(ListenNotifySubscription[MongoApplicationRecorder]):
         gt: int | None = None,
         topics: Sequence[str] = (),
     ) -> None:
-        """Begin after position ``gt``."""
         super().__init__(recorder=recorder, gt=gt, topics=topics)
         recorder.listeners.add(self._has_been_notified)
 
