@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -117,6 +118,15 @@ def postgres() -> Iterator[PostgresServer]:
     """A real server that serves the whole run."""
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture
+def database(mongo_uri: str) -> Iterator[Any]:
+    """A database of an embedding application's own client."""
+    with connect(mongo_uri) as client:
+        name = f"test_{uuid4().hex}"
+        yield client[name]
+        client.drop_database(name)
 
 
 @pytest.fixture

@@ -6,21 +6,17 @@ a line goes to standard output, and one is read from standard input.
 
 import sys
 
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-    register,
-)
+from pymongo.monitoring import CommandStartedEvent, register
 
+from heard_commands import HeardCommands
 from projections.cli import main
 
 
-class Pause(CommandListener):
+class Pause(HeardCommands):
     """Waits once."""
 
     def __init__(self, text: str, nth: int) -> None:
+        super().__init__()
         self._text = text
         self._left = nth
 
@@ -31,12 +27,6 @@ class Pause(CommandListener):
                 sys.stdout.write("paused\n")
                 sys.stdout.flush()
                 sys.stdin.readline()
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
 
 
 if __name__ == "__main__":

@@ -6,13 +6,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
-
 from projections import MongoScoreView, Progress, ProjectionWorker
 from scoring import Grant, Scoring
 
@@ -44,26 +37,3 @@ def worker_maker(
     return lambda view, report: ProjectionWorker(
         scoring, view, batch_size=batch_size, on_progress=report
     )
-
-
-class Overtaken(CommandListener):
-    """Has something done once, before a client sends a command for the n-th time."""
-
-    def __init__(
-        self, overtake: Callable[[], object], *, command: str = "listCollections", nth: int = 1
-    ) -> None:
-        self._overtake = overtake
-        self._command = command
-        self._left = nth
-
-    def started(self, event: CommandStartedEvent) -> None:
-        if event.command_name == self._command:
-            self._left -= 1
-            if self._left == 0:
-                self._overtake()
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
 
 from event_store import damaged, grants_of
+from heard_commands import HeardCommands
 from projections import MongoScoreView, ProjectionWorker
 from projections.mongo.read_model import ReadModel
 from projections.verification.totals import verify_totals
@@ -27,28 +22,12 @@ from scoring import Scoring
 from support import make_grant, worker_maker
 
 
-class Statements(CommandListener):
-    """Counts commands by name and collection."""
-
-    def __init__(self) -> None:
-        self.sent: Counter[str] = Counter()
-
-    def started(self, event: CommandStartedEvent) -> None:
-        self.sent[f"{event.command_name} {event.command[event.command_name]}"] += 1
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
-
-
 def test_a_grant_is_added_without_reading_what_the_last_batch_left(
     scoring: Scoring, read_model: ReadModel, mongo_uri: str
 ) -> None:
     """Neither the user's totals nor the counts of users: a site adds one grant after the other."""
     scoring.grant_many(make_grant(n, user_id=f"user-{n % 9}") for n in range(30))
-    heard = Statements()
+    heard = HeardCommands()
     with (
         MongoClient[dict[str, Any]](mongo_uri, event_listeners=[heard]) as client,
         closing(MongoScoreView(ReadModel(client, read_model.database.name))) as view,
@@ -59,7 +38,7 @@ def test_a_grant_is_added_without_reading_what_the_last_batch_left(
             scoring.grant(**make_grant(number, user_id=f"user-{number % 9}").model_dump())
             heard.sent.clear()
             worker.catch_up()
-            found = [name for name in heard.sent if name.startswith(("find ", "getMore"))]
+            found = [name for name in heard.targets if name.startswith(("find ", "getMore"))]
             assert sorted(found) == ["find score_parked", "find score_positions"]
     assert_counts_are_true(read_model)
     assert verify_totals(read_model).ok
@@ -86,7 +65,7 @@ def test_counts_are_true_whoever_adds_and_however_much_is_known(
     """Whoever finds that another one was there reads everything again."""
     monkeypatch.setattr("projections.mongo.committed.MOST_USERS", most)
     monkeypatch.setattr("projections.mongo.committed.MOST_PAGES", most)
-    with closing(MongoScoreView(ReadModel(read_model.client, read_model.database.name))) as other:
+    with closing(MongoScoreView(read_model.of_generation(None))) as other:
         workers = [ProjectionWorker(scoring, each) for each in (view, other)]
         for number in range(40):
             amount = number * 7 % 31 + 1
@@ -97,17 +76,33 @@ def test_counts_are_true_whoever_adds_and_however_much_is_known(
     assert verify_totals(read_model).ok
 
 
-@pytest.mark.usefixtures("small_ranges")
-def test_a_worker_knows_that_a_stream_was_unparked_meanwhile(
-    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
-) -> None:
+def unpark(scoring: Scoring, read_model: ReadModel) -> None:
     """The position stays where it is then, but totals and counts of users do not."""
+    with closing(MongoScoreView(read_model.of_generation(None))) as other:
+        Unparker(scoring, other).run(other.parking.streams())
+
+
+def mend_by_rebuilding(scoring: Scoring, read_model: ReadModel) -> None:
+    """At the same position documents say something else afterwards."""
+    read_model.users.update_one({"_id": "user-0"}, {"$inc": {"totalScore": 100}})
+    read_model.ranks.delete_many({})
+    assert Rebuild(scoring, read_model, worker_maker(scoring)).run().live
+
+
+@pytest.mark.usefixtures("small_ranges")
+@pytest.mark.parametrize("change", [unpark, mend_by_rebuilding])
+def test_a_worker_knows_that_somebody_else_has_changed_documents_meanwhile(
+    scoring: Scoring,
+    view: MongoScoreView,
+    read_model: ReadModel,
+    tmp_path: Path,
+    change: Callable[[Scoring, ReadModel], None],
+) -> None:
     scoring.grant_many(make_grant(n, user_id=f"user-{n % 9}", amount=n + 1) for n in range(27))
     worker = ProjectionWorker(scoring, view, on_error="park")
     with damaged(tmp_path / "events.sqlite", next(grants_of(scoring)).id):
         worker.catch_up()
-    with closing(MongoScoreView(ReadModel(read_model.client, read_model.database.name))) as other:
-        Unparker(scoring, other).run(other.parking.streams())
+    change(scoring, read_model)
     scoring.grant(**make_grant(27, user_id="user-0", amount=20).model_dump())
     worker.catch_up()
     assert_counts_are_true(read_model)
@@ -127,28 +122,9 @@ def test_a_worker_knows_that_one_of_another_release_was_there(
             worker.catch_up()
             continue
         before = read_model.positions.find_one() or {}
-        with closing(
-            MongoScoreView(ReadModel(read_model.client, read_model.database.name))
-        ) as other:
+        with closing(MongoScoreView(read_model.of_generation(None))) as other:
             ProjectionWorker(scoring, other).catch_up()
         read_model.positions.update_one({}, {"$set": {"mark": before.get("mark")}})
-    assert_counts_are_true(read_model)
-    assert verify_totals(read_model).ok
-
-
-@pytest.mark.usefixtures("small_ranges")
-def test_a_worker_knows_nothing_of_documents_that_a_rebuild_has_made(
-    scoring: Scoring, view: MongoScoreView, read_model: ReadModel
-) -> None:
-    """Even if they say something else at the same position."""
-    scoring.grant_many(make_grant(n, user_id=f"user-{n}", amount=n + 1) for n in range(9))
-    worker = ProjectionWorker(scoring, view)
-    worker.catch_up()
-    read_model.users.update_one({"_id": "user-1"}, {"$inc": {"totalScore": 100}})
-    read_model.ranks.delete_many({})
-    assert Rebuild(scoring, read_model, worker_maker(scoring)).run().live
-    scoring.grant(**make_grant(9, user_id="user-1", amount=5).model_dump())
-    worker.catch_up()
     assert_counts_are_true(read_model)
     assert verify_totals(read_model).ok
 

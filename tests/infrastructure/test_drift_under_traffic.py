@@ -14,21 +14,13 @@ from uuid import uuid4
 import pytest
 from pymongo import MongoClient
 
+from heard_commands import Overtaken
 from projections import ScoreLedger
 from projections.drift import keys
 from projections.drift.measurement import measure_drift
 from projections.drift.places import Board
-from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from support import NOON, Overtaken, sqlite_env
-
-
-@pytest.fixture
-def database(mongo_uri: str) -> Iterator[Any]:
-    with connect(mongo_uri) as client:
-        name = f"test_{uuid4().hex}"
-        yield client[name]
-        client.drop_database(name)
+from support import NOON, sqlite_env
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,21 +12,11 @@ from eventsourcing.persistence import IntegrityError, StoredEvent
 
 from projections import ProjectionError, ScoreLedger, Settings
 from projections.errors import ReadModelUnavailable
-from projections.mongo import connect
 from projections.mongo.event_store import MongoApplicationRecorder, foundations
 from scoring import InvalidSetting, Scoring
 from support import make_grant, sqlite_env
 
 EVENTS_IN_MONGO = {"scoring_events", "scoring_snapshots", "scoring_events_writers"}
-
-
-@pytest.fixture
-def database(mongo_uri: str) -> Iterator[Any]:
-    """A database of the embedding application's own client."""
-    with connect(mongo_uri) as client:
-        name = f"test_{uuid4().hex}"
-        yield client[name]
-        client.drop_database(name)
 
 
 def uuids(database: Any) -> dict[str, Any]:

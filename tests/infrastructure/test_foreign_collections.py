@@ -14,6 +14,7 @@ import pytest
 from pymongo import ASCENDING, MongoClient
 from pymongo.database import Database
 
+from heard_commands import Overtaken
 from projections import MongoScoreView, ProjectionWorker
 from projections.errors import ForeignDocument, NameTaken, ReadModelUnavailable
 from projections.mongo import connect
@@ -26,7 +27,7 @@ from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
 from projections.worker.unparker import Unparker
 from scoring import Scoring
-from support import Overtaken, make_grant, worker_maker
+from support import make_grant, worker_maker
 
 Site = Database[dict[str, Any]]
 

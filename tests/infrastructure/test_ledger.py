@@ -27,7 +27,6 @@ from psycopg.conninfo import conninfo_to_dict
 from pymongo import AsyncMongoClient
 
 from projections import LedgerNotOpen, ScoreLedger, Settings
-from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
 from scoring import Contribution, GrantReceipt, GrantStatus, InvalidSetting, Scoring, ScoringError
 from support import NOON, make_grant, sqlite_env
@@ -44,15 +43,6 @@ def event_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
 
 
 on_both = pytest.mark.parametrize("event_store", ["sqlite", "mongo"], indirect=True)
-
-
-@pytest.fixture
-def database(mongo_uri: str) -> Iterator[Any]:
-    """A database of the embedding application's own client."""
-    with connect(mongo_uri) as client:
-        name = f"test_{uuid4().hex}"
-        yield client[name]
-        client.drop_database(name)
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,9 @@ from bson import DatetimeMS, Decimal128, Int64, ObjectId, encode
 from bson.raw_bson import RawBSONDocument
 from pymongo import MongoClient
 from pymongo.collation import Collation, CollationStrength
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
 
 from fail_points import failing
+from heard_commands import HeardCommands
 from projections import OldScores, OldUser, ProjectionError, ReadModelUnavailable, RejectReason
 from projections.mongo import connect
 from replica_set import ReplicaSet
@@ -418,27 +413,11 @@ def test_buckets_that_are_something_else_are_told(
     assert (reject.reason, reject.path, reject.key) == (reason, path, None)
 
 
-class Told(CommandListener):
-    """The names of all commands that a client sends."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def started(self, event: CommandStartedEvent) -> None:
-        self.names.append(event.command_name)
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
-
-
 def test_nothing_but_reads_is_sent(site: MongoClient[Document], mongo_uri: str) -> None:
     """Also with an ``OldScores`` that has to look for another spelling."""
     database = site.get_default_database().name
     given(site, *({"_id": n, "buckets": {"k": 1}} for n in range(10)), {"_id": "5"})
-    told = Told()
+    told = HeardCommands()
     with MongoClient[Document](mongo_uri, event_listeners=[told]) as client:
         old = old_scores(database=database, users_as_text=True)
         assert old.count(client) == 11

@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 from eventsourcing.projection import ProjectionRunner
 from pymongo import MongoClient
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
 
+from heard_commands import HeardCommands
 from old_way import OldWay
 from projections import MongoScoreView, PositionMoved, ProjectionWorker, ScoreGrantsProjection
 from projections.events.decoder import EventDecoder
@@ -238,23 +233,6 @@ def test_a_redelivery_is_looked_up_in_pages(
     assert sum(user["grantCount"] for user in users) == 36
 
 
-class Inserts(CommandListener):
-    """Counts the inserts of grants that a client sends."""
-
-    number = 0
-
-    def started(self, event: CommandStartedEvent) -> None:
-        self.number += event.command.get(event.command_name) == "score_grants" and (
-            event.command_name == "insert"
-        )
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
-
-
 @pytest.mark.parametrize("kind", ["grants", "buckets"])
 def test_a_redelivery_is_known_for_one_after_its_first_batch(
     scoring: Scoring, read_model: ReadModel, mongo_uri: str, kind: str
@@ -265,24 +243,24 @@ def test_a_redelivery_is_known_for_one_after_its_first_batch(
             scoring.contribute("ada", f"a:{number}", "x", "s", 3)
         else:
             scoring.grant(**make_grant(number).model_dump())
-    inserts = Inserts()
+    heard = HeardCommands()
     with (
-        MongoClient[Document](mongo_uri, event_listeners=[inserts]) as client,
+        MongoClient[Document](mongo_uri, event_listeners=[heard]) as client,
         closing(MongoScoreView(ReadModel(client, read_model.database.name))) as view,
     ):
         for sent in (4 if kind == "grants" else 0, 1 if kind == "grants" else 0):
             read_model.positions.delete_many({})
-            inserts.number = 0
+            heard.sent.clear()
             aborted = read_model.client.admin.command("serverStatus")["transactions"]
             ProjectionWorker(scoring, view, batch_size=5).catch_up()
-            assert inserts.number == sent
+            assert heard.targets.count("insert score_grants") == sent
             after = read_model.client.admin.command("serverStatus")["transactions"]
             assert after["totalAborted"] - aborted["totalAborted"] <= 1
         for number in range(20, 40):
             scoring.grant(**make_grant(number).model_dump())
-        inserts.number = 0
+        heard.sent.clear()
         ProjectionWorker(scoring, view, batch_size=5).catch_up()
-        assert inserts.number == 4
+        assert heard.targets.count("insert score_grants") == 4
 
 
 def test_a_bucket_beside_a_foreign_grant_is_projected(

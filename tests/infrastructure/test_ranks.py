@@ -13,13 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymongo import MongoClient
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
+from pymongo.monitoring import CommandStartedEvent, CommandSucceededEvent
 
+from heard_commands import HeardCommands
 from projections import (
     Leaderboard,
     MongoScoreView,
@@ -143,7 +139,7 @@ def test_a_small_batch_reads_and_writes_few_documents_among_many(
             assert_counts_are_true(read_model)
 
 
-class Documents(CommandListener):
+class Documents(HeardCommands):
     """Counts the documents of ranks that are read, and the statements that write some."""
 
     read = written = 0
@@ -156,9 +152,6 @@ class Documents(CommandListener):
         cursor = event.reply.get("cursor", {})
         if str(cursor.get("ns")).endswith(".score_ranks"):
             self.read += len(cursor["firstBatch"])
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
 
 
 def test_two_who_count_at_once_do_not_lose_each_others_moves(

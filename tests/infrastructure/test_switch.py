@@ -17,14 +17,9 @@ from eventsourcing.persistence import Tracking
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
 
 from fail_points import failing
+from heard_commands import HeardCommands, Overtaken
 from projections import (
     Leaderboard,
     MongoScoreView,
@@ -45,7 +40,7 @@ from projections.queries.history import UserHistory
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
 from scoring import Grant, Scoring
-from support import Overtaken, make_grant, worker_maker
+from support import make_grant, worker_maker
 
 STEPS = 2 * len(GENERATIONAL) + 1
 """The renames, and the transaction that makes the new generation the live one."""
@@ -72,22 +67,6 @@ def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadM
 def plant(building: ReadModel, value: int) -> None:
     building.users.update_many({}, {"$set": {"totalScore": value}})
     building.grants.update_many({}, {"$set": {"amount": value}})
-
-
-class Heard(CommandListener):
-    """What a client sends."""
-
-    def __init__(self) -> None:
-        self.commands: list[str] = []
-
-    def started(self, event: CommandStartedEvent) -> None:
-        self.commands.append(event.command_name)
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
 
 
 def built(scoring: Scoring, live: ReadModel) -> Switch:
@@ -723,15 +702,15 @@ def test_a_leaderboard_that_was_read_before_is_true_at_every_step(
 
 def test_a_leaderboard_is_read_with_one_command(live: ReadModel, mongo_uri: str) -> None:
     """After the first time, which asks which generation is live; neighbours take five."""
-    heard = Heard()
+    heard = HeardCommands()
     with MongoClient[dict[str, Any]](mongo_uri, event_listeners=[heard]) as client:
         board = Leaderboard(ReadModel(client, live.database.name))
         row = board.top(10)[3]
-        heard.commands.clear()
+        heard.sent.clear()
         board.top(10)
-        assert heard.commands == ["find"]
+        assert heard.names == ["find"]
         board.around(row.user_id, 2)
-        assert heard.commands == ["find"] * 5 + ["aggregate"]
+        assert heard.names == ["find"] * 5 + ["aggregate"]
 
 
 @pytest.mark.parametrize("steps", range(STEPS))

@@ -13,10 +13,10 @@ import pytest
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.errors import ServerSelectionTimeoutError
-from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 from event_store import assert_equal_to_the_events, damaged, grants_of
 from fail_points import failing
+from heard_commands import HeardCommands
 from killing import open_transactions
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable
 from projections.errors import BatchTooSlow
@@ -39,34 +39,9 @@ WRITES = {"insert", "update", "delete", "findAndModify"}
 READS = {"find", "aggregate", "getMore"}
 
 
-class Listener(CommandListener):
-    """Keeps every command of one client as it was sent, in order."""
-
-    def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
-
-    def started(self, event: CommandStartedEvent) -> None:
-        if not event.command:  # a login, which the driver keeps to itself
-            return
-        # Of what is in the statements nothing is kept but of which collection they are.
-        self.sent.append(
-            {
-                name: value
-                for name, value in event.command.items()
-                if name not in {"documents", "updates", "deletes", "filter", "query"}
-            }
-        )
-
-    def succeeded(self, event: object) -> None:
-        pass
-
-    def failed(self, event: object) -> None:
-        pass
-
-
 @contextmanager
-def listening(uri: str, database: str) -> Iterator[tuple[ReadModel, Listener]]:
-    listener = Listener()
+def listening(uri: str, database: str) -> Iterator[tuple[ReadModel, HeardCommands]]:
+    listener = HeardCommands()
     with MongoClient[Any](uri, event_listeners=[listener]) as client:
         yield ReadModel(client, database), listener
 

@@ -20,15 +20,11 @@ import pytest
 from bson.codec_options import CodecOptions
 from bson.int64 import Int64
 from pymongo import MongoClient
-from pymongo.monitoring import (
-    CommandFailedEvent,
-    CommandListener,
-    CommandStartedEvent,
-    CommandSucceededEvent,
-)
+from pymongo.monitoring import CommandStartedEvent
 
 from event_store import damaged as unreadable
 from fail_points import failing
+from heard_commands import HeardCommands
 from projections import (
     MongoScoreView,
     ProjectionWorker,
@@ -621,10 +617,11 @@ def test_pages_of_events_and_users_meet_without_a_gap(
     ]
 
 
-class Interruptions(CommandListener):
+class Interruptions(HeardCommands):
     """Calls something before every reading command of a client, but not within itself."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.interrupt: Callable[[str], None] | None = None
         self.interrupted: set[str] = set()
         self.at_one_instant: Counter[tuple[str, bool]] = Counter()
@@ -641,12 +638,6 @@ class Interruptions(CommandListener):
             interrupt, self.interrupt = self.interrupt, None
             interrupt(collection)
             self.interrupt = interrupt
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        del event
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        del event
 
 
 def test_what_is_committed_between_any_two_reads_of_verifying_is_no_difference(

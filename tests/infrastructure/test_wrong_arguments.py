@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pickle
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pymongo import MongoClient
@@ -15,7 +13,6 @@ from pymongo import MongoClient
 from projections import LedgerError, ProjectionError, ReadModelUnavailable, ScoreLedger, Settings
 from projections.embedded import find_mongod
 from projections.embedded.launch import free_port
-from projections.mongo import connect
 from scoring import InvalidSetting, Scoring, ScoringError
 from support import make_grant, sqlite_env
 
@@ -23,15 +20,6 @@ from support import make_grant, sqlite_env
 @pytest.fixture
 def event_store(tmp_path: Path) -> dict[str, str]:
     return sqlite_env(tmp_path / "events.sqlite")
-
-
-@pytest.fixture
-def database(mongo_uri: str) -> Iterator[Any]:
-    """A database of the embedding application's own client."""
-    with connect(mongo_uri) as client:
-        name = f"test_{uuid4().hex}"
-        yield client[name]
-        client.drop_database(name)
 
 
 @pytest.mark.parametrize(
