@@ -12,7 +12,8 @@ from projections.migration.comparison_report import (
     ScoreDifference,
     ScoreSide,
 )
-from projections.migration.old_scores import LabelDefault, OldScores
+from projections.migration.old_description import LabelDefault
+from projections.migration.old_scores import OldScores
 from projections.migration.old_users import OldReject, OldUser, RejectReason
 from projections.migration.preflight import Preflight, rejected_buckets
 

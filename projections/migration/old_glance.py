@@ -11,9 +11,9 @@ from projections.migration.old_values import is_missing, value_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from projections.migration.old_description import OldDescription
     from projections.migration.old_users import OldUser
-
-Document = dict[str, Any]
+    from projections.mongo.collections import Document
 
 Plain = dict[str, tuple[int, str, str]]
 """By key: points, category and source."""
@@ -38,45 +38,27 @@ class OldGlance(NamedTuple):
 
 
 class Glancing:
-    """Looks at documents, as one description says; see ``OldScores`` for the paths."""
+    """Looks at documents, as one description says."""
 
-    def __init__(
-        self,
-        *,
-        buckets: str | None,
-        key: str,
-        names: tuple[str, str, str],
-        total: str | None,
-        maps_labels: bool,
-        label: Callable[[str, Any, Any], Any],
-    ) -> None:
+    def __init__(self, old: OldDescription, label: Callable[[str, Any, Any], Any]) -> None:
         """Take from ``label`` what stands for a label that is missing or mapped.
 
-        Args:
-            buckets: Path of the map or array.
-            key: Path of the key.
-            names: Paths of points, category and source.
-            total: Path of the total.
-            maps_labels: Whether any label may stand for another.
-            label: Given ``category`` or ``source``, what is there, and the key.
+        It is given ``category`` or ``source``, what is there, and the key.
         """
-        self._path = buckets
-        self._key = key
-        self._names = names
-        self._total = total
-        self._maps_labels = maps_labels
+        self._old = old
         self._label = label
-        self._is_plain = not any("." in name for name in names)
+        self._names = old.points, old.category, old.source
+        self._is_plain = not any("." in name for name in self._names)
 
     def plain(self, documents: Iterable[Document]) -> tuple[Plain | None, int | None]:
         """Return a user's buckets and total; no buckets unless all are in plain sight."""
         plain: Plain = {}
         total: Any = None
-        label, maps_labels = self._label, self._maps_labels
+        label, maps_labels = self._label, bool(self._old.label_map)
         points_name, category_name, source_name = self._names
         for document in documents if self._is_plain else ():
-            if self._total is not None:
-                total = value_at(document, self._total)
+            if self._old.total is not None:
+                total = value_at(document, self._old.total)
                 total = None if is_missing(total) else total
                 if total is not None and type(total) not in _INTEGERS:
                     return None, None
@@ -97,13 +79,13 @@ class Glancing:
         return (plain if self._is_plain else None), total
 
     def _buckets(self, document: Document) -> Iterable[tuple[Any, Any]]:
-        path = self._path
+        key, path = self._old.key, self._old.buckets
         if path is None:
-            return ((value_at(document, self._key), document),)
+            return ((value_at(document, key), document),)
         buckets = value_at(document, path)
         if isinstance(buckets, dict):
             return buckets.items()
         if isinstance(buckets, list):
-            return ((value_at(bucket, self._key), bucket) for bucket in buckets)
+            return ((value_at(bucket, key), bucket) for bucket in buckets)
         # What cannot be read is nothing that the ledger could have.
         return () if is_missing(buckets) else ((None, None),)
