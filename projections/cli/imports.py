@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import ExitStack
-from functools import partial
-from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
-from projections.cli.console import (
-    FolderOption,
-    JsonOption,
-    err,
-    print_json,
-    progress_bar,
-    shown,
-)
-from projections.cli.importer import (
-    Import,
-    ImportSummary,
-    Rejects,
-    import_all,
-    parsed,
-    print_counts,
-)
-from projections.cli.interrupts import stop_on_signals
-from projections.cli.jsonl import Line, parse_contribution, parse_grant, parse_time, read_lines
-from projections.cli.ledgers import open_events
+from projections.cli.console import FolderOption, JsonOption
+from projections.cli.line_import import import_lines
 from projections.cli.old_collection import (
     FieldOption,
     GrantedAtOption,
@@ -40,13 +19,7 @@ from projections.cli.old_collection import (
     UsersAsTextOption,
     described,
 )
-from projections.cli.old_import import import_old, preflight_old, say_what_was_left
-from projections.settings import Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_STANDARD_INPUT = "-"
+from projections.cli.old_import import import_old, preflight_old
 
 
 def import_(
@@ -116,12 +89,11 @@ def import_(
     The file of --reject is written at the end and as a whole: an import that fails or is
     interrupted leaves an old one as it was, and finds the same lines again when it is repeated.
     """
-    old_options = (field, labels, label_map, round_, users_as_text or None, dry_run or None)
     _check(
         file=file is not None,
         contributions=contributions,
         from_mongo=from_mongo is not None,
-        old_options=any(option is not None for option in old_options),
+        old_options=any((field, labels, label_map, round_, users_as_text, dry_run)),
         bucket_options=overwrite or granted_at is not None,
     )
     if from_mongo is not None:
@@ -142,34 +114,15 @@ def import_(
             )
         return
     assert file is not None  # noqa: S101 - for the type checker
-    with ExitStack() as stack:
-        stream, size = _opened(file, stack)
-        inputs = [] if file == _STANDARD_INPUT else [Path(file)]
-        rejects = Rejects(reject, Settings.from_environment(folder=folder), stack, *inputs)
-        moment = None if granted_at is None else parse_time(granted_at)
-        scoring = stack.enter_context(open_events(folder))
-        importer: Import[Line, Any]
-        if contributions:
-            record = partial(scoring.contribute_many, overwrite=overwrite)
-            importer = Import(record, rejects.add, conflict_is_failure=False)
-            entries: Any = parsed(_lines(stream), partial(parse_contribution, granted_at=moment))
-        else:
-            importer = Import(scoring.grant_many, rejects.add)
-            entries = parsed(_lines(stream), parse_grant)
-        with stop_on_signals() as stop, progress_bar("lines") as bar:
-            task = bar.add_task(f"importing {shown(Path(file).name)}", total=size, done=0)
-            importer.on_progress = lambda summary: bar.update(
-                task, completed=None if size is None else stream.tell(), done=summary.lines
-            )
-            show = partial(_print_summary, json=json)
-            summary = import_all(importer, entries, rejects, stop=stop, bar=bar, show=show)
-    show(summary)
-    if contributions:
-        say_what_was_left(summary, overwrite=overwrite)
-    if not importer.ok:
-        if reject is not None:
-            err.print(f"the lines that were not imported are in {shown(str(reject))}")
-        raise typer.Exit(1)
+    import_lines(
+        file,
+        contributions=contributions,
+        overwrite=overwrite,
+        granted_at=granted_at,
+        reject=reject,
+        folder=folder,
+        json=json,
+    )
 
 
 def _check(
@@ -189,28 +142,3 @@ def _check(
             "--overwrite and --granted-at are about contributions: give --contributions",
             param_hint="FILE",
         )
-
-
-def _opened(file: str, stack: ExitStack) -> tuple[BufferedReader, int | None]:
-    if file == _STANDARD_INPUT:
-        return cast("BufferedReader", sys.stdin.buffer), None
-    path = Path(file)
-    try:
-        return stack.enter_context(path.open("rb")), path.stat().st_size or None
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _lines(stream: BufferedReader) -> Iterator[Line]:
-    try:
-        yield from read_lines(stream)
-    except OSError as error:
-        raise ValueError(f"the input cannot be read: {error.strerror}") from None
-
-
-def _print_summary(summary: ImportSummary, *, json: bool) -> None:
-    if json:
-        values: dict[str, Any] = dict(vars(summary))
-        print_json({**values, "seconds": round(summary.seconds, 3)})
-    else:
-        print_counts(summary, ("duplicates", "conflicts", "lines"))
