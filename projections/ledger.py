@@ -42,6 +42,7 @@ from projections.telemetry.metrics import observe
 from projections.telemetry.repositories import registered
 from projections.verification.events import verify_events
 from projections.verification.totals import verify_totals
+from projections.words import counted
 from projections.worker.rebuild import Rebuild, RebuildOutcome
 from projections.worker.unparker import Unparked, Unparker
 from projections.worker.worker import Progress, ProjectionWorker
@@ -526,8 +527,8 @@ class ScoreLedger:
         _, lag_events = self._await_recorded(wait)
         if lag_events:
             raise ProjectionError(
-                f"the read model was still {lag_events:,} events behind after {wait:g} s, so no "
-                "balance was opened: check with score-ledger status that a worker is running"
+                f"the read model was still {counted(lag_events, 'event')} behind after {wait:g} s, "
+                "so no balance was opened: check with score-ledger status that a worker is running"
             )
         if self._view.parking.count():
             raise ProjectionError(

@@ -71,14 +71,13 @@ _COMMANDS: Final = (
         "score-ledger import grants.jsonl --reject rejected.jsonl",
         "score-ledger import grants.jsonl.gz",
         "python examples/git_contributors.py . | score-ledger import -",
+        "score-ledger import --contributions buckets.jsonl",
+        "score-ledger import --from-mongo old.toml --dry-run",
+        "score-ledger import --from-mongo site.scores --field buckets=buckets --round whole",
         "",
         "A line:",
         '{"user_id":"ada","grant_id":"quiz-7-ada","key":"quiz:history:7",'
         '"category":"learning","source":"quiz","amount":25,"granted_at":"2026-11-22T09:30:00Z"}',
-        "",
-        "score-ledger import --contributions buckets.jsonl",
-        "score-ledger import --from-mongo old.toml --dry-run",
-        "score-ledger import --from-mongo site.scores --field buckets=buckets --round whole",
     ),
     Command(
         "project",

@@ -31,6 +31,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from projections.words import counted
+
 if TYPE_CHECKING:
     from projections.ledger import ScoreLedger
 
@@ -228,7 +230,8 @@ def note_lag(ledger: ScoreLedger) -> None:
         err.print(f"[bold red]warning:[/] {shown(status.event_store_replaced)}")
     elif lag:
         err.print(
-            f"[yellow]note:[/] the read model is {lag:,} events behind: run score-ledger project"
+            f"[yellow]note:[/] the read model is {counted(lag, 'event')} behind: run "
+            "score-ledger project"
         )
 
 

@@ -24,6 +24,7 @@ from projections.cli.verify import print_verification
 from projections.events.stores import KINDS
 from projections.ledger import ScoreLedger
 from projections.settings import Settings
+from projections.words import counted
 from scoring import Grant
 
 if TYPE_CHECKING:
@@ -85,14 +86,16 @@ def demo(
             ledger.catch_up()
             status = ledger.status()
             out.print(
-                f"projected {status.grants:,} grants of {status.users:,} users in "
-                f"{time.monotonic() - opened:.1f} s"
+                f"projected {counted(status.grants, 'grant')} of {counted(status.users, 'user')} "
+                f"in {time.monotonic() - opened:.1f} s"
             )
             _step("Reading: the old total leads, the ledger runs beside it in shadow")
             print_leaderboard(ledger.leaderboard.top(5), "recomputed")
             leaders = ledger.leaderboard.top(5, by="ledger")
+            out.print()
             print_leaderboard(leaders, "ledger")
             leader = leaders[0].user_id
+            out.print()
             print_user(ledger.totals(leader), leaders[0], ledger.history(leader, limit=5), "ledger")
             _step("Importing everything again: nothing may change")
             for title, lines in inputs:

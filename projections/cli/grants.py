@@ -10,7 +10,7 @@ import typer
 from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown
 from projections.cli.jsonl import parse_integer, parse_time
 from projections.cli.ledgers import open_events
-from scoring import Grant, GrantStatus
+from scoring import ContributionReceipt, Grant, GrantReceipt, GrantStatus
 from scoring.contributions import Contribution
 
 
@@ -35,7 +35,6 @@ def grant(
     Running it again with the same grant id adds nothing: it answers DUPLICATE, or CONFLICT (and
     exit code 1) if anything else differs. Give --granted-at when you may have to run it again.
     """
-    granted = datetime.now(UTC) if granted_at is None else parse_time(granted_at)
     # Checked before a store is made for it.
     award = Grant(
         user_id=user_id,
@@ -44,24 +43,17 @@ def grant(
         category=category,
         source=source,
         amount=parse_integer(amount, "amount"),
-        granted_at=granted,
+        granted_at=datetime.now(UTC) if granted_at is None else parse_time(granted_at),
     )
     with open_events(folder) as scoring:
         receipt = scoring.grant(**dict(award))
-    if json:
-        print_json(receipt)
-    else:
-        out.print(
-            f"[bold]{receipt.status}[/]  {shown(user_id)}: "
-            f"{receipt.total_before:,} → {receipt.total_after:,} points  "
-            f"[dim](position {receipt.position})[/]"
-        )
-    if receipt.status is GrantStatus.CONFLICT:
-        err.print(
-            "[bold red]error:[/] this grant id was recorded before with another payload; "
-            "nothing changed: use a new id for a new award"
-        )
-        raise typer.Exit(1)
+    _print(
+        receipt,
+        f"{receipt.total_before:,} → {receipt.total_after:,}",
+        json=json,
+        conflict="this grant id was recorded before with another payload; nothing changed: use a "
+        "new id for a new award",
+    )
 
 
 def contribute(
@@ -85,28 +77,36 @@ def contribute(
     nothing. A key content:feed-post:<id> or award:badge:<id> becomes a grant the first time, and
     answers CONFLICT (and exit code 1) if the ledger keeps other points than the bucket then has.
     """
-    earned_at = None if at is None else parse_time(at, field="at")
     contribution = Contribution(
         user_id=user_id,
         key=key,
         category=category,
         source=source,
         points=parse_integer(points, "points"),
-        at=earned_at,
+        at=None if at is None else parse_time(at, field="at"),
     )
     with open_events(folder) as scoring:
         receipt = scoring.contribute(**dict(contribution))
+    _print(
+        receipt,
+        f"recomputed total {receipt.recomputed_before:,} → {receipt.recomputed_after:,}",
+        json=json,
+        conflict="this key was granted before with other points or labels: the bucket has what "
+        "you gave, the ledger keeps the grant",
+    )
+
+
+def _print(
+    receipt: GrantReceipt | ContributionReceipt, change: str, *, json: bool, conflict: str
+) -> None:
+    """Print a receipt; exit with 1 if it is a conflict."""
     if json:
         print_json(receipt)
     else:
         out.print(
-            f"[bold]{receipt.status}[/]  {shown(user_id)}: recomputed total "
-            f"{receipt.recomputed_before:,} → {receipt.recomputed_after:,} points  "
+            f"[bold]{receipt.status}[/]  {shown(receipt.user_id)}: {change} points  "
             f"[dim](position {receipt.position})[/]"
         )
     if receipt.status is GrantStatus.CONFLICT:
-        err.print(
-            "[bold red]error:[/] this key was granted before with other points or labels: the "
-            "bucket has what you gave, the ledger keeps the grant"
-        )
+        err.print(f"[bold red]error:[/] {conflict}")
         raise typer.Exit(1)

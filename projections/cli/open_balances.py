@@ -24,6 +24,7 @@ from projections.cli.jsonl import parse_time
 from projections.cli.ledgers import open_ledger
 from projections.drift import OpenedBalances
 from projections.ledger import DEFAULT_WAIT_SECONDS
+from projections.words import counted
 
 
 def open_balances(
@@ -98,8 +99,8 @@ def print_opened(opened: OpenedBalances) -> None:
         print_table(table)
     done = "would be granted" if opened.dry_run else "granted"
     out.print(
-        f"[bold]{opened.points:,}[/] points {done} in [bold]{opened.grants:,}[/] opening balances "
-        f"of {opened.users:,} users"
+        f"[bold]{counted(opened.points, 'point')}[/] {done} in "
+        f"[bold]{counted(opened.grants, 'opening balance')}[/] of {counted(opened.users, 'user')}"
     )
     if opened.opened_before:
         out.print(f"{opened.opened_before:,} had been opened before")

@@ -26,6 +26,7 @@ from projections.ledger import ScoreLedger
 from projections.retries import retries_until
 from projections.settings import Settings
 from projections.status import LedgerStatus
+from projections.words import counted
 from projections.worker.worker import Progress
 
 
@@ -104,7 +105,7 @@ def project(
         )
     else:
         out.print(
-            f"projected [bold]{last.grants:,}[/] grants up to position {last.position:,} "
+            f"projected [bold]{counted(last.grants, 'grant')}[/] up to position {last.position:,} "
             f"[dim]({seconds:.1f} s)[/]"
         )
     if parked:

@@ -22,6 +22,7 @@ from projections.cli.console import (
 )
 from projections.cli.ledgers import note_default, open_ledger
 from projections.settings import Settings
+from projections.words import counted
 
 if TYPE_CHECKING:
     from projections.queries.history import GrantRow, UserTotals
@@ -141,7 +142,7 @@ def print_user(
     out.print(
         f"[bold]{shown(totals.user_id)}[/]  recomputed total [bold]{totals.recomputed_total:,}[/]"
         f"{rank.get('recomputed', '')}, ledger balance [bold]{totals.total_score:,}[/]"
-        f"{rank.get('ledger', '')} from {totals.grant_count:,} grants"
+        f"{rank.get('ledger', '')} from {counted(totals.grant_count, 'grant')}"
     )
     sums = Table(box=None, pad_edge=False)
     for title in ("category", "points", "source", "points"):
@@ -155,6 +156,7 @@ def print_user(
             cells += [label, "" if points is None else f"{points:,}"]
         sums.add_row(*cells)
     print_table(sums)
+    out.print()
     table = new_table("Newest grants", "granted at", "key", "category", "source")
     table.add_column("points", justify="right", style="bold")
     for grant in grants:

@@ -17,6 +17,7 @@ from projections.cli.console import (
 )
 from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
+from projections.words import counted
 
 
 def unpark(
@@ -45,7 +46,8 @@ def unpark(
     if json:
         print_json(dataclasses.asdict(outcome))
     else:
-        out.print(f"unparked {outcome.streams:,} streams with {outcome.grants:,} grants")
+        streams_, grants = counted(outcome.streams, "stream"), counted(outcome.grants, "grant")
+        out.print(f"unparked {streams_} with {grants}")
         for parked in outcome.still_parked:
             out.print(
                 f"[red]still parked[/] {parked.stream} at position {parked.position:,}: "

@@ -23,6 +23,7 @@ from projections.cli.rebuild import AdoptOption, run_rebuild
 from projections.errors import EventStoreReplaced
 from projections.ledger import ScoreLedger
 from projections.verification.report import DOCUMENT, Difference, Verification
+from projections.words import counted
 
 
 def verify(
@@ -95,8 +96,8 @@ def print_verification(outcome: Verification) -> None:
         )
     if not outcome.difference_count:
         out.print(
-            f"[bold green]ok[/]  {outcome.grants:,} grants of {outcome.users:,} users, and nothing "
-            "that should not be there"
+            f"[bold green]ok[/]  {counted(outcome.grants, 'grant')} of "
+            f"{counted(outcome.users, 'user')}, and nothing that should not be there"
         )
         return
     for difference in outcome.differences:
@@ -105,8 +106,9 @@ def print_verification(outcome: Verification) -> None:
     if more:
         out.print(f"… and {more:,} more")
     err.print(
-        f"[bold red]error:[/] {outcome.difference_count:,} differences in {outcome.users:,} users "
-        f"and {outcome.grants:,} grants: score-ledger verify --repair rebuilds the read model"
+        f"[bold red]error:[/] {counted(outcome.difference_count, 'difference')} in "
+        f"{counted(outcome.users, 'user')} and {counted(outcome.grants, 'grant')}: score-ledger "
+        "verify --repair rebuilds the read model"
     )
 
 

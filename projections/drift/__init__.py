@@ -4,9 +4,10 @@ It may import ``projections.mongo`` and what is below it.
 """
 
 from projections.drift.balances import OpenedBalances, open_balances
+from projections.drift.causes import Cause, Reason, UserDrift
 from projections.drift.measurement import measure_drift
 from projections.drift.page import write_page
-from projections.drift.report import Cause, Drift, Reason, UserDrift
+from projections.drift.report import Drift
 from projections.drift.table import CsvTable
 from projections.drift.tolerance import Tolerance
 

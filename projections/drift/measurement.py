@@ -8,20 +8,18 @@ from heapq import heappush, heapreplace, nlargest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
-from projections.drift.keys import BothWays, UserKeys, kind_of, read_users
-from projections.drift.places import BOARDS, Places, Totals
-from projections.drift.report import (
+from projections.drift.causes import (
     MAX_CAUSES,
     OTHER_CATEGORIES,
     OTHER_KEYS,
     Cause,
-    Drift,
-    LargestDifference,
     Reason,
-    TimelinePoint,
     UserDrift,
     described,
 )
+from projections.drift.keys import BothWays, UserKeys, kind_of, read_users
+from projections.drift.places import BOARDS, Places, Totals
+from projections.drift.report import Drift, LargestDifference, TimelinePoint
 from projections.drift.tolerance import Tolerance
 from projections.mongo.errors import translated
 from projections.mongo.sessions import in_snapshot

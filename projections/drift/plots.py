@@ -6,6 +6,8 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from projections.words import counted
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -57,12 +59,12 @@ def scatter(drift: Drift) -> str:
     for old, new, count in points:
         x, y = xy(old, new)
         kind = "same" if old == new else "higher" if new > old else "lower"
-        who = "1 user" if count == 1 else f"{count:,} users"
         about = "" if count == 1 else "about "
         radius = 3.5 + math.log2(count)
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
-            f"<title>{who}: old {about}{old:,.0f}, new {about}{new:,.0f}</title></circle>"
+            f"<title>{counted(count, 'user')}: old {about}{old:,.0f}, new {about}{new:,.0f}</title>"
+            "</circle>"
         )
     description = (
         f"{drift.users:,} users by their two totals. Dots on the diagonal have the same score both "
@@ -85,7 +87,7 @@ def histogram(drift: Drift) -> str:
         width = max(2.0, width) if count else 0.0
         parts += [
             _text(left - 10, y + 14, label, "end"),
-            _bar(kind, left, y + 3, width, f"{label}: {count:,} users"),
+            _bar(kind, left, y + 3, width, f"{label}: {counted(count, 'user')}"),
             _text(left + width + 8, y + 14, f"{count:,}", "start"),
         ]
     description = "Users by the difference of their totals, new less old, in points."

@@ -3,115 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from projections.drift.causes import BothTotals, Cause, Reason, described
 from projections.drift.distributions import Cells, SignedBins, Spread
 from projections.drift.tolerance import Tolerance
+from projections.words import counted
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from projections.drift.places import Board, Move
 
-MAX_CAUSES: Final = 1000
-"""So many kinds of keys are told apart; further ones are summed up as ``OTHER_KEYS``."""
-
-OTHER_KEYS: Final = "(other keys)"
-OTHER_CATEGORIES: Final = "(other categories)"
-
-
-class Reason(StrEnum):
-    """Why the two totals differ in a key."""
-
-    NOT_GRANTED = "not granted yet"
-    """A bucket with points and no grant: a recompute key that is still to be migrated."""
-    SHRUNK = "bucket below its grants"
-    """The old way took points back, which the ledger never does."""
-    GROWN = "bucket above its grants"
-    """The old way counts more than has been granted so far."""
-    AWARDED_AGAIN = "awarded again with other points"
-    """A post or badge whose bucket was overwritten: its grant stays as it was first given."""
-    LEDGER_ONLY = "granted without a bucket"
-    """Points that the old way never knew."""
-    UNEXPLAINED = "not the sum of its parts"
-    """A total that is not what the user's buckets or grants add up to: ``score-ledger verify`` has
-    more to say."""
-
-    @property
-    def stays(self) -> bool:
-        """Whether no opening balance can close it, since the ledger already has other points."""
-        return self in {Reason.SHRUNK, Reason.AWARDED_AGAIN, Reason.LEDGER_ONLY}
-
-    @property
-    def can_be_granted(self) -> bool:
-        """Whether an opening balance closes it."""
-        return self in {Reason.NOT_GRANTED, Reason.GROWN}
-
-
-class _BothTotals:
-    """Points the old way, and in the ledger."""
-
-    __slots__ = ()
-
-    old: int
-    new: int
-
-    @property
-    def difference(self) -> int:
-        """Points by which the ledger is above the old way."""
-        return self.new - self.old
-
-
-@dataclass(slots=True)
-class Cause(_BothTotals):
-    """What one kind of key contributes to the difference.
-
-    Attributes:
-        reason: Why the totals differ in it.
-        keys: The kind: a key with ``*`` for what looks like an id.
-        category: The label of the bucket, or of the grant where there is none.
-        users: Users whom it affects.
-        old: Points in the recomputed total.
-        new: Points in the ledger's balance.
-    """
-
-    reason: Reason
-    keys: str
-    category: str
-    users: int = 0
-    old: int = 0
-    new: int = 0
-
-
-@dataclass(slots=True)
-class UserDrift(_BothTotals):
-    """One user's two totals, and how they come to differ.
-
-    Attributes:
-        user_id: The user.
-        old: The recomputed total, in points.
-        new: The ledger's balance, in points.
-        causes: By reason, kind of key and category; only where something differs.
-        categories: By category, points in old and new.
-    """
-
-    user_id: str
-    old: int
-    new: int
-    causes: dict[tuple[Reason, str, str], Cause] = field(default_factory=dict)
-    categories: dict[str, list[int]] = field(default_factory=dict)
-
-    def by_reason(self) -> dict[Reason, int]:
-        """Return the points that each reason adds to the difference."""
-        points = dict.fromkeys(Reason, 0)
-        for cause in self.causes.values():
-            points[cause.reason] += cause.difference
-        return points
-
 
 @dataclass(frozen=True, slots=True)
-class LargestDifference(_BothTotals):
+class LargestDifference(BothTotals):
     """A user in the list of the largest differences.
 
     Attributes:
@@ -141,7 +47,7 @@ class TimelinePoint:
 
 
 @dataclass(slots=True)
-class Drift(_BothTotals):
+class Drift(BothTotals):
     """Old against new, overall.
 
     Attributes:
@@ -228,43 +134,45 @@ class Drift(_BothTotals):
     @property
     def verdict(self) -> str:
         """The sentence that says whether a flip is safe, and if not, why."""
+        users = counted(self.users, "user")
         if self.safe_to_flip and self.different:
             return (
                 f"A flip is safe within {self.tolerance}: {self.different:,} of "
-                f"{_users(self.users)} would see another score, none of them by more."
+                f"{users} would see another score, none of them by more."
             )
         if self.safe_to_flip:
-            return f"A flip is safe: of {_users(self.users)}, nobody would see another score."
+            return f"A flip is safe: of {users}, nobody would see another score."
         return f"A flip is not safe: {self._objection}."
 
     @property
     def _objection(self) -> str:
+        users = counted(self.users, "user")
         if self.lag_events:
             return (
-                f"the read model was still {_counted(self.lag_events, 'event')} behind after "
+                f"the read model was still {counted(self.lag_events, 'event')} behind after "
                 f"waiting {self.waited_seconds:.1f} s, so these scores are old ones: see that a "
                 "worker runs (score-ledger project --follow) and keeps up (score-ledger status)"
             )
         if self.parked_streams:
             return (
-                f"the events of {_users(self.parked_streams)} are parked, so what they have now is "
-                "not known here; score-ledger status lists them"
+                f"the events of {counted(self.parked_streams, 'user')} are parked, so what they "
+                "have now is not known here; score-ledger status lists them"
             )
         if not self.users:
             return "there is no user yet whose totals could be compared"
         if not self.beyond:
             return (
-                f"{self.unexplained:,} of {_users(self.users)} have a total that is not the sum of "
+                f"{self.unexplained:,} of {users} have a total that is not the sum of "
                 "its parts, so run score-ledger verify and measure again"
             )
         main = f"; most of it is {described(self.causes[0])}" if self.causes else ""
         if self.beyond < self.different:
             return (
-                f"{self.beyond:,} of {_users(self.users)} would see a score that differs by more "
+                f"{self.beyond:,} of {users} would see a score that differs by more "
                 f"than {self.tolerance}, of {self.different:,} who would see another one{main}"
             )
         return (
-            f"{self.different:,} of {_users(self.users)} would see another score, {self.lower:,} "
+            f"{self.different:,} of {users} would see another score, {self.lower:,} "
             f"of them a lower one{main}"
         )
 
@@ -277,7 +185,7 @@ class Drift(_BothTotals):
         share = _percent(10_000 * self.different / self.users)
         half, most, all_ = (f"{points[quantile]:,}" for quantile in ("50", "95", "100"))
         sentences = [
-            f"{self.different:,} of {_users(self.users)} ({share}) would notice.",
+            f"{self.different:,} of {counted(self.users, 'user')} ({share}) would notice.",
             f"In points: half up to {half}, 95 in 100 up to {most}, nobody more than {all_}.",
         ]
         if percent:
@@ -287,7 +195,7 @@ class Drift(_BothTotals):
                 f"nobody more than {all_}."
             )
         if self.new_to_points:
-            sentences.append(f"{_users(self.new_to_points)} had nothing before.")
+            sentences.append(f"{counted(self.new_to_points, 'user')} had nothing before.")
         return " ".join(sentences)
 
     @property
@@ -301,13 +209,13 @@ class Drift(_BothTotals):
         to_grant = -sum(cause.difference for cause in self.causes if cause.reason.can_be_granted)
         parts = []
         if to_grant:
-            parts.append(f"score-ledger open-balances grants {_counted(to_grant, 'point')} of it.")
+            parts.append(f"score-ledger open-balances grants {counted(to_grant, 'point')} of it.")
         if self.residue:
             points = sum(abs(cause.difference) for cause in self.residue)
             reasons = dict.fromkeys(str(cause.reason) for cause in self.residue)
             parts.append(
-                f"{_counted(points, 'point')} of {_users(self.staying)} cannot heal, since grants "
-                f"are for ever: {', '.join(reasons)}."
+                f"{counted(points, 'point')} of {counted(self.staying, 'user')} cannot heal, since "
+                f"grants are for ever: {', '.join(reasons)}."
             )
         return " ".join(parts)
 
@@ -373,23 +281,8 @@ class Drift(_BothTotals):
         }
 
 
-def _users(count: int) -> str:
-    return _counted(count, "user")
-
-
-def _counted(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count:,} {what}s"
-
-
 def _percent(hundredths: float) -> str:
     """Return a share for people: a tenth of a percent is as fine as anybody looks."""
     if 0 < hundredths < 10:  # noqa: PLR2004 - hundredths of a percent
         return "less than 0.1 %"
     return f"{hundredths / 100:,.1f} %".replace(".0 %", " %")
-
-
-def described(cause: Cause) -> str:
-    """Return a cause in words, e.g. ``telemetry:activity, not granted yet``."""
-    if cause.reason is Reason.UNEXPLAINED:
-        return str(cause.reason)
-    return f"{cause.keys}, {cause.reason}"

@@ -5,21 +5,14 @@ from __future__ import annotations
 import csv
 from typing import TYPE_CHECKING, Final
 
-from projections.drift.report import Reason
+from projections.drift.causes import Reason
 
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from projections.drift.report import UserDrift
+    from projections.drift.causes import UserDrift
 
-COLUMNS: Final = {
-    Reason.NOT_GRANTED: "not_granted",
-    Reason.SHRUNK: "shrunk",
-    Reason.GROWN: "grown",
-    Reason.AWARDED_AGAIN: "awarded_again",
-    Reason.LEDGER_ONLY: "ledger_only",
-    Reason.UNEXPLAINED: "unexplained",
-}
+COLUMNS: Final = {reason: reason.name.lower() for reason in Reason}
 """The columns that explain the difference: they add up to it."""
 
 # What a spreadsheet would take for a formula.

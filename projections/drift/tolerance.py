@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from projections.words import counted
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -58,5 +60,5 @@ class Tolerance:
     def __str__(self) -> str:
         if self.percent:
             percent = f"{self.percent.normalize():f} %"
-            return f"{self.points:,} points or {percent}" if self.points else percent
-        return f"{self.points:,} points" if self.points != 1 else "1 point"
+            return f"{counted(self.points, 'point')} or {percent}" if self.points else percent
+        return counted(self.points, "point")

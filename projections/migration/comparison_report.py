@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from projections.words import counted
+
 if TYPE_CHECKING:
     from datetime import datetime
 
@@ -127,7 +129,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The sentence that says how the two stand to each other."""
-        what = f"{_counted(self.buckets, 'bucket')} of {_counted(self.users, 'user')}"
+        what = f"{counted(self.buckets, 'bucket')} of {counted(self.users, 'user')}"
         repaired = f", {self.repaired_count:,} of them repaired" if self.repaired_count else ""
         if self.difference_count:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
@@ -138,7 +140,7 @@ class Comparison:
             )
         if self.parked_streams:
             return (
-                f"{_counted(self.parked_streams, 'stream')} are parked, so the ledger's side is "
+                f"{counted(self.parked_streams, 'stream')} are parked, so the ledger's side is "
                 "not complete: run score-ledger unpark and compare again."
             )
         return f"The ledger holds what the old collection holds: {what}{repaired}."
@@ -195,7 +197,7 @@ def said(side: ScoreSide | None) -> str:
     """Return what one side holds in words, e.g. ``12 points, telemetry/app``."""
     if side is None:
         return "nothing"
-    parts = [_counted(side.points, "point")]
+    parts = [counted(side.points, "point")]
     if side.category is not None:
         parts.append(f"{side.category}/{side.source}")
     if side.at is not None:
@@ -220,7 +222,3 @@ def _side_in_json(side: ScoreSide | None) -> dict[str, object] | None:
         return None
     at = None if side.at is None else side.at.isoformat(timespec="milliseconds")
     return {**side._asdict(), "at": at}
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"

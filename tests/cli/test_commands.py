@@ -38,7 +38,7 @@ def test_from_a_grant_to_the_leaderboard(cli: CommandLine) -> None:
     assert (again.returncode, again.stdout.split()[0]) == (0, "DUPLICATE")
     behind = cli("leaderboard", "--by", "ledger")
     assert "3 events behind: run score-ledger project" in behind.stderr
-    assert cli("project").stdout.startswith("projected 1 grants up to position 3")
+    assert cli("project").stdout.startswith("projected 1 grant up to position 3")
     rows = json.loads(cli("leaderboard", "--by", "ledger", "--json").stdout)
     assert rows == [{"rank": 1, "user_id": "Zoë", "score": 25}]
     page = json.loads(cli("user", "Zoe\u0308", "--json").stdout)
@@ -68,7 +68,7 @@ def test_the_leaderboard_shows_the_total_that_was_set(cli: CommandLine) -> None:
     assert (
         json.loads(flipped("leaderboard", "--by", "recomputed", "--json").stdout)[0]["score"] == 0
     )
-    assert "ledger balance 25 (rank 1) from 1 grants" in flipped("user", "Zoë").stdout
+    assert "ledger balance 25 (rank 1) from 1 grant" in flipped("user", "Zoë").stdout
 
 
 def test_a_conflict_exits_with_1(cli: CommandLine) -> None:
@@ -113,7 +113,7 @@ def test_verify_finds_a_wrong_total_and_exits_with_1(cli: CommandLine) -> None:
     assert done.returncode == 1
     assert "Zoë categoryTotals.content: expected 25, found 26" in done.stdout
     assert "Zoë grantCount: expected 1, found 2" in done.stdout
-    assert "2 differences in 1 users" in done.stderr
+    assert "2 differences in 1 user" in done.stderr
 
 
 @on_both_stores

@@ -109,7 +109,7 @@ def test_opening_balances_brings_the_totals_together(cli: CommandLine) -> None:
     assert "events behind after 0 s, so no balance was opened" in behind.stderr
     cli("project")
     would = cli("open-balances", "--dry-run")
-    assert "40 points would be granted in 1 opening balances of 1 users" in would.stdout
+    assert "40 points would be granted in 1 opening balance of 1 user" in would.stdout
     other = json.loads(cli("open-balances", "--keys", "quiz:history", "--json").stdout)
     assert (other["users"], other["grants"]) == (1, 0)
     wrong = cli("open-balances", "--granted-at", "2026-11-22")

@@ -28,10 +28,10 @@ from projections.drift import (
     measure_drift,
     write_page,
 )
+from projections.drift.causes import MAX_CAUSES, OTHER_CATEGORIES, OTHER_KEYS
 from projections.drift.distributions import SignedBins, Spread
 from projections.drift.keys import kind_of
 from projections.drift.measurement import LARGEST
-from projections.drift.report import MAX_CAUSES, OTHER_CATEGORIES, OTHER_KEYS
 from projections.drift.summary import summary_tables
 from projections.mongo.read_model import ReadModel
 from scoring import Scoring
