@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from itertools import compress, repeat
-from operator import is_
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from eventsourcing.persistence import DatetimeAsISO, JSONTranscoder
@@ -12,7 +10,7 @@ from msgspec import DecodeError
 from msgspec.json import Decoder, Encoder
 
 # The types that msgspec writes exactly as the library does. It would write a UUID as a string.
-_PLAIN_TYPES: Final = frozenset({str, int, bool, type(None), datetime})
+_PLAIN_TYPES: Final = frozenset({str, int, bool, type(None)})
 
 _CONTAINERS: Final = frozenset({dict, list})
 
@@ -31,18 +29,19 @@ class ScoringTranscoder(JSONTranscoder):
 
     def encode(self, obj: Any) -> bytes:
         """Encode an object as JSON bytes."""
-        times = self.types.get(datetime)
-        if times is None or type(obj) is not dict:
+        # Whose format is known here; somebody may have registered another for times.
+        if type(obj) is not dict or type(self.types.get(datetime)) is not DatetimeAsISO:
             return super().encode(obj)
-        types = [*map(type, obj.values())]
-        if not _PLAIN_TYPES.issuperset(types):
-            return super().encode(obj)
-        if datetime in types:
-            # As _encode_obj() has them: calling it for each takes 3 % of grant_many().
-            obj = obj.copy()
-            for name in tuple(compress(obj, map(is_, types, repeat(datetime)))):
-                obj[name] = {"_type_": times.name, "_data_": times.encode(obj[name])}
-        return _WRITE(obj)
+        plain: dict[str, Any] = {}
+        for name, value in obj.items():
+            kind = type(value)
+            if kind is datetime:
+                plain[name] = {"_type_": DatetimeAsISO.name, "_data_": _iso_format(value)}
+            elif kind in _PLAIN_TYPES:
+                plain[name] = value
+            else:
+                return super().encode(obj)
+        return _WRITE(plain)
 
     def decode(self, data: bytes) -> Any:
         """Decode JSON bytes, as the library does."""
@@ -68,3 +67,10 @@ class ScoringTranscoder(JSONTranscoder):
         if type(o) not in self.types and isinstance(o, DatetimeAsISO.type):
             return {"_type_": DatetimeAsISO.name, "_data_": o.isoformat()}
         return super()._encode_obj(o)
+
+
+def _iso_format(time: datetime) -> str:
+    if time.tzinfo is not UTC:
+        return time.isoformat()
+    # In a third of the time: msgspec differs in how it writes UTC, as Z, and other offsets.
+    return _WRITE(time)[1:-2].decode() + "+00:00"

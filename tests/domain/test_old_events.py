@@ -11,7 +11,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -353,6 +353,35 @@ def test_both_transcoders_write_and_read_the_same(state: dict[str, Any]) -> None
 def test_both_transcoders_write_and_read_the_same_for_long(state: dict[str, Any]) -> None:
     """More of it."""
     assert_both_transcoders_agree(state)
+
+
+ZONES = (UTC, None, *(timezone(timedelta(seconds=seconds)) for seconds in (20, -1, 7200)))
+
+
+@given(at=st.datetimes(timezones=st.sampled_from(ZONES)))
+def test_both_transcoders_write_and_read_a_time_the_same(at: datetime) -> None:
+    """In any time zone, in any year, to the microsecond."""
+    assert_both_transcoders_agree({"at": at})
+
+
+class Microseconds(DatetimeAsISO):
+    """Another format of times."""
+
+    name = "microseconds"
+
+    def encode(self, obj: datetime) -> str:
+        """Write a number."""
+        return str(int(obj.timestamp() * 1e6))
+
+
+def test_both_transcoders_write_times_as_an_application_registered() -> None:
+    """And not in the library's format, which ours knows by heart."""
+    ours, librarys = transcoders()
+    for transcoder in (ours, librarys):
+        transcoder.register(Microseconds())
+    state = {"at": QUIZ["granted_at"]}
+    assert ours.encode(state) == librarys.encode(state)
+    assert b"datetime_iso" not in ours.encode(state)
 
 
 def test_what_json_has_no_word_for_is_read_alike() -> None:
