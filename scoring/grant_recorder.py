@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant, payload_of
@@ -16,18 +16,9 @@ if TYPE_CHECKING:
     from scoring.user_score import UserScore
 
 
-class _Step(NamedTuple):
-    """What is to become of one grant.
-
-    Attributes:
-        event: What records it, or what holds its id already.
-        before: The user's balance before it; ``None`` if it is not recorded.
-        after: The user's balance after it.
-    """
-
-    event: UserScore.GrantRecorded
-    before: int | None
-    after: int
+_Step: TypeAlias = "tuple[UserScore.GrantRecorded, int | None, int]"
+"""What is to become of one grant: what records it, or what holds its id already; the user's balance
+before it, ``None`` if it is not recorded; the user's balance after it."""
 
 
 class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Step]):
@@ -50,12 +41,12 @@ class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Step]):
 
     def decide(self, attempt: Attempt) -> list[_Step]:
         """Record the grants whose ids are free, as far as is known."""
-        steps = []
+        steps: list[_Step] = []
         for index, grant in enumerate(self._commands):
             grant_id = grant.grant_id
             holder = self._originals.get(grant_id) or attempt.granted.get(grant_id)
             if holder is not None:
-                steps.append(_Step(holder, None, 0))
+                steps.append((holder, None, 0))
                 continue
             score = attempt.scores[grant.user_id]
             before = score.total_score
@@ -65,7 +56,7 @@ class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Step]):
                 raise RefusedAt(index, error) from error.__cause__
             event: Any = score.pending_events[-1]
             attempt.granted[grant_id] = event
-            steps.append(_Step(event, before, score.total_score))
+            steps.append((event, before, score.total_score))
         return steps
 
     def _answers(

@@ -322,6 +322,8 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
                 f"the event store was closed, so it is unknown whether {self._subject} are "
                 f"recorded: {self._cure}, on one that is open"
             ) from error
+        # These refer back to here, and would wait for the garbage collector.
+        self.sent.clear()
         for what, kept, given in self._conflicts:
             self.write_side.conflicts.add(what, kept=kept, given=given)
         return receipts

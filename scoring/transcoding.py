@@ -32,14 +32,14 @@ class ScoringTranscoder(JSONTranscoder):
         # Whose format is known here; somebody may have registered another for times.
         if type(obj) is not dict or type(self.types.get(datetime)) is not DatetimeAsISO:
             return super().encode(obj)
-        plain: dict[str, Any] = {}
+        plain = obj
         for name, value in obj.items():
             kind = type(value)
             if kind is datetime:
+                if plain is obj:
+                    plain = obj.copy()
                 plain[name] = {"_type_": DatetimeAsISO.name, "_data_": _iso_format(value)}
-            elif kind in _PLAIN_TYPES:
-                plain[name] = value
-            else:
+            elif kind not in _PLAIN_TYPES:
                 return super().encode(obj)
         return _WRITE(plain)
 

@@ -25,7 +25,7 @@ from eventsourcing.utils import TopicError
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
 from scoring.frozen import made_of
-from scoring.grants import Grant, payload_of
+from scoring.grants import Grant
 from scoring.identity import claim_stream_id, is_grant_shaped, user_stream_id
 from scoring.rules import MAX_TOTAL, normalised_user_id
 from scoring.trace_context import current_traceparent
@@ -276,18 +276,25 @@ class UserScore(Aggregate):
             replaced = self.buckets.get(grant.key)
             replaced_points = 0 if replaced is None else replaced.points
             self._check_recomputed_total("amount", grant.amount, replaced_points)
-        # What trigger_event() does, without looking at the class again.
+        # What trigger_event() does, without looking at the class again or checking what was made.
         attributes = {
             "originator_id": self.id,
             "originator_version": self.version + 1,
             "timestamp": UserScore.GrantRecorded.create_timestamp(),
-            **payload_of(grant),
+            "user_id": grant.user_id,
+            "grant_id": grant.grant_id,
+            "key": grant.key,
+            "category": grant.category,
+            "source": grant.source,
+            "amount": grant.amount,
+            "granted_at": grant.granted_at,
             "replaced_points": replaced_points,
         }
         if traceparent is not None:
             attributes["traceparent"] = traceparent
         event = made_of(UserScore.GrantRecorded, attributes)
-        event.mutate(self)
+        event.apply(self)
+        self.version, self.modified_on = event.originator_version, event.timestamp
         self.pending_events.append(event)
         self._pending_grant_ids.add(grant.grant_id)
 
