@@ -26,6 +26,7 @@ from scoring.event_store import (
     ScoringSnapshotStore,
     StoreWentBack,
 )
+from scoring.freshness import Freshness
 from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
 from scoring.recorder import RefusedAt, WriteSide, commit_together
@@ -125,7 +126,12 @@ class Scoring(Application[UUID]):
         self.conflicts = ConflictLog()
         self._clock = clock or _now
         self._listeners: set[Event] = set()
-        self._scores = UserScores(self.events, self.snapshots, CheckOutCache(maxsize=cache_size))
+        self._scores = UserScores(
+            self.events,
+            self.snapshots,
+            CheckOutCache(maxsize=cache_size),
+            Freshness(self.recorder),
+        )
         self._queue: CommitQueue[Any] = CommitQueue(commit_together, most=COMMANDS_PER_COMMIT)
         self._write_side = WriteSide(
             self.commit, self.recorder, self._scores, self._queue, self.conflicts

@@ -187,6 +187,7 @@ class Attempt:
             for caller in self.steps:
                 caller.sent.append(self)
             recorded = self.write_side.commit(processing_event)
+            self.write_side.scores.advanced(recorded, changed)
             positions = {
                 id(event): position
                 for event, position in zip(self.events, recorded.positions, strict=True)

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from scoring.checkout import CheckOutCache
-    from scoring.event_store import ScoringEventStore, ScoringSnapshotStore
+    from scoring.event_store import RecordedEvents, ScoringEventStore, ScoringSnapshotStore
+    from scoring.freshness import Freshness
 
 T = TypeVar("T")
 
 _USERS_AT_ONCE: Final = 1000
 _LOADED_AT_ONCE: Final = 250
+
+_WORTH_A_LOOK: Final = 100
+"""So many users together are looked up by what is new in the store, fewer each for itself."""
 
 _LOOKS: Final = 10
 """For so many commits users are looked up first, after others were seen to have written."""
@@ -41,11 +45,13 @@ class UserScores:
         events: ScoringEventStore,
         snapshots: ScoringSnapshotStore | None,
         cache: CheckOutCache,
+        freshness: Freshness,
     ) -> None:
         """Read from these parts of an application."""
         self._events = events
         self._snapshots = snapshots
         self._cache = cache
+        self._freshness = freshness
         self._looks = 0
 
     def take(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
@@ -87,7 +93,13 @@ class UserScores:
         taken = {user_id: self._cache.take(user_id) for user_id in user_ids}
         absent = [user_id for user_id, score in taken.items() if score is None]
         scores: dict[str, UserScore] = {}
-        for cached in _parts([score for score in taken.values() if score is not None]):
+        in_memory = [score for score in taken.values() if score is not None]
+        if has_looked := len(in_memory) >= _WORTH_A_LOOK:
+            self._freshness.look(most_events=len(in_memory))
+            scores = {each.user_id: each for each in in_memory if self._freshness.covers(each)}
+            in_memory = [score for score in in_memory if score.user_id not in scores]
+        for cached in _parts(in_memory):
+            unchanged = []
             # From the newest event that is in memory: if it is another one, the store went back.
             later = self._events.after([(score.id, score.version - 1) for score in cached])
             for score, events in zip(cached, later, strict=True):
@@ -104,6 +116,10 @@ class UserScores:
                     scores[score.user_id] = _evolved(score, events)
                 if score.version > version:
                     self.expect_others()
+                else:
+                    unchanged.append(score)
+            if has_looked:
+                self._freshness.learn(unchanged)
         return scores | self._load(absent)
 
     def state_of(self, user_id: str) -> Score:
@@ -131,6 +147,10 @@ class UserScores:
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
         self._cache.clear()
+
+    def advanced(self, recorded: RecordedEvents, scores: Iterable[UserScore]) -> None:
+        """Take note of what was just recorded, and of the aggregates whose events these are."""
+        self._freshness.follow(recorded, scores)
 
     def give_back(self, score: UserScore) -> None:
         """Keep an aggregate whose state is committed."""

@@ -356,6 +356,31 @@ def test_users_who_are_loaded_together_are_as_if_loaded_alone(app: Scoring, stor
         assert [r.total_before for r in receipts] == [totals.get(user, 0) for user in names]
 
 
+@pytest.mark.parametrize("written_since", [False, True])
+def test_the_totals_of_taken_ids_are_those_of_the_store_that_was_put_back(
+    app: Scoring, store: Store, *, written_since: bool
+) -> None:
+    """Of so many users that they are not looked up one by one; perhaps it is as long as before."""
+
+    def five_points(app: Scoring, first: int) -> list[Any]:
+        some = [make_grant(first + n, user_id=f"user-{n % 120}", amount=5) for n in range(600)]
+        return app.grant_many(some)
+
+    five_points(app, 0)
+    store.back_up()
+    five_points(app, 0)
+    five_points(app, 1000)
+    assert {receipt.total_after for receipt in five_points(app, 0)} == {50}
+    store.put_back()
+    if written_since:
+        with Scoring(store.env) as other:
+            other.grant_many([make_grant(n, user_id="user-7") for n in range(2000, 2600)])
+    receipts = five_points(app, 0)
+    with Scoring(store.env) as other:
+        for receipt in receipts[:120]:
+            assert receipt.total_after == other.score_of(receipt.user_id).total_score
+
+
 def test_an_aggregate_of_an_embedders_own_is_not_saved_onto_a_gap(
     app: Scoring, store: Store
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from eventsourcing.sqlite import SQLiteApplicationRecorder
 
 from event_store_kinds import EVENT_STORES
 from scoring import Contribution, Grant, GrantStatus, Scoring
+from scoring.event_store import Place
 from scoring.identity import claim_stream_id, user_stream_id
 from support import make_grant, sqlite_env
 
@@ -96,10 +98,53 @@ def test_users_who_are_behind_in_memory_are_brought_up_to_date_together(
         )
         asked = count_calls(monkeypatch, app.recorder)
         receipts = app.contribute_many(contributions(grants))
-        assert asked() <= 10
+        assert asked() <= 12
     assert [(r.status, r.recomputed_after) for r in receipts] == [
         (DUPLICATE, number % 4 + 5) for number in range(100)
     ]
+
+
+@pytest.mark.parametrize("env", [*EVENT_STORES], indirect=True)
+def test_users_whom_nobody_has_written_to_are_not_looked_up_one_by_one(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those who were looked up before nor those to whom this process has granted since."""
+    grants = [make_grant(number, user_id=f"user-{number % 150}") for number in range(500)]
+    with Scoring(env) as app:
+        for _ in range(2):
+            app.grant_many(grants)
+        app.grant_many([make_grant(1000 + n, user_id=f"user-{n}") for n in range(3)])
+        looked_up: list[Place] = []
+        select: Any = app.recorder.select_events_after  # type: ignore[attr-defined]
+
+        def select_events_after(places: list[Place]) -> Any:
+            looked_up.extend(places)
+            return select(places)
+
+        monkeypatch.setattr(app.recorder, "select_events_after", select_events_after)
+        assert {receipt.status for receipt in app.grant_many(grants)} == {DUPLICATE}
+        assert looked_up == []
+
+
+def test_what_others_have_recorded_is_in_the_totals_of_taken_ids(env: dict[str, str]) -> None:
+    """Little of it, more of it than there are users in the batch, and with ours in between."""
+    grants = [make_grant(number, user_id=f"user-{number % 120}", amount=1) for number in range(600)]
+    numbers = iter(range(1000, 2000))
+
+    def five_points(app: Scoring, user: int, times: int = 1) -> None:
+        some = [make_grant(next(numbers), user_id=f"user-{user}", amount=5) for _ in range(times)]
+        app.grant_many(some)
+        totals[f"user-{user}"] += 5 * times
+
+    with Scoring(env) as app, Scoring(env) if env else nullcontext(app) as other:
+        app.grant_many(grants)
+        totals = {grant.user_id: 5 for grant in grants}
+        for ours, theirs, times in [(0, 0, 0), (1, 2, 1), (3, 3, 1), (4, 5, 150), (5, 4, 1)]:
+            five_points(other, theirs, times)
+            five_points(app, ours)
+            five_points(other, ours, times)
+            receipts = app.grant_many(grants)
+            assert {receipt.user_id: receipt.total_after for receipt in receipts} == totals
 
 
 def test_taken_ids_are_answered_alike_on_every_store(env: dict[str, str]) -> None:
