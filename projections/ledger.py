@@ -389,7 +389,10 @@ class ScoreLedger:
             fresh: Give up what an interrupted rebuild left, and start over.
             adopt: Rebuild although the event store is not the one that was projected so far, or
                 went back: whatever it does not have is gone from the read model then.
-            stop: When set, stop at the next boundary between batches.
+            stop: When set, stop at the next boundary between batches. A MongoDB that does not
+                answer is not waited for any longer than the driver takes to give it up: seconds
+                through a client that the ledger made, half a minute through one of yours, unless
+                it has time limits of its own. So it is wherever a ``stop`` is taken.
             on_progress: Told after each batch.
 
         Raises:

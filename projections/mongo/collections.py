@@ -17,6 +17,7 @@ replaced with another, ``score_grants__g2_old``: a name that a rename has led fr
 
 from __future__ import annotations
 
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 from bson.codec_options import CodecOptions
@@ -91,6 +92,9 @@ class Collections:
 
     What a reader has seen therefore survives a change of primary, and so does what a worker has
     been told is committed.
+
+    Attributes:
+        stop: When set, what failed in a transaction on positions or generations is not tried again.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Collections:
         """
         self.client = client
         self.generation = generation
+        self.stop = Event()
         self.shape = SHAPE
         self.generational = GENERATIONAL
         self.indexes = INDEXES
@@ -129,7 +134,9 @@ class Collections:
 
     def of_generation(self, generation: int | None) -> Self:
         """Return those of a generation that is not the live one, or of that: ``None``."""
-        return type(self)(self.client, self.database.name, generation=generation)
+        others = type(self)(self.client, self.database.name, generation=generation)
+        others.stop = self.stop
+        return others
 
     def name_of(self, collection: str) -> str:
         """Return the name that one of ``GENERATIONAL`` has in this generation."""

@@ -374,7 +374,7 @@ def in_transaction(collections: Collections, work: Callable[[ClientSession], T])
     """
     results: list[T] = []  # of each attempt
     with closing(TransactionRunner(collections)) as transactions:
-        transactions.run(lambda: results.append(work(transactions.session)))
+        transactions.run(lambda: results.append(work(transactions.session)), stop=collections.stop)
     return results[-1]
 
 

@@ -98,7 +98,8 @@ class Rebuild:
             ReadModelUnavailable: if MongoDB failed.
         """
         self._adopt = adopt
-        self._stop = stop or Event()
+        self._live = self._live.of_generation(None)
+        self._stop = self._live.stop = stop or Event()
         retries = retries_until(self._stop)
         retries.call(self._target)  # before there is work to lose
         building: ReadModel | None = None

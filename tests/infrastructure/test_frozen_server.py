@@ -9,21 +9,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
+from pymongo import MongoClient
+from pymongo.monitoring import CommandStartedEvent
 
 from command_line import COMMAND, CommandLine
 from event_store import assert_equal_to_the_events, damaged
+from heard_commands import HeardCommands
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
 from projections.mongo import connect
+from projections.mongo.client import _TIME_LIMITS
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
+from projections.worker.rebuild import Rebuild
 from scoring import Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, sqlite_env, worker_maker
 
 DATABASE = "frozen"
 SOON_SECONDS = 30  # seven, or ten for who reads, and some for a busy machine
@@ -172,6 +179,46 @@ def test_a_command_that_is_told_to_stop_stops_within_seconds(
         for moment, (name, _, _) in MOMENTS.items():
             again = CommandLine(tmp_path, env[moment])(name)
             assert again.returncode == 0, (moment, again)
+
+
+class Moment(HeardCommands):
+    """Has something done before a client sends a command with some text in it."""
+
+    def __init__(self, text: str, do: Callable[[], object]) -> None:
+        super().__init__()
+        self._text, self._do = text, do
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if self._text in str(event.command):
+            self._do()
+
+
+@pytest.mark.parametrize("moment", ["claiming a generation", "holding the live one"])
+def test_whoever_stops_a_rebuild_is_not_kept_by_what_it_tries_again(
+    server: Server, scoring: Scoring, moment: str
+) -> None:
+    """In a process that has other things to do; the next call carries on."""
+    scoring.grant_many([make_grant(number) for number in range(50)])
+    stop = Event()
+    with ExitStack() as stack, connect(server.uri) as healthy:
+
+        def freeze() -> None:
+            if not stop.is_set():
+                stack.enter_context(server.frozen())
+                stop.set()
+
+        heard = Moment(MOMENTS[moment][1], freeze)
+        client = MongoClient[Any](server.uri, event_listeners=[heard], **_TIME_LIMITS)
+        stack.callback(client.close)
+        with suppress(ReadModelUnavailable):
+            stopped = Rebuild(scoring, ReadModel(client, DATABASE), worker_maker(scoring))
+            began = time.monotonic()
+            assert not stopped.run(stop=stop).live
+        assert stop.is_set()
+        assert time.monotonic() - began < SOON_SECONDS
+        stack.close()
+        again = Rebuild(scoring, ReadModel(healthy, DATABASE), worker_maker(scoring))
+        assert again.run().live
 
 
 def test_a_reader_is_told_within_seconds(server: Server, scoring: Scoring, tmp_path: Path) -> None:
