@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -207,16 +207,38 @@ def test_nobody_is_waited_for_soon_after_some_did_not_come_back(
 ) -> None:
     """As under calls that come at any time, which have nothing to gain from it."""
     granted_together(sqlite, [make_grant(number) for number in range(3)])
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.0)
+    sqlite.grant(**make_grant(3).model_dump())
     monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 20.0)
-    with monkeypatch.context() as patch:
-        nobody_comes = SimpleNamespace(acquire=lambda timeout: False, release=lambda: None)  # noqa: ARG005 - as a lock's
-        patch.setattr(sqlite._queue, "_gathering", nobody_comes)
-        sqlite.grant(**make_grant(3).model_dump())
     granted_together(sqlite, [make_grant(number) for number in range(4, 7)])
     began = time.monotonic()
     sqlite.grant(**make_grant(7).model_dump())
     assert time.monotonic() - began < 15
     assert [len(grants_in(events)) for events in sqlite.commits] == [3, 1, 3, 1]
+
+
+def test_who_came_during_a_commit_waits_for_those_who_were_in_it(
+    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or two groups go on in turns for ever, each in the other's way."""
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 600.0)
+    with ThreadPoolExecutor(3) as threads:
+
+        def grant(number: int) -> Future[Any]:
+            return threads.submit(granting(sqlite, make_grant(number)))
+
+        def during(commit: Callable[[], Any]) -> Any:
+            futures.append(grant(2))
+            until(lambda: len(sqlite._queue._waiting) == 1)
+            return commit()
+
+        futures: list[Future[Any]] = []
+        sqlite.instead.append(during)
+        granted_together(sqlite, [make_grant(number) for number in range(2)])
+        futures += [grant(3), grant(4)]
+        for future in futures:
+            future.result(timeout=60)
+    assert [len(grants_in(events)) for events in sqlite.commits] == [2, 3]
 
 
 def test_one_hot_user_of_32_threads(app: Watched) -> None:
@@ -521,7 +543,7 @@ def interrupted(number: int, call: Callable[[], T]) -> T:
 
 
 def _all_wait(app: Scoring, futures: list[Future[Any]]) -> bool:
-    waiting = [ticket for ticket in app._queue._waiting if not ticket.is_withdrawn]
+    waiting = [ticket for ticket in app._queue._waiting if not ticket.is_over]
     return len(waiting) + sum(future.done() for future in futures) >= len(futures)
 
 
