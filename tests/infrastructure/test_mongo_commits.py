@@ -26,6 +26,7 @@ from pymongo.errors import OperationFailure
 
 from fail_points import failing
 from group_commit import until
+from heard_commands import HeardCommands
 from projections.mongo import connect
 from projections.mongo.event_store import (
     GaplessMongoRecorder,
@@ -223,6 +224,32 @@ def test_a_store_that_was_put_back_is_noticed_before_anything_is_written(
     with pytest.raises(StoreWentBack):
         recorder.insert_events(events("b", 1, after=1))
     assert recorder.insert_events(events("a", 1, after=3)) == [5]
+
+
+def test_what_new_events_build_on_is_looked_for_once_and_together(
+    mongo_uri: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many streams, and however many streams of one event, such as claims, come between."""
+    monkeypatch.setattr("projections.mongo.event_store.foundations._LOOKS_BACK_SECONDS", 1e9)
+    monkeypatch.setattr("projections.mongo.event_store.foundations._MOST_STREAMS", 350)
+    streams = [f"user-{number}" for number in range(300)]
+    heard = HeardCommands()
+    with connect(mongo_uri) as client:
+        first = GaplessMongoRecorder(client, database, "test")
+        first.prepare()
+        first.insert_events([event for stream in streams for event in events(stream, 2)])
+    with MongoClient[Any](mongo_uri, event_listeners=[heard]) as client:
+        recorder = GaplessMongoRecorder(client, database, "test")
+        recorder.insert_events([e for stream in streams for e in events(stream, 1, after=2)])
+        looked_for = [
+            sent["filter"]["$or"] for sent in heard.sent if "$or" in sent.get("filter", ())
+        ]
+        assert [len(conditions) for conditions in looked_for] == [1]
+        heard.sent.clear()
+        for number in range(4):
+            recorder.insert_events([e for n in range(20) for e in events(f"{number}-{n}", 1)])
+        recorder.insert_events([e for stream in streams for e in events(stream, 1, after=3)])
+        assert "find test_events" not in heard.targets
 
 
 def test_a_page_is_as_long_as_asked_for_wherever_it_begins(recorder: MongoProcessRecorder) -> None:

@@ -16,6 +16,7 @@ from projections.mongo.event_store.documents import (
     stream_key,
 )
 from projections.mongo.event_store.errors import CLOSED, persistence_errors
+from projections.mongo.event_store.lookups import CONDITIONS_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
 _READ_SECONDS: Final = 10.0
-
-CONDITIONS_AT_ONCE: Final = 250
-"""Of one query: the server plans each one for itself, and more take longer than two queries."""
 
 
 class MongoRecorder(Recorder):

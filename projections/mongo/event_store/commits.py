@@ -30,6 +30,7 @@ class Commit:
         is_over: Whether it is recorded or failed.
         tokens: Of its attempts, one for each leader that tried.
         is_unknown: Whether the outcome of one of them is not known.
+        places: The streams and versions of its events.
     """
 
     events: list[Document]
@@ -42,6 +43,11 @@ class Commit:
     is_over: bool = False
     tokens: set[bytes] = field(default_factory=set)
     is_unknown: bool = False
+    places: set[tuple[bytes | str, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note where its events belong."""
+        self.places = {(item["s"], item["v"]) for item in self.events}
 
     def succeed(self, first: int) -> None:
         """Be recorded, the first event at this position."""
@@ -57,17 +63,16 @@ def together(commits: Sequence[Commit], *, most_events: int) -> Iterator[list[Co
     group: list[Commit] = []
     held: set[tuple[bytes | str, int]] = set()
     for commit in commits:
-        keys = {(item["s"], item["v"]) for item in commit.events}
         # The index is unique across documents, not within one.
         if group and (
-            len(held) + len(keys) > most_events
+            len(held) + len(commit.places) > most_events
             or commit.tracking is not None
             or group[-1].tracking is not None
-            or not held.isdisjoint(keys)
+            or not held.isdisjoint(commit.places)
         ):
             yield group
             group, held = [], set()
         group.append(commit)
-        held |= keys
+        held |= commit.places
     if group:
         yield group

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo import ASCENDING
 
 from projections.mongo.event_store.documents import stream_key
+from projections.mongo.event_store.lookups import beside_any, conditions_at
 from scoring.event_store import StoreWentBack
 
 if TYPE_CHECKING:
@@ -85,10 +86,11 @@ class Foundations:
             commit.fail(StoreWentBack())
 
     def learn(self, commits: Sequence[Commit]) -> None:
-        """Remember what was just recorded."""
+        """Remember what was just recorded, but for streams of one event, as claims are."""
         for commit in commits:
             for item in commit.events:
-                self._versions[item["s"]] = item["v"]
+                if item["v"] > 1:
+                    self._versions[item["s"]] = item["v"]
 
     def _has_other_origin(self, session: ClientSession) -> bool:
         first = self._events.find_one({}, {"c": 1}, sort=[("_id", ASCENDING)], session=session)
@@ -100,9 +102,9 @@ class Foundations:
     ) -> dict[tuple[bytes | str, int], bytes]:
         if not places:
             return {}
-        each = [{"e": {"$elemMatch": {"s": key, "v": version}}} for key, version, _ in places]
-        found = self._events.find({"$or": each}, {"e.s": 1, "e.v": 1, "e.d": 1}, session=session)
-        return {(item["s"], item["v"]): item["d"] for document in found for item in document["e"]}
+        conditions = conditions_at({(key, version) for key, version, _ in places})
+        items = beside_any(self._events, conditions, session)
+        return {(item["s"], item["v"]): item["d"] for item in items}
 
     def _current_term(self) -> object:
         # Each election has an id, and so has each start of a server that is alone in its set.

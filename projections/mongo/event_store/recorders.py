@@ -15,7 +15,7 @@ from eventsourcing.persistence import (
 )
 from pymongo import DESCENDING
 
-from projections.mongo.event_store.aggregate_recorder import CONDITIONS_AT_ONCE, MongoRecorder
+from projections.mongo.event_store.aggregate_recorder import MongoRecorder
 from projections.mongo.event_store.chain import EventChain
 from projections.mongo.event_store.commits import Commit, together
 from projections.mongo.event_store.documents import (
@@ -32,19 +32,19 @@ from projections.mongo.event_store.documents import (
 )
 from projections.mongo.event_store.foundations import Foundations
 from projections.mongo.event_store.listeners import Listeners
+from projections.mongo.event_store.lookups import beside_any, conditions_at
 from projections.mongo.sessions import in_session
 from scoring.commit_queue import CommitQueue
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Notification, Subscription, Tracking
     from pymongo import MongoClient
     from pymongo.client_session import ClientSession
 
-    from projections.mongo.event_store.documents import Document
     from scoring.event_store import Place
 
 _LEAST_BATCH: Final = 100
@@ -108,8 +108,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             PersistenceError: if the server refused.
         """
         commit = self._as_commit(stored_events, **kwargs)
-        places = {(item["s"], item["v"]) for item in commit.events}
-        if len(places) < len(commit.events):
+        if len(commit.places) < len(commit.events):
             raise IntegrityError("the same version of a stream is to be recorded twice")
         if not commit.events and commit.tracking is None:
             return []
@@ -195,22 +194,11 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             PersistenceError: if the server failed.
         """
         asked = {stream_key(stream): stream for stream, _ in places}
-        by_version: dict[int, list[bytes | str]] = {}
-        for stream, version in places:
-            by_version.setdefault(version, []).append(stream_key(stream))
-        # One condition for many streams of one event, as claims are, or for many of one stream.
-        conditions: list[dict[str, Any]]
-        if len(by_version) < len(asked):
-            conditions = [
-                {"s": {"$in": some}, "v": version} for version, some in by_version.items()
-            ]
-        else:
-            by_stream: dict[bytes | str, list[int]] = {}
-            for stream, version in places:
-                by_stream.setdefault(stream_key(stream), []).append(version)
-            conditions = [{"s": key, "v": {"$in": some}} for key, some in by_stream.items()]
+        conditions = conditions_at((stream_key(stream), version) for stream, version in places)
+        with self._asking():
+            items = beside_any(self._events, conditions)
         found: dict[Place, StoredEvent] = {}
-        for item in self._beside_any(conditions):
+        for item in items:
             key, version = item["s"], item["v"]
             stream = asked.get(key) or stream_of(key)
             found[stream, version] = event_of(stream, item)
@@ -228,9 +216,15 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             key = stream_key(stream)
             wanted[key] = stream, version, []
             by_version.setdefault(version, []).append(key)
-        for item in self._beside_any(
-            {"s": {"$in": some}, "v": {"$gt": version}} for version, some in by_version.items()
-        ):
+        with self._asking():
+            items = beside_any(
+                self._events,
+                (
+                    {"s": {"$in": some}, "v": {"$gt": version}}
+                    for version, some in by_version.items()
+                ),
+            )
+        for item in items:
             if item["s"] in wanted:
                 stream, version, later = wanted[item["s"]]
                 if item["v"] > version:
@@ -238,17 +232,6 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         for *_, later in wanted.values():
             later.sort(key=attrgetter("originator_version"))
         return [later for *_, later in wanted.values()]
-
-    def _beside_any(self, conditions: Iterable[dict[str, Any]]) -> list[Document]:
-        """Return the events that meet one of the conditions, and those in the same documents."""
-        either = [{"e": {"$elemMatch": condition}} for condition in conditions]
-        documents: dict[int, Document] = {}
-        with self._asking():
-            for start in range(0, len(either), CONDITIONS_AT_ONCE):
-                some = either[start : start + CONDITIONS_AT_ONCE]
-                for document in self._events.find({"$or": some}, {"e": 1}):
-                    documents[document["_id"]] = document
-        return [item for document in documents.values() for item in document["e"]]
 
     def select_notifications(
         self,
