@@ -36,7 +36,7 @@ def record_in_chunks(
     """
     iterator = iter(commands)
     receipts: list[ReceiptT] = []
-    many_are_taken = False
+    ids_are_taken: bool | None = None
     name = of.__name__.lower()
     while True:
         chunk: list[CommandT] = []
@@ -52,8 +52,8 @@ def record_in_chunks(
             return receipts
         try:
             chunk_recorder = recorder(chunk)
-            receipts += chunk_recorder.receipts(ask_first=many_are_taken)
-            many_are_taken = chunk_recorder.found_taken_ids
+            receipts += chunk_recorder.receipts(ask_first=ids_are_taken)
+            ids_are_taken = chunk_recorder.found_taken_ids
         except RefusedAt as refused:
             index = len(receipts) + refused.index
             if isinstance(refused.error, StreamHasGap) and refused.index > 0:

@@ -301,12 +301,13 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
         """Whether some of the ids had been recorded before."""
         return bool(self._originals)
 
-    def receipts(self, *, ask_first: bool = False) -> list[ReceiptT]:
+    def receipts(self, *, ask_first: bool | None = None) -> list[ReceiptT]:
         """Commit the commands and return a receipt for each, in order.
 
         Args:
             ask_first: Look the ids up before the first attempt: cheaper when many are taken, as
-                when a file is imported again, and dearer when none is.
+                when a file is imported again, and dearer when none is. ``None`` if that is not
+                known: then it depends on the first one.
 
         Raises:
             RefusedAt: if an aggregate refused a command.
@@ -314,7 +315,7 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
         """
         try:
             with TimeLimit() as limit:
-                if ask_first or self._begins_with_taken_id():
+                if self._begins_with_taken_id() if ask_first is None else ask_first:
                     read_event_store(lambda: self._learn_originals(self._commands))
                 receipts = self._receipts_within(limit)
         except ConnectionPoolClosedError as error:

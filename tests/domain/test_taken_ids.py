@@ -126,6 +126,24 @@ def test_users_whom_nobody_has_written_to_are_not_looked_up_one_by_one(
         assert looked_up == []
 
 
+def test_ids_are_asked_for_once_where_none_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And before each chunk once some were, so that no more is committed in vain."""
+    with Scoring() as app:
+        asked: list[int] = []
+        originals_of: Any = app._scores.originals_of
+
+        def counted(grant_ids: list[str]) -> Any:
+            asked.append(len(grant_ids))
+            return originals_of(grant_ids)
+
+        monkeypatch.setattr(app._scores, "originals_of", counted)
+        app.grant_many([make_grant(number) for number in range(3000)])
+        assert asked == [1]
+        asked.clear()
+        app.grant_many([make_grant(number) for number in range(1, 3001)])
+        assert asked == [1, 999, 1000, 1000]
+
+
 def test_what_others_have_recorded_is_in_the_totals_of_taken_ids(env: dict[str, str]) -> None:
     """Little of it, more of it than there are users in the batch, and with ours in between."""
     grants = [make_grant(number, user_id=f"user-{number % 120}", amount=1) for number in range(600)]
