@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from projections.errors import LedgerNotOpen
+
+CLOSED: Final = "the ledger is closed: open a new one with ScoreLedger.open()"
 
 
 class Closed:

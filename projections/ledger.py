@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from eventsourcing.persistence import WaitInterruptedError
 from tenacity import Retrying, sleep_using_event, wait_exponential
 
-from projections.closed import Closed
+from projections.closed import CLOSED, Closed
 from projections.connections import Stores
 from projections.drift import (
     Drift,
@@ -24,18 +23,11 @@ from projections.drift import (
     measure_drift,
     open_balances,
 )
-from projections.errors import (
-    LedgerNotOpen,
-    ProjectionError,
-    ReadModelUnavailable,
-    StreamParked,
-)
-from projections.events.anchored_store import AnchoredStore
-from projections.events.stores import checked_events
+from projections.errors import LedgerNotOpen, ProjectionError
+from projections.freshness import Freshness
 from projections.migration.comparison import SETTLE_SECONDS, OldComparison
 from projections.mongo import MongoScoreView
-from projections.queries.leaderboard import ranking_field
-from projections.settings import Settings
+from projections.settings import Settings, chosen_settings
 from projections.status import LedgerStatus, status_of
 from projections.telemetry.batches import observed
 from projections.telemetry.metrics import observe
@@ -48,8 +40,7 @@ from projections.worker.unparker import Unparked, Unparker
 from projections.worker.worker import Progress, ProjectionWorker
 from scoring import Contribution, ContributionReceipt, Grant, GrantReceipt, Score, Scoring
 from scoring.forks import call_in_child, keep_for_ever
-from scoring.identity import user_stream_id
-from scoring.retries import Retries, read_event_store
+from scoring.retries import Retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -72,8 +63,6 @@ _PROJECTED_SECONDS = 60.0
 _LONGEST_PAUSE_AFTER_ERROR_SECONDS = 30.0
 DEFAULT_WAIT_SECONDS = 10.0
 """How long what compares both totals waits for what was recorded before it was asked for."""
-
-_CLOSED = "the ledger is closed: open a new one with ScoreLedger.open()"
 
 
 class ScoreLedger:
@@ -104,6 +93,7 @@ class ScoreLedger:
         self._pid = os.getpid()
         self._stop = Event()
         self._thread: Thread | None = None
+        self._freshness = Freshness(scoring, view, interrupt=self._stop)
         self._repositories = registered(scoring, view.read_model, rank_by=settings.rank_by)
         self.leaderboard = self._repositories.leaderboard
         call_in_child(self, ScoreLedger._leave_to_parent)
@@ -172,7 +162,7 @@ class ScoreLedger:
                 f"scoring must be a Scoring object, opened, not {scoring!r}: leave it out to have "
                 "one opened"
             )
-        settings = _chosen(settings, folder=folder, rank_by=rank_by, events=events)
+        settings = chosen_settings(settings, folder=folder, rank_by=rank_by, events=events)
         if scoring is not None:
             settings.check_module(scoring.env.get("PERSISTENCE_MODULE") or "eventsourcing.popo")
         if read_only and worker:
@@ -302,24 +292,7 @@ class ScoreLedger:
                 f"wait takes one receipt, not a {type(receipt).__name__}: of many, give the one "
                 "with the highest position"
             )
-        try:
-            self._await_position(receipt.position, timeout)
-        except TimeoutError as error:
-            failure: str | None = None
-            with suppress(ReadModelUnavailable):
-                self._check_event_store()
-                failure = self._view.failure(self._scoring.name)
-            if failure is None:
-                raise
-            raise TimeoutError(
-                f"position {receipt.position} of {self._scoring.name} was not projected within "
-                f"{timeout:g} s, since a worker gave up ({failure}): mend the cause, or park the "
-                "stream with SCORE_LEDGER_ON_ERROR=park"
-            ) from error
-        # Asked afterwards: a stream is parked in the transaction that moves the position.
-        parked = self._view.parking.find(str(user_stream_id(receipt.user_id)))
-        if parked is not None and parked.position <= receipt.position:
-            raise StreamParked(stream=parked.stream, position=parked.position, reason=parked.reason)
+        self._freshness.await_receipt(receipt, timeout)
 
     def unpark(
         self,
@@ -346,7 +319,7 @@ class ScoreLedger:
             ScoringError: if the event store failed.
         """
         self._check_writable()
-        self._check_event_store()
+        self._freshness.check_event_store()
         parked = self._view.parking.streams()
         if streams is not None:
             unknown = set(streams) - {stream.stream for stream in parked}
@@ -471,7 +444,7 @@ class ScoreLedger:
             ReadModelUnavailable: if MongoDB failed.
         """
         started = time.monotonic()
-        position, lag_events = self._await_recorded(wait)
+        position, lag_events = self._freshness.await_recorded(wait)
         waited_seconds = time.monotonic() - started
         generations = self._view.read_model.generations
         before = generations.await_settled()
@@ -527,7 +500,7 @@ class ScoreLedger:
         """
         if not dry_run:
             self._check_writable()
-        _, lag_events = self._await_recorded(wait)
+        _, lag_events = self._freshness.await_recorded(wait)
         if lag_events:
             raise ProjectionError(
                 f"the read model was still {counted(lag_events, 'event')} behind after {wait:g} s, "
@@ -586,7 +559,7 @@ class ScoreLedger:
         """
         if repair:
             self._check_writable()
-        self._check_event_store()
+        self._freshness.check_event_store()
         comparison = OldComparison(
             *(old, client or self._view.read_model.client, self._scoring, self._view.read_model),
             catch_up=self._project_recorded,
@@ -621,7 +594,7 @@ class ScoreLedger:
         if self._thread is not None:
             self._thread.join()
         # First, so that what other threads begin from here on meets no half-closed part.
-        self._retire(_CLOSED)
+        self._retire(CLOSED)
         self._owned.close()
 
     def _leave_to_parent(self) -> None:
@@ -635,11 +608,11 @@ class ScoreLedger:
     def _retire(self, sentence: str) -> None:
         """Have every use from now on raise ``LedgerNotOpen``."""
         closed: Any = Closed(sentence)
-        # The leaderboard may be in somebody's hands already, so they are emptied, not replaced.
-        for repository in self._repositories:
+        # They may be in somebody's hands already, so they are emptied, not replaced.
+        for holder in (*self._repositories, self._freshness):
             # A text is no part: what a leaderboard ranks by stays true.
-            parts = [name for name, part in vars(repository).items() if not isinstance(part, str)]
-            vars(repository).update(dict.fromkeys(parts, closed))
+            parts = [name for name, part in vars(holder).items() if not isinstance(part, str)]
+            vars(holder).update(dict.fromkeys(parts, closed))
         self._scoring = self._view = closed
 
     def __enter__(self) -> Self:
@@ -655,43 +628,15 @@ class ScoreLedger:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _store(self) -> AnchoredStore:
-        return AnchoredStore(self._scoring, self._view.read_model)
-
-    def _await_position(self, position: int, timeout: float) -> None:
-        try:
-            self._view.wait(
-                self._scoring.name,
-                position,
-                timeout=timeout,
-                interrupt=self._stop,
-                check=lambda tracked: read_event_store(lambda: self._store().check(tracked)),
-            )
-        except WaitInterruptedError as error:
-            raise LedgerNotOpen(_CLOSED) from error
-
     def _project_recorded(self) -> None:
         """Return when everything recorded by now is projected, by whomever."""
-        newest = read_event_store(self._scoring.recorder.max_notification_id) or 0
-        if (self._view.max_tracking_id(self._scoring.name) or 0) >= newest:
+        tracked, newest = self._freshness.positions()
+        if tracked >= newest:
             return
         if self._read_only or self._thread is not None:
-            self._await_position(newest, _PROJECTED_SECONDS)
+            self._freshness.await_position(newest, _PROJECTED_SECONDS)
         else:
             self.catch_up()
-
-    def _await_recorded(self, timeout: float) -> tuple[int, int]:
-        """Wait for what is recorded by now, and return what is tracked and how many events lack."""
-        self._check_event_store()
-        newest = read_event_store(self._scoring.recorder.max_notification_id) or 0
-        with suppress(TimeoutError):
-            self._await_position(newest, timeout)
-        tracked = self._view.max_tracking_id(self._scoring.name) or 0
-        return tracked, max(0, newest - tracked)
-
-    def _check_event_store(self) -> None:
-        tracked = self._view.tracked(self._scoring.name)
-        read_event_store(lambda: self._store().check(tracked))
 
     def _commands(self) -> UserScoreRepository:
         self._check_writable()
@@ -740,31 +685,3 @@ class ScoreLedger:
                 if time.monotonic() - started > _LONGEST_PAUSE_AFTER_ERROR_SECONDS:
                     restarts.reset()
                 restarts.back_off(error)
-
-
-def _chosen(
-    settings: Settings | None,
-    *,
-    folder: str | PathLike[str] | None,
-    rank_by: By | None,
-    events: Events | None,
-) -> Settings:
-    """Return the settings of a ledger; the other arguments beat them."""
-    if settings is not None and folder is not None:
-        raise ValueError(
-            "settings and folder were given, which both say where the folder is: give one"
-        )
-    if settings is None:
-        settings = Settings.from_environment(folder=folder)
-    elif not isinstance(settings, Settings):
-        raise TypeError(
-            f"settings must be a Settings object, not a {type(settings).__name__}: make one "
-            "with projections.Settings(...)"
-        )
-    changes: dict[str, str] = {}
-    if rank_by is not None:
-        ranking_field(rank_by, argument="rank_by")  # which checks it
-        changes["rank_by"] = rank_by
-    if events is not None:
-        changes["events"] = checked_events(events, argument="events")
-    return settings.model_copy(update=changes)

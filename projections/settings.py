@@ -11,10 +11,10 @@ from eventsourcing.sqlite import SQLiteConnectionPool
 from eventsourcing.utils import Environment
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
-from projections.events.stores import KINDS, POSTGRES, SQLITE, Events, kind_of
+from projections.events.stores import KINDS, POSTGRES, SQLITE, Events, checked_events, kind_of
 from projections.mongo import DEFAULT_DATABASE
 from projections.mongo.parking import OnError
-from projections.queries.leaderboard import By
+from projections.queries.leaderboard import By, ranking_field
 from projections.worker.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
 from scoring import InvalidSetting, Scoring
 
@@ -150,6 +150,34 @@ class Settings(BaseModel):
             return None
         # Sockets in the file system, several hosts and services are the driver's affair.
         return None if not port.isdecimal() or set(host) & set("/,@") else (host, int(port))
+
+
+def chosen_settings(
+    settings: Settings | None,
+    *,
+    folder: str | PathLike[str] | None,
+    rank_by: By | None,
+    events: Events | None,
+) -> Settings:
+    """Return the settings of a ledger; the other arguments of ``ScoreLedger.open()`` beat them."""
+    if settings is not None and folder is not None:
+        raise ValueError(
+            "settings and folder were given, which both say where the folder is: give one"
+        )
+    if settings is None:
+        settings = Settings.from_environment(folder=folder)
+    elif not isinstance(settings, Settings):
+        raise TypeError(
+            f"settings must be a Settings object, not a {type(settings).__name__}: make one "
+            "with projections.Settings(...)"
+        )
+    changes: dict[str, str] = {}
+    if rank_by is not None:
+        ranking_field(rank_by, argument="rank_by")  # which checks it
+        changes["rank_by"] = rank_by
+    if events is not None:
+        changes["events"] = checked_events(events, argument="events")
+    return settings.model_copy(update=changes)
 
 
 def _variable(name: str) -> str:

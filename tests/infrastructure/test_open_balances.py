@@ -141,10 +141,9 @@ def test_two_runs_at_once_and_a_read_model_that_is_behind_open_once(ledger: Scor
     first = ledger.open_balances()
     activity(ledger, "ada", 12)
     # As a run does that began before the first one was projected, whatever the bucket had then.
-    state = ledger._await_recorded
-    ledger._await_recorded = lambda _: (0, 0)  # type: ignore[method-assign, assignment]
-    second = ledger.open_balances()
-    ledger._await_recorded = state  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger._freshness, "await_recorded", lambda _: (0, 0))
+        second = ledger.open_balances()
     assert (first.grants, second.grants, second.opened_before) == (1, 0, 1)
     assert ledger.score_of("ada").total_score == 10
     opened(ledger)
