@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from projections.mongo.read_model import ReadModel
     from projections.ports import LeaderboardRepository, ScoreGrantRepository, UserScoreRepository
     from projections.queries.history import GrantRow, UserHistory, UserTotals
-    from projections.queries.leaderboard import By, Leaderboard, LeaderboardRow
+    from projections.queries.leaderboard import By, Leaderboard
+    from projections.queries.ranked_users import LeaderboardRow
     from projections.relocation import CopyProgress, EventCopy, copy_events
     from projections.settings import Settings
     from projections.status import LedgerStatus
@@ -125,7 +126,7 @@ _MODULES = (
     *("errors", "drift", "ledger", "migration", "mongo", "ports", "relocation", "settings"),
     "status",
     *("mongo.batches", "mongo.parking", "mongo.read_model"),
-    *("queries.history", "queries.leaderboard"),
+    *("queries.history", "queries.leaderboard", "queries.ranked_users"),
     *("verification.report", "worker.projection", "worker.rebuild", "worker.unparker"),
     "worker.worker",
 )

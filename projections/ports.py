@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from projections.queries.history import GrantRow, UserTotals
-    from projections.queries.leaderboard import By, LeaderboardRow
+    from projections.queries.leaderboard import By
+    from projections.queries.ranked_users import LeaderboardRow
     from scoring import Contribution, ContributionReceipt, Grant, GrantReceipt, Score
 
 

@@ -26,7 +26,8 @@ from projections.words import counted
 
 if TYPE_CHECKING:
     from projections.queries.history import GrantRow, UserTotals
-    from projections.queries.leaderboard import By, LeaderboardRow
+    from projections.queries.leaderboard import By
+    from projections.queries.ranked_users import LeaderboardRow
 
 
 class ByOption(StrEnum):
