@@ -8,7 +8,6 @@ from typing import Any
 
 import bson
 from bson.int64 import Int64
-from bson.raw_bson import RawBSONDocument
 
 from projections import LeaderboardRow
 from projections.mongo import ranks
@@ -33,16 +32,20 @@ def fill_users(read_model: ReadModel, documents: Iterable[dict[str, Any]]) -> No
     stream = iter(documents)
     while chunk := list(islice(stream, 20_000)):
         read_model.users.insert_many(chunk, ordered=False)
+    count_users(read_model)
+
+
+def count_users(read_model: ReadModel) -> None:
+    """Count all users anew, as when a generation was loaded."""
     read_model.ranks.delete_many({})
-    # What is counted for so full a range does not matter: it is cut as the index has the users.
     with read_model.client.start_session() as session:
-        counts = ranks.RankCounts(read_model, session, {})
-        for total in ranks.RANKED:
-            counts.move(total, [], [0] * (ranks.MOST_USERS + 1))
-        updates = list(map(RawBSONDocument, counts.updates))
-        for start in range(0, len(updates), 1000):
-            part = updates[start : start + 1000]
-            read_model.database.command("update", read_model.ranks.name, updates=part)
+        pages = [
+            ranks.page_document(total, page)
+            for total in ranks.RANKED
+            for page in ranks.first_pages(ranks.scores_down(read_model, total, session))
+        ]
+    if pages:
+        read_model.ranks.insert_many(pages)
 
 
 def add_to_users(read_model: ReadModel, changes: dict[str, tuple[int, int]]) -> None:

@@ -77,6 +77,16 @@ INDEXES: Final = {
     CONTROL: [],
 }
 
+UNIQUE_INDEXES: Final = {
+    name: [model for model in models if model.document.get("unique")]
+    for name, models in INDEXES.items()
+}
+"""Those that keep documents out; all that a generation has while it is loaded."""
+
+LOADING: Final = "loading"
+"""In the place of a shape: of the position of a generation that has no other indexes yet, and no
+counts of ranks; see ``load``. Releases that know of no such thing leave it alone."""
+
 CONTROL_ID: Final = "read-model"
 """The one document of ``score_control``."""
 
@@ -110,7 +120,7 @@ class Collections:
         self.stop = Event()
         self.shape = SHAPE
         self.generational = GENERATIONAL
-        self.indexes = INDEXES
+        self.indexes = INDEXES if generation is None else UNIQUE_INDEXES
         try:
             self.database: Database[Document] = client.get_database(
                 database,
@@ -151,7 +161,8 @@ class Collections:
         """What the document of a position must match besides its position to be moved."""
         # Not held by a switch, and not of a shape that another release has made. As an equality, so
         # that a position that is new names its shape; those of the first shape may name none.
-        return {**NOT_HELD, "shape": self.shape}
+        shape = self.shape if self.generation is None else {"$in": [self.shape, LOADING]}
+        return {**NOT_HELD, "shape": shape}
 
     def place(self) -> str:
         """Return host, port and database, without credentials."""

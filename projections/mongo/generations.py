@@ -19,7 +19,7 @@ from projections.errors import (
     RebuildSuperseded,
     ShapeChanged,
 )
-from projections.mongo.collections import CONTROL_ID, FIRST_SHAPE
+from projections.mongo.collections import CONTROL_ID, FIRST_SHAPE, LOADING
 from projections.mongo.control import control_state
 from projections.mongo.errors import ANSWER_SECONDS, answered, translated
 from projections.mongo.sessions import in_session
@@ -195,7 +195,7 @@ class Generations:
                     raise RebuildSuperseded(self._collections.generation)
                 document = document or {"shape": self._collections.shape}
                 shape = document.get("shape", FIRST_SHAPE)
-                if shape != self._collections.shape:
+                if shape not in {self._collections.shape, LOADING}:
                     raise ShapeChanged(found=shape, expected=self._collections.shape)
                 if "hold" not in document or time.monotonic() > deadline:
                     return held
@@ -276,7 +276,7 @@ class Generations:
                 raise RebuildSuperseded(number)
             self._collections.positions.update_one(
                 {"_id": position_id},
-                {"$setOnInsert": {"generation": number, "shape": self._collections.shape}},
+                {"$setOnInsert": {"generation": number, "shape": LOADING}},
                 upsert=True,
                 session=session,
             )

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo.errors import CollectionInvalid, OperationFailure
 
 from projections.errors import NameTaken, ReadModelDamaged, ReadModelGone, RebuildSuperseded
-from projections.mongo.collections import WIRE_VERSION_OF_6_0
+from projections.mongo.collections import INDEXES, WIRE_VERSION_OF_6_0
 from projections.mongo.errors import (
     ANSWER_SECONDS,
     answered,
     is_name_taken,
+    is_other_collection,
     is_transient,
     translated,
 )
@@ -209,6 +210,23 @@ class Inventory:
                     if uuids is None:
                         raise
             generations.begin_building(number, uuids, application_name)
+
+    def create_indexes(self) -> None:
+        """Create those of this generation's indexes that are not there yet.
+
+        Raises:
+            ReadModelDamaged: if a collection is gone.
+            RebuildSuperseded: if this generation is not being built any more.
+        """
+        self.know()
+        try:
+            for collection in self._collections.generational:
+                name = self._collections.name_of(collection)
+                self._create_indexes(name, INDEXES[collection], self.guard(name))
+        except OperationFailure as error:
+            if is_other_collection(error):
+                self.check()  # which says why
+            raise
 
     def _look(self) -> dict[str, Document]:
         """Return the guards for the collections on record, by name."""

@@ -83,7 +83,7 @@ class Positions:
                         **self._read_model.writable,
                     },
                     "update": {"$set": {**batch.reaches.fields(), "mark": mark}},
-                    "fields": {"_id": 0, "mark": 1, "position": 1, "unparkings": 1},
+                    "fields": {"_id": 0, "mark": 1, "position": 1, "shape": 1, "unparkings": 1},
                     # Only a live position may be new: one that is gone was of a rebuild that is
                     # over.
                     "upsert": batch.after is None and self._read_model.generation is None,
@@ -94,7 +94,7 @@ class Positions:
             raise _moved(batch) from error
         if not answer["lastErrorObject"]["n"]:
             raise _moved(batch)
-        before: Document = answer["value"] or {}
+        before: Document = answer["value"] or {"shape": self._read_model.shape}
         return before, {**before, "mark": mark, "position": batch.position}
 
     def hold(self, application_name: str, session: ClientSession) -> Tracked:

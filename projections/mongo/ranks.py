@@ -113,6 +113,51 @@ def pages_from(total: str, score: int) -> Document:
     return {"_id": {"$gte": _page_id(total, score), "$lte": _page_id(total, HIGHEST)}}
 
 
+def scores_down(read_model: ReadModel, total: str, session: ClientSession) -> Iterator[int]:
+    """Yield what all users have of one total, from its index, the highest first."""
+    users = read_model.users.find(
+        {total: {"$gte": Int64(LOWEST)}},
+        {total: 1, "_id": 0},
+        sort=[(total, -1), ("_id", 1)],
+        batch_size=_MOST_SCORES,
+        session=session,
+    )
+    return (user[total] for user in users)
+
+
+def first_pages(scores: Iterable[int]) -> list[RankPage]:
+    """Return documents for users who have these scores, the highest first; likewise the result."""
+    ranges: list[tuple[int, int]] = []
+    top, number = HIGHEST, 0
+    for score, tied in groupby(scores):
+        users = sum(1 for _ in tied)
+        if number + users > FEW_USERS and score < top:
+            ranges.append((top, number))
+            top, number = score, 0
+        number += users
+        if users > FEW_USERS and score > LOWEST:
+            ranges.append((top, number))
+            top, number = score - 1, 0
+    if not (ranges or number):
+        return []
+    ranges.append((top, number))
+    pages: list[RankPage] = []
+    above = 0
+    for part in _parts(ranges):
+        if pages:
+            pages[-1].low = part[0][0] + 1
+        pages.append(
+            RankPage(
+                LOWEST,
+                above,
+                [top for top, _ in reversed(part)],
+                [number for _, number in reversed(part)],
+            )
+        )
+        above += sum(number for _, number in part)
+    return pages
+
+
 class RankCounts:
     """Counts users again in one transaction, after their totals were changed in it.
 
@@ -304,14 +349,20 @@ def _page_id(total: str, to: int) -> Document:
     return {"total": total, "to": Int64(to)}
 
 
-def _put(total: str, page: RankPage) -> bytes:
-    document = {
+def page_document(total: str, page: RankPage) -> Document:
+    """Return the document of ``score_ranks`` that says this."""
+    return {
+        "_id": _page_id(total, page.to),
         "from": Int64(page.low),
         "above": Int64(page.above),
         "tops": list(map(Int64, page.tops)),
         "users": page.users,
     }
-    return bson.encode({"q": {"_id": _page_id(total, page.to)}, "u": document, "upsert": True})
+
+
+def _put(total: str, page: RankPage) -> bytes:
+    document = page_document(total, page)
+    return bson.encode({"q": {"_id": document["_id"]}, "u": document, "upsert": True})
 
 
 def _change(total: str, was: RankPage, page: RankPage) -> bytes:

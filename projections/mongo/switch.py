@@ -156,6 +156,7 @@ class Switch:
                 control.get("building", {}).get("generation") != self._building.generation
                 or "switching" in control
                 or position is None
+                or position.get("shape") != self._building.shape  # still loading
                 or (position.get("position") or 0) < at_least
             ):
                 return False

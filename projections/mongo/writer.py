@@ -12,6 +12,7 @@ from pymongo.errors import BulkWriteError, DocumentTooLarge, OperationFailure
 
 from projections.errors import BatchRefused
 from projections.mongo.batches import writes_of
+from projections.mongo.collections import LOADING
 from projections.mongo.committed import Committed, Known
 from projections.mongo.errors import is_duplicate_key, is_other_collection, refusal, translated
 from projections.mongo.ranks import RANKED, RankCounts
@@ -67,6 +68,7 @@ class Transaction:
         self._looks_up = looks_up
         self._last = last
         self._position: Document | None = None
+        self._counts = True
         self._met = False
 
     @property
@@ -92,6 +94,7 @@ class Transaction:
         self.known = last.known if last is not None and last.position == before else Known()
         self.left = Known()
         self._position = after
+        self._counts = before["shape"] != LOADING
 
     def add(self, events: Sequence[ScoreEvent], writes: Writes | None = None) -> int:
         """Add those events that are not there, and return how many of the others are foreign.
@@ -112,11 +115,13 @@ class Transaction:
     def send(self, writes: Writes) -> None:
         """Send what events come to; once only."""
         self._send("insert", self._read_model.grants, "documents", writes.grants)
-        before = self._totals([user for user in writes.changes if user not in writes.new_users])
+        there = [user for user in writes.changes if user not in writes.new_users]
+        before = self._totals(there) if self._counts else {}
         self._send("insert", self._read_model.users, "documents", [*writes.new_users.values()])
         self._send("update", self._read_model.users, "updates", writes.users)
         self._send("update", self._read_model.buckets, "updates", writes.buckets)
-        self._count(writes.changes, before)
+        if self._counts:
+            self._count(writes.changes, before)
 
     def _totals(self, user_ids: list[str]) -> dict[str, dict[str, int]]:
         """Return the totals of those users who have some, before they change."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
-
-from bson.int64 import Int64
+from typing import TYPE_CHECKING
 
 from projections.errors import ReadModelDamaged
-from projections.mongo.ranks import HIGHEST, LOWEST, RANKED, RankPage, rank_page
+from projections.mongo.ranks import (
+    HIGHEST,
+    LOWEST,
+    RANKED,
+    RankPage,
+    rank_page,
+    scores_down,
+)
 from projections.verification.report import DOCUMENT, Difference, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pymongo.client_session import ClientSession
 
     from projections.mongo.read_model import ReadModel
-
-_SCORES_AT_ONCE: Final = 100_000
 
 
 def verify_ranks(read_model: ReadModel, session: ClientSession) -> Verification:
@@ -44,14 +45,7 @@ class _Comparison:
     def __init__(
         self, read_model: ReadModel, session: ClientSession, total: str, outcome: Verification
     ) -> None:
-        scores = read_model.users.find(
-            {total: {"$gte": Int64(LOWEST)}},
-            {total: 1, "_id": 0},
-            sort=[(total, -1), ("_id", 1)],
-            batch_size=_SCORES_AT_ONCE,
-            session=session,
-        )
-        self._scores: Iterator[int] = (user[total] for user in scores)
+        self._scores = scores_down(read_model, total, session)
         self._next = next(self._scores, None)
         self._total = total
         self._outcome = outcome

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from projections.errors import EventStoreReplaced, ReadModelUnavailable, RebuildSuperseded
 from projections.events.anchored_store import AnchoredStore
 from projections.mongo import MongoScoreView
+from projections.mongo.load import finish_load
 from projections.mongo.switch import SILENT_HOLD_SECONDS, Switch, roll_forward
 from projections.retries import retries_until
 from scoring.retries import read_event_store
@@ -158,6 +159,7 @@ class Rebuild:
             position = worker.catch_up(stop=self._stop)
             if self._stop.is_set():
                 return None
+            finish_load(building, self._scoring.name)
             near = self._target() - position <= MAX_LAG_AT_HOLD_EVENTS
             # Each round is shorter than the one before, unless grants are recorded as fast as
             # they are projected: then live workers have to wait a little longer.

@@ -36,9 +36,10 @@ from projections.mongo import connect
 from projections.mongo.batches import Batch, grant_document, user_changes
 from projections.mongo.read_model import ReadModel
 from projections.worker.batch_reader import BatchLimits, BatchReader
+from projections.worker.rebuild import Rebuild
 from projections.worker.worker import DEFAULT_BATCH_BYTES, DEFAULT_BATCH_SIZE
 from scoring import Scoring
-from support import sqlite_env
+from support import sqlite_env, worker_maker
 from write_side import fill, grants, opened
 
 WAITS = 300
@@ -112,7 +113,8 @@ def increments(batch: Batch) -> list[UpdateOne]:
 def catch_up(folder: Path, report: Report) -> None:
     """Grants of few and of many users, against inserting the finished documents.
 
-    The more users a batch touches the more sums are to be written.
+    The more users a batch touches the more sums are to be written. A rebuild does the same work
+    beside an empty read model, and makes most indexes at the end.
     """
     many = report.scaled(400_000)
     for users, at_least in ((2000, 0.85), (8000, 0.65), (100_000, 0.4)):
@@ -126,17 +128,27 @@ def catch_up(folder: Path, report: Report) -> None:
                 for batch in batches(app, mongo.empty())
                 if batch.events
             ]
-            mine, theirs, with_sums = [], [], []
+            mine, theirs, with_sums, rebuilt = [], [], [], []
             for _ in range(3):
                 theirs.append(seconds(partial(_insert, prepared, mongo.empty().read_model)))
                 mine.append(seconds(ProjectionWorker(app, mongo.empty()).catch_up))
                 empty = mongo.empty().read_model
                 with_sums.append(seconds(partial(_insert, prepared, empty, sums=True)))
+                rebuilt.append(
+                    seconds(
+                        Rebuild(
+                            app, mongo.empty().read_model, worker_maker(app, DEFAULT_BATCH_SIZE)
+                        ).run
+                    )
+                )
         what = f"catch-up of {many:,} grants of {users:,} users"
         report.rates(what, many, mine, "insert_many", theirs, at_least=at_least)
         report.rates(what, many, mine, "insert_many and $inc", with_sums, at_least=0.8)
+        what = f"rebuild with {many:,} grants of {users:,} users"
+        report.rates(what, many, rebuilt, "insert_many", theirs, at_least=at_least)
         figures = {
             "catch-up": many / median(mine),
+            "rebuild": many / median(rebuilt),
             "insert_many": many / median(theirs),
             "insert_many and $inc": many / median(with_sums),
         }

@@ -19,6 +19,7 @@ from projections import MongoScoreView, ProjectionWorker
 from projections.errors import ForeignDocument, NameTaken, ReadModelUnavailable
 from projections.mongo import connect
 from projections.mongo.collections import GENERATIONAL, INDEXES
+from projections.mongo.load import finish_load
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import Switch, roll_forward
 from projections.queries.leaderboard import Leaderboard
@@ -171,6 +172,7 @@ def build(scoring: Scoring, live: ReadModel) -> Switch:
     building = live.of_generation(live.generations.begin())
     building.prepare_building(scoring.name)
     ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
+    finish_load(building, scoring.name)
     return Switch(live, building, scoring.name)
 
 

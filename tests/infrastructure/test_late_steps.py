@@ -8,6 +8,7 @@ import pytest
 
 from projections import MongoScoreView, ProjectionWorker
 from projections.mongo.collections import GENERATIONAL
+from projections.mongo.load import finish_load
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import Switch, next_step, roll_forward
 from projections.queries.leaderboard import Leaderboard
@@ -39,6 +40,7 @@ def frozen_before(step: str, scoring: Scoring, live: ReadModel) -> Callable[[], 
     building = live.of_generation(live.generations.begin())
     building.prepare_building(scoring.name)
     ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
+    finish_load(building, scoring.name)
     switch = Switch(live, building, scoring.name)
     for name in STEPS:
         callable_of: dict[str, Callable[[], object] | None] = {

@@ -33,7 +33,7 @@ from projections.verification.events import verify_events
 from projections.verification.ranks import verify_ranks
 from projections.verification.totals import verify_totals
 from projections.worker.rebuild import Rebuild
-from ranks import add_to_users, assert_counts_are_true, fill_users, ranked
+from ranks import add_to_users, assert_counts_are_true, count_users, fill_users, ranked
 from scoring import Scoring
 from support import make_grant, sqlite_env, worker_maker
 
@@ -70,7 +70,7 @@ batches = st.lists(
 def test_every_rank_is_that_of_the_definition(
     read_model: ReadModel, batches: list[dict[str, tuple[int, int]]]
 ) -> None:
-    """After any moves: up and down, tied, negative, and to both ends of 64 bits."""
+    """After any moves, counted or recounted: up, down, tied, negative, to both ends of 64 bits."""
     read_model.users.delete_many({})
     read_model.ranks.delete_many({})
     totals: dict[str, tuple[int, int]] = {}
@@ -84,6 +84,9 @@ def test_every_rank_is_that_of_the_definition(
                 totals[user_id] = (total, recomputed)
         add_to_users(read_model, changes)
         assert_counts_are_true(read_model)
+        if len(batch) % 2:
+            count_users(read_model)
+            assert_counts_are_true(read_model)
     board = Leaderboard(read_model)
     for index, by in enumerate(reversed(get_args(By))):
         rows = ranked({user_id: both[index] for user_id, both in totals.items()})

@@ -172,7 +172,11 @@ def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
 ) -> None:
     """Though the server carries the command out after the process is gone."""
-    places = [("renameCollection", 1), ("renameCollection", 4), ("commitTransaction", 3)]
+    places = [
+        ("createIndexes", 2),  # of the users, once they are there
+        *[("commitTransaction", skip) for skip in (3, 4)],  # of the counts, and of the hold
+        *[("renameCollection", skip) for skip in (1, 4)],
+    ]
     kill_in_each_command(scoring, read_model, victim, places)
 
 
@@ -181,10 +185,11 @@ def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(
 def test_a_rebuild_killed_in_each_command_of_the_switch_is_rolled_forward(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
 ) -> None:
-    """All renames, and the transactions of the last batch, hold, commit and finish."""
+    """All indexes and renames, and all transactions."""
+    indexes = [("createIndexes", skip) for skip in range(3)]
     renames = [("renameCollection", skip) for skip in range(2 * len(GENERATIONAL))]
-    commits = [("commitTransaction", skip) for skip in range(4)]
-    kill_in_each_command(scoring, read_model, victim, renames + commits)
+    commits = [("commitTransaction", skip) for skip in range(7)]
+    kill_in_each_command(scoring, read_model, victim, indexes + renames + commits)
 
 
 def test_a_rebuild_killed_at_random_moments_is_carried_on(

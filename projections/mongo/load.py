@@ -1,0 +1,63 @@
+"""The load of a generation: filling it without what only readers need, which is made at the end.
+
+While a generation is built nobody reads it. So it has no index but the one that keeps grants from
+being there twice, and no counts of ranks: changing a user's totals takes MongoDB a third of the
+time then, and nothing has to be read before it. Once it has caught up, both are made from what is
+there, and what is added afterwards is indexed and counted as always. Until then the document of its
+position has ``loading`` for a shape, and no switch accepts it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bson import ObjectId
+
+from projections.mongo.collections import LOADING
+from projections.mongo.errors import translated
+from projections.mongo.ranks import RANKED, first_pages, page_document, scores_down
+from projections.mongo.sessions import in_session
+from projections.mongo.switch import in_transaction
+
+if TYPE_CHECKING:
+    from pymongo.client_session import ClientSession
+
+    from projections.mongo.collections import Document
+    from projections.mongo.read_model import ReadModel
+
+
+def finish_load(building: ReadModel, application_name: str) -> None:
+    """Make the indexes and counts that a generation was filled without, unless that is done.
+
+    It may be killed and called again, and others may fill the generation or do the same meanwhile.
+
+    Raises:
+        ReadModelDamaged: if a collection of the generation is gone.
+        ReadModelUnavailable: if MongoDB failed.
+        RebuildSuperseded: if the generation is not being built any more.
+    """
+    loading = {"_id": building.position_id(application_name), "shape": LOADING}
+
+    def count(session: ClientSession) -> tuple[Document, list[Document]]:
+        # Looked up first: whatever is added after that changes its mark.
+        position = building.positions.find_one(loading, session=session) or {}
+        return {**loading, "mark": position.get("mark")}, [
+            page_document(total, page)
+            for total in RANKED
+            for page in first_pages(scores_down(building, total, session))
+        ]
+
+    with translated():
+        while building.positions.find_one(loading) is not None:
+            building.inventory.create_indexes()
+            counted, pages = in_session(building.client, count, causal_consistency=True)
+            in_transaction(building, partial(_put, building, counted, pages))
+
+
+def _put(
+    building: ReadModel, counted: Document, pages: list[Document], session: ClientSession
+) -> None:
+    done = {"$set": {"shape": building.shape, "mark": ObjectId()}}
+    if building.positions.update_one(counted, done, session=session).matched_count and pages:
+        building.ranks.insert_many(pages, session=session)
