@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from projections.mongo.collections import Document
     from projections.mongo.ranks import RankPage
 
-MOST_USERS: Final = 20_000
+MOST_USERS: Final = 100_000
 """Whose totals are kept in memory."""
 
 MOST_PAGES: Final = 256
