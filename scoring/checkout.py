@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from scoring.forks import call_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from scoring.user_score import UserScore
 
@@ -31,17 +31,19 @@ class CheckOutCache:
         """
         self._maxsize = maxsize
         self._scores: OrderedDict[str, UserScore] = OrderedDict()
-        self._lock = Lock()
+        # One that a signal handler, which may grant, too, finds held by its own thread.
+        self._lock = RLock()
         call_in_child(self, CheckOutCache.reset_after_fork)
 
     def reset_after_fork(self) -> None:
         """Forget who holds the lock: in a child that was forked, perhaps a thread of the parent."""
-        self._lock = Lock()
+        self._lock = RLock()
 
-    def take(self, user_id: str) -> UserScore | None:
-        """Remove and return the user's aggregate, or return ``None``."""
+    def take(self, user_ids: Iterable[str]) -> dict[str, UserScore]:
+        """Remove the aggregates of users, and return by user id those that were here."""
         with self._lock:
-            return self._scores.pop(user_id, None)
+            found = {user_id: self._scores.pop(user_id, None) for user_id in user_ids}
+        return {user_id: score for user_id, score in found.items() if score is not None}
 
     def look(self, user_id: str, read: Callable[[UserScore], T]) -> T | None:
         """Return what is read from the user's aggregate, which stays here, or ``None``."""
@@ -54,12 +56,12 @@ class CheckOutCache:
         with self._lock:
             self._scores.clear()
 
-    def give_back(self, score: UserScore) -> None:
-        """Return an aggregate that has no pending events; of two, the later one stays."""
+    def give_back(self, scores: Iterable[UserScore]) -> None:
+        """Return aggregates that have no pending events; of two, the later one stays."""
         with self._lock:
-            other = self._scores.get(score.user_id)
-            if other is not None and other.version > score.version:
-                return
-            self._scores[score.user_id] = score
+            for score in scores:
+                other = self._scores.get(score.user_id)
+                if other is None or other.version <= score.version:
+                    self._scores[score.user_id] = score
             while 0 < self._maxsize < len(self._scores):
                 self._scores.popitem(last=False)

@@ -131,9 +131,9 @@ class Attempt:
         if self.steps:
             self._commit()
             # Last, for whoever is not answered by now answers from these.
-            for score in self.scores.values():
-                if not score.pending_events:
-                    self.write_side.scores.give_back(score)
+            self.write_side.scores.give_back(
+                score for score in self.scores.values() if not score.pending_events
+            )
 
     def _decide(self, callers: Sequence[AnyRecorder]) -> None:
         scores = self.write_side.scores

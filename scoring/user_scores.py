@@ -66,17 +66,10 @@ class UserScores:
             return {
                 user_id: scores.get(user_id) or UserScore(user_id=user_id) for user_id in user_ids
             }
-        scores = {}
-        absent = []
-        for user_id in user_ids:
-            score = self._cache.take(user_id)
-            if score is None:
-                absent.append(user_id)
-            else:
-                scores[user_id] = score
-        if absent:
-            scores |= self._load(absent)
-            for user_id in absent:
+        scores = self._cache.take(user_ids)
+        if len(scores) < len(user_ids):
+            scores |= self._load([user_id for user_id in user_ids if user_id not in scores])
+            for user_id in user_ids:
                 if user_id not in scores:
                     scores[user_id] = UserScore(user_id=user_id)
         return scores
@@ -90,10 +83,10 @@ class UserScores:
 
         Those who have nothing yet are left out.
         """
-        taken = {user_id: self._cache.take(user_id) for user_id in user_ids}
-        absent = [user_id for user_id, score in taken.items() if score is None]
+        taken = self._cache.take(user_ids)
+        absent = [user_id for user_id in user_ids if user_id not in taken]
         scores: dict[str, UserScore] = {}
-        in_memory = [score for score in taken.values() if score is not None]
+        in_memory = list(taken.values())
         if has_looked := len(in_memory) >= _WORTH_A_LOOK:
             self._freshness.look(most_events=len(in_memory))
             scores = {each.user_id: each for each in in_memory if self._freshness.covers(each)}
@@ -137,7 +130,7 @@ class UserScores:
         if score is None:
             return Score(user_id, 0, {}, {}, 0, 0, 0)
         state = _state(score)
-        self.give_back(score)
+        self.give_back([score])
         return state
 
     def expect_others(self) -> None:
@@ -152,9 +145,9 @@ class UserScores:
         """Take note of what was just recorded, and of the aggregates whose events these are."""
         self._freshness.follow(recorded, scores)
 
-    def give_back(self, score: UserScore) -> None:
-        """Keep an aggregate whose state is committed."""
-        self._cache.give_back(score)
+    def give_back(self, scores: Iterable[UserScore]) -> None:
+        """Keep aggregates whose state is committed."""
+        self._cache.give_back(scores)
 
     def originals_of(
         self, grant_ids: Sequence[str]

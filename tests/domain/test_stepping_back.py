@@ -265,9 +265,8 @@ def test_a_commit_that_follows_a_step_back_drops_all_that_is_in_memory(
     written_anew(app, store)
     give(app, range(7, 8))
     give(app, range(40, 41), "eve", category="learning")
-    cached = app._scores._cache.take("eve")
-    assert cached is not None
-    assert cached.category_totals == {"learning": 20}
+    cached = app._scores._cache.take(["eve"])
+    assert cached["eve"].category_totals == {"learning": 20}
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgres", "mongo"], indirect=True)
