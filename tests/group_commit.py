@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from uuid import UUID
 
 from eventsourcing.application import ProcessingEvent
 
+from concurrency import until
 from scoring import Scoring
 from scoring.event_store import RecordedEvents
 
@@ -63,13 +63,6 @@ def commit_under_way(app: Scoring) -> Iterator[None]:
         finally:
             end.set()
             holding.result()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.0005)
 
 
 def together(app: Scoring, calls: Sequence[Callable[[], Any]]) -> list[Future[Any]]:

@@ -13,10 +13,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from threading import Lock, Thread
+from threading import Lock
 
 from eventsourcing.persistence import ApplicationRecorder, Notification
 
+from concurrency import at_once
 from projections.mongo import connect
 from projections.mongo.event_store.documents import collection_of
 from scoring import Grant, GrantReceipt, Scoring, ScoringError
@@ -43,11 +44,7 @@ class Writer:
         self._output = Lock()
 
     def run(self) -> None:
-        threads = [Thread(target=self._write, args=(number,)) for number in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(THREADS, self._write)
 
     def _write(self, number: int) -> None:
         rng = random.Random(f"{self._seed} {number}")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from command_line import CommandLine, on_both_stores
+from concurrency import until
 from fail_points import failing
 from projections.mongo import connect
 
@@ -121,9 +122,7 @@ def test_following_stops_on_sigterm_and_leaves_nothing_behind(cli: CommandLine) 
     """What was granted while it ran is projected; it stops between two batches."""
     process = cli.start("project", "--follow", "--json")
     cli(*GRANT)
-    deadline = time.monotonic() + 60
-    while json.loads(cli("status", "--json").stdout)["grants"] == 0:
-        assert time.monotonic() < deadline
+    until(lambda: json.loads(cli("status", "--json").stdout)["grants"])
     process.send_signal(signal.SIGTERM)
     stdout, _ = process.communicate(timeout=90)
     assert process.returncode == 0
@@ -162,9 +161,7 @@ def test_two_commands_at_once_share_the_server_of_a_folder(embedded_cli: Command
     follower = cli.start("project", "--follow")
     try:
         cli(*GRANT)
-        deadline = time.monotonic() + 60
-        while not json.loads(cli("leaderboard", "--by", "ledger", "--json").stdout):
-            assert time.monotonic() < deadline
+        until(lambda: json.loads(cli("leaderboard", "--by", "ledger", "--json").stdout))
         assert follower.poll() is None
     finally:
         follower.send_signal(signal.SIGINT)

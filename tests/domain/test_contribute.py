@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from threading import Barrier, Thread
 from typing import Any
 
 import pytest
 
+from concurrency import at_once
 from scoring import ContributionReceipt, GrantStatus, InvalidGrant, Scoring, UserScore
 from scoring.contributions import Bucket
 from scoring.identity import user_stream_id
@@ -351,25 +351,6 @@ def test_a_grant_from_before_its_key_was_grant_shaped_did_not_make_the_bucket(
 # --- races and lost answers ----------------------------------------------------------------------
 
 
-def in_threads(count: int, work: Callable[[int], object]) -> None:
-    errors: list[BaseException] = []
-    barrier = Barrier(count)
-
-    def run(number: int) -> None:
-        try:
-            barrier.wait()
-            work(number)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
-
-    threads = [Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-
-
 def test_racing_deliveries_of_one_post_make_one_grant(tmp_path: Path) -> None:
     """Four applications on one file; the last one to write has its way with the bucket only."""
     env = sqlite_env(tmp_path / "events.sqlite")
@@ -380,7 +361,7 @@ def test_racing_deliveries_of_one_post_make_one_grant(tmp_path: Path) -> None:
         def deliver(which: int, number: int = number) -> None:
             receipts.append(apps[which].feed_post("ada", str(number), which + 1, NOON))
 
-        in_threads(4, deliver)
+        at_once(4, deliver)
     assert sorted(r.status for r in receipts) == [CONFLICT] * 15 + [RECORDED] * 5
     score = apps[0].score_of("ada")
     assert score.grant_count == 5
@@ -405,7 +386,7 @@ def test_racing_contributions_of_one_key_leave_the_points_of_one_of_them(tmp_pat
         for number in range(10):
             apps[which].contribute("ada", "a", "x", "s", 10 * which + number + 1)
 
-    in_threads(4, count_up)
+    at_once(4, count_up)
     with Scoring(env) as fresh:
         stream = list(fresh.events.get(user_stream_id("ada")))
         last = stream[-1]

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from opentelemetry import trace
 
 import scoring.commit_queue
-from group_commit import Watched, commit_under_way, failing, together, until
+from concurrency import until
+from group_commit import Watched, commit_under_way, failing, together
 from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, GrantStatus, InvalidGrant, Scoring, ScoringError, UserScore
 from scoring.checkout import CheckOutCache

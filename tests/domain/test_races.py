@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from concurrency import meanwhile
 from forks import forks
 from group_commit import Watched, together
 from receipts_check import check_receipts, read_ledger
@@ -113,9 +114,8 @@ def running(target: Callable[..., None], tasks: list[tuple[object, ...]]) -> Ite
 def followed(scoring: Scoring) -> Iterator[list[int]]:
     """Tail the store like a projection does, never looking back; yields the positions seen."""
     seen: list[int] = []
-    done = threading.Event()
 
-    def follow() -> None:
+    def follow(done: threading.Event) -> None:
         last_round = False
         while not last_round:
             last_round = done.is_set()
@@ -125,13 +125,8 @@ def followed(scoring: Scoring) -> Iterator[list[int]]:
             )
             time.sleep(0.001)
 
-    thread = threading.Thread(target=follow)
-    thread.start()
-    try:
+    with meanwhile(follow):
         yield seen
-    finally:
-        done.set()
-        thread.join()
 
 
 def collect(results: Queue[Result], count: int) -> Answers:

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from eventsourcing.persistence import IntegrityError
 
+from concurrency import at_once
 from examples import forum as example
 from examples.forum import Forum, ForumError
 from projections import ScoreLedger
@@ -78,14 +78,7 @@ def test_readers_who_like_at_once_all_count(forum: Forum) -> None:
     """Lost races on the streams of post and author are run again."""
     post_id = forum.write(author_id="ada", text="…")
     forum.publish(post_id, at=NOON)
-    threads = [
-        Thread(target=forum.like, args=(post_id,), kwargs={"reader_id": f"r{n}", "at": NOON})
-        for n in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(6, lambda number: forum.like(post_id, reader_id=f"r{number}", at=NOON))
     assert len(forum.post(post_id).liked_by) == 6
     assert forum.score_of("ada").total_score == 16
 

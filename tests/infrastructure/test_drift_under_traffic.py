@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from threading import Event, Thread, Timer
+from threading import Event, Timer
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from pymongo import MongoClient
 
+from concurrency import meanwhile
 from heard_commands import Overtaken
 from projections import ScoreLedger
 from projections.drift import keys
@@ -26,21 +27,15 @@ from support import NOON, sqlite_env
 @contextmanager
 def posts_by_everybody(ledger: ScoreLedger) -> Iterator[None]:
     """Traffic that changes both totals of a user at once."""
-    stop = Event()
 
-    def write() -> None:
+    def write(stop: Event) -> None:
         for number in count():
             if stop.is_set():
                 return
             ledger.feed_post(f"user-{number % 40:02d}", str(number), 1 + number % 5, NOON)
 
-    thread = Thread(target=write)
-    thread.start()
-    try:
+    with meanwhile(write):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_nobody_is_seen_half_changed(

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from uuid import uuid4
 
 import pytest
@@ -17,6 +17,7 @@ from pymongo import WriteConcern
 from pymongo.errors import PyMongoError
 
 from command_line import COMMAND
+from concurrency import meanwhile
 from event_store import assert_equal_to_the_events
 from projections import Leaderboard, ReadModelUnavailable
 from projections.mongo import connect
@@ -112,10 +113,9 @@ def following(
 def reading(model: ReadModel, balances: dict[str, list[int]]) -> Iterator[None]:
     """Every balance that is read inside the block is one that the user had, and none goes back."""
     leaderboard = Leaderboard(model)
-    stop = Event()
     wrong: list[str] = []
 
-    def read() -> None:
+    def read(stop: Event) -> None:
         last: dict[str, int] = defaultdict(int)
         while not stop.is_set():
             try:
@@ -130,13 +130,8 @@ def reading(model: ReadModel, balances: dict[str, list[int]]) -> Iterator[None]:
                 last[row.user_id] = row.score
             time.sleep(0.005)  # or it would keep a core from those it watches
 
-    thread = Thread(target=read)
-    thread.start()
-    try:
+    with meanwhile(read):
         yield
-    finally:
-        stop.set()
-        thread.join()
     assert not wrong
 
 

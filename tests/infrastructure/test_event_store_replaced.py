@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +20,7 @@ from eventsourcing.persistence import Tracking
 from psycopg import sql
 
 from command_line import CommandLine
+from concurrency import at_once
 from event_store import assert_equal_to_the_events, damaged
 from postgres_server import PostgresServer
 from projections import (
@@ -472,11 +473,7 @@ def test_of_two_stores_that_are_followed_into_one_database_only_one_is(
             except EventStoreReplaced:
                 raised.append(number)
 
-    threads = [Thread(target=catch_up, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, catch_up)
     assert len(raised) == 1
     with Scoring(envs[1 - raised[0]]) as app:
         assert assert_equal_to_the_events(app, read_model) == 40

@@ -16,6 +16,7 @@ from bson.decimal128 import Decimal128
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from concurrency import at_once, meanwhile
 from event_store import assert_equal_to_the_events, damaged
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
@@ -75,28 +76,6 @@ def connect_as_operator(client: MongoClient[Any]) -> MongoClient[Any]:
     )
 
 
-@contextmanager
-def following(worker: ProjectionWorker) -> Iterator[Event]:
-    stop = Event()
-    errors: list[BaseException] = []
-
-    def follow() -> None:
-        try:
-            worker.follow(stop)
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            errors.append(error)
-
-    thread = Thread(target=follow)
-    thread.start()
-    try:
-        yield stop
-    finally:
-        stop.set()
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 def grant_some(scoring: Scoring, first: int, number: int) -> None:
     scoring.grant_many([make_grant(n) for n in range(first, first + number)])
 
@@ -133,14 +112,8 @@ def test_failures_at_random_are_survived_together_with_duplicates_from_outside(
         closing(MongoScoreView(view.read_model)) as second,
         failing(view.read_model.client, "", mode={"activationProbability": 0.33}, **failure),
     ):
-        threads = [
-            Thread(target=ProjectionWorker(scoring, some, batch_size=20).catch_up)
-            for some in (view, second)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        workers = [ProjectionWorker(scoring, some, batch_size=20) for some in (view, second)]
+        at_once(2, lambda number: workers[number].catch_up())
     assert view.positions.foreign_count("Scoring") == 0
     assert assert_equal_to_the_events(scoring, view.read_model) == 400
 
@@ -222,7 +195,7 @@ def test_a_stop_is_heeded_soon_even_while_retrying(
     grant_some(scoring, 0, 10)
     failure = {"closeConnection": True}
     with failing(view.read_model.client, command, **failure):
-        with following(ProjectionWorker(scoring, view)) as stop:
+        with meanwhile(ProjectionWorker(scoring, view).follow) as stop:
             time.sleep(0.5)
             asked = time.monotonic()
             stop.set()
@@ -264,7 +237,7 @@ def test_a_stop_is_heeded_while_unparking_is_retried(
 def test_a_stop_is_heeded_soon_while_the_server_is_gone(scoring: Scoring, tmp_path: Path) -> None:
     """Server selection waits for a minute here, so it is not what a worker waits in."""
     with server_of_its_own(tmp_path, "&serverSelectionTimeoutMS=60000") as (pid, view):
-        with following(ProjectionWorker(scoring, view)) as stop:
+        with meanwhile(ProjectionWorker(scoring, view).follow) as stop:
             grant_some(scoring, 0, 100)
             view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=60)
             os.kill(pid(), signal.SIGKILL)
@@ -306,7 +279,7 @@ def test_mongod_killed_and_restarted_under_load_loses_and_doubles_nothing(
     """Twice, while grants are recorded and followed; the worker never gives up."""
     with server_of_its_own(tmp_path) as (pid, view):
         grant_some(scoring, 0, 5_000)
-        with following(ProjectionWorker(scoring, view, batch_size=200)):
+        with meanwhile(ProjectionWorker(scoring, view, batch_size=200).follow):
             for round_ in range(2):
                 grant_some(scoring, 5_000 + 1000 * round_, 1000)
                 time.sleep(0.2)
@@ -322,7 +295,7 @@ def test_a_primary_that_steps_down_under_load_loses_and_doubles_nothing(
     """Two elections, while grants are recorded and followed."""
     with server_of_its_own(tmp_path) as (_, view):
         grant_some(scoring, 0, 5_000)
-        with following(ProjectionWorker(scoring, view, batch_size=200)):
+        with meanwhile(ProjectionWorker(scoring, view, batch_size=200).follow):
             for round_ in range(2):
                 grant_some(scoring, 5_000 + 1000 * round_, 1000)
                 time.sleep(0.2)

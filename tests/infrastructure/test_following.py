@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from threading import enumerate as enumerate_threads
 
 import psycopg
 import pytest
 
 from command_line import COMMAND
+from concurrency import meanwhile, until
 from event_store import assert_equal_to_the_events
 from postgres_server import PostgresServer
 from projections import MongoScoreView, ProjectionWorker, ScoreLedger
@@ -27,19 +28,6 @@ from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from scoring import Scoring
 from support import make_grant, sqlite_env
-
-
-@contextmanager
-def background(worker: ProjectionWorker) -> Iterator[Event]:
-    """Yields what stops it, when it wakes up the next time; at the end it is stopped."""
-    stop = Event()
-    thread = Thread(target=worker.follow, args=(stop,))
-    thread.start()
-    try:
-        yield stop
-    finally:
-        stop.set()
-        thread.join()
 
 
 @contextmanager
@@ -84,7 +72,7 @@ def test_a_grant_wakes_the_worker_of_its_process_and_that_whoever_waits(
 ) -> None:
     """So it is visible within milliseconds."""
     monkeypatch.setattr("projections.events.wakeups._stamps", lambda _: [])
-    with background(ProjectionWorker(scoring, view)) as stop:
+    with meanwhile(ProjectionWorker(scoring, view).follow) as stop:
         for number in range(20):
             await_visible(scoring, view, number)
         stop.set()
@@ -97,7 +85,7 @@ def test_a_grant_of_another_process_wakes_a_worker_by_the_files_of_sqlite(
 ) -> None:
     """SQLite tells nobody, so the worker glances at its files sixty times a second."""
     with (
-        background(ProjectionWorker(scoring, view)) as stop,
+        meanwhile(ProjectionWorker(scoring, view).follow) as stop,
         Scoring(sqlite_env(tmp_path / "events.sqlite")) as other,
     ):
         for number in range(20):
@@ -125,7 +113,7 @@ def test_what_a_glance_at_the_files_misses_is_found_by_looking(
     """Within a second, as when two commits fall into one tick of the clock."""
     monkeypatch.setattr("projections.events.wakeups._stamps", lambda _: [])
     with (
-        background(ProjectionWorker(scoring, view)),
+        meanwhile(ProjectionWorker(scoring, view).follow),
         Scoring(sqlite_env(tmp_path / "events.sqlite")) as other,
     ):
         await_visible(scoring, view, 0)
@@ -167,7 +155,7 @@ def test_a_worker_is_told_by_postgres_what_other_processes_record(
         await_listening(wake_ups)
         theirs.grant(**make_grant(2).model_dump())
         assert wake_ups.wait(60)
-        with background(ProjectionWorker(mine, view)):
+        with meanwhile(ProjectionWorker(mine, view).follow):
             for number in range(3, 13):
                 await_visible(theirs, view, number)
         assert assert_equal_to_the_events(mine, view.read_model) == 12
@@ -189,30 +177,24 @@ def test_a_worker_is_told_by_mongodb_what_other_processes_record(
                 pass
             theirs.grant(**make_grant(1).model_dump())
             assert wake_ups.wait(60)
-        with background(ProjectionWorker(mine, view)) as stop:
+        with meanwhile(ProjectionWorker(mine, view).follow) as stop:
             for number in range(2, 13):
                 await_visible(theirs, view, number)
             assert assert_equal_to_the_events(mine, view.read_model) == 12
             stop.set()
             theirs.grant(**make_grant(13).model_dump())
-        deadline = time.monotonic() + 60
-        while any(thread.name == "event-watch" for thread in enumerate_threads()):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: not any(thread.name == "event-watch" for thread in enumerate_threads()))
 
 
 def await_listening(wake_ups: WakeUps) -> None:
-    deadline = time.monotonic() + 60
-    while not wake_ups.covers_all_writers:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: wake_ups.covers_all_writers)
     assert wake_ups.wait(60)  # for what was recorded before
 
 
 def test_an_idle_worker_costs_next_to_nothing(scoring: Scoring, view: MongoScoreView) -> None:
     """It looks at the event store now and then, and leaves MongoDB alone for seconds."""
     seconds = 2.0
-    with background(ProjectionWorker(scoring, view)):
+    with meanwhile(ProjectionWorker(scoring, view).follow):
         await_visible(scoring, view, 1)
         sent, deadline = -1, time.monotonic() + 60
         while sent != (sent := commands_sent(view)):

@@ -20,6 +20,7 @@ from pymongo import MongoClient
 from pymongo.monitoring import CommandStartedEvent
 
 from command_line import COMMAND, CommandLine
+from concurrency import until
 from event_store import assert_equal_to_the_events, damaged
 from heard_commands import HeardCommands
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
@@ -87,10 +88,7 @@ def command(env: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[b
 def await_position(server: Server, at_least: int) -> None:
     with connect(server.uri) as client:
         view = MongoScoreView(ReadModel(client, DATABASE))
-        deadline = time.monotonic() + 30
-        while (view.max_tracking_id("Scoring") or 0) < at_least:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(lambda: (view.max_tracking_id("Scoring") or 0) >= at_least)
 
 
 def test_a_worker_that_is_told_to_stop_stops_within_seconds(

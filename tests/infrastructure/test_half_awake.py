@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from threading import Barrier, Thread
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
 from pymongo.errors import ConfigurationError
 
+from concurrency import at_once
 from event_store import assert_equal_to_the_events
 from projections import MongoScoreView, ProjectionWorker
 from projections.embedded import open_server
@@ -33,17 +33,7 @@ def half_awake_pool(folder: Path) -> Iterator[MongoClient[Any]]:
         operator.admin.command("replSetStepDown", 60, force=True)
         operator.admin.command("replSetMaintenance", True)  # noqa: FBT003 - the command's value
         with connect(server.uri) as client:
-            together = Barrier(CONNECTIONS)
-
-            def use_a_connection() -> None:
-                together.wait()
-                client.admin.command("ping")
-
-            threads = [Thread(target=use_a_connection) for _ in range(CONNECTIONS)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            at_once(CONNECTIONS, lambda _: client.admin.command("ping"))
             operator.admin.command("replSetMaintenance", False)  # noqa: FBT003
             operator.admin.command("replSetFreeze", 0)
             while not operator.admin.command("hello")["isWritablePrimary"]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -26,6 +27,7 @@ from eventsourcing.utils import Environment
 from psycopg.conninfo import conninfo_to_dict
 from pymongo import AsyncMongoClient
 
+from concurrency import at_once
 from projections import LedgerNotOpen, ScoreLedger, Settings
 from projections.mongo.read_model import ReadModel
 from scoring import Contribution, GrantReceipt, GrantStatus, InvalidSetting, Scoring, ScoringError
@@ -215,20 +217,11 @@ def test_closing_ends_a_wait_of_another_thread(database: Any, event_store: dict[
     """At once, and with the sentence of a closed ledger."""
     ledger = ScoreLedger.open(mongo=database, event_store=event_store, worker=False)
     receipt = grant(ledger, 1)
-    raised: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            ledger.wait(receipt, timeout=100)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            raised.append(error)
-
-    thread = Thread(target=wait)
-    thread.start()
-    time.sleep(0.2)
-    ledger.close()
-    thread.join(60)
-    assert [type(error) for error in raised] == [LedgerNotOpen]
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(ledger.wait, receipt, timeout=100)
+        time.sleep(0.2)
+        ledger.close()
+        assert isinstance(waiting.exception(60), LedgerNotOpen)
 
 
 @on_both
@@ -236,24 +229,17 @@ def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, 
     """Every thread that grants is told in words, and all that was answered is in the store."""
     ledger = ScoreLedger.open(mongo=database, event_store=event_store)
     answered: list[int] = []
-    raised: list[Exception] = []
 
     def work(thread: int) -> None:
-        try:
-            for number in count(thread * 1_000_000):
-                grant(ledger, number, user_id="ada", amount=1)
-                answered.append(number)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test must see it
-            raised.append(error)
+        for number in count(thread * 1_000_000):
+            grant(ledger, number, user_id="ada", amount=1)
+            answered.append(number)
 
-    threads = [Thread(target=work, args=(thread,)) for thread in range(4)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    ledger.close()
-    for thread in threads:
-        thread.join(60)
-    assert len(raised) == 4
+    with ThreadPoolExecutor(4) as threads:
+        granting = [threads.submit(work, thread) for thread in range(4)]
+        time.sleep(0.3)
+        ledger.close()
+        raised = [each.exception(60) for each in granting]
     assert all(isinstance(error, LedgerNotOpen | ScoringError) for error in raised), raised
     # No connection counts as in use, which a fork would wait for.
     began = time.monotonic()
@@ -271,24 +257,15 @@ def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, 
 def test_threads_share_a_ledger(database: Any, event_store: dict[str, str]) -> None:
     """Eight threads grant, wait and read at once; every point is counted once."""
     with ScoreLedger.open(mongo=database, event_store=event_store) as ledger:
-        errors: list[BaseException] = []
 
         def work(thread: int) -> None:
-            try:
-                for number in range(15):
-                    receipt = grant(ledger, 100 * thread + number, user_id="ada", amount=1)
-                    ledger.history("ada", limit=3)
-                ledger.wait(receipt, timeout=60)
-                assert ledger.leaderboard.top(1, by="ledger")[0].user_id == "ada"
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-                errors.append(error)
+            for number in range(15):
+                receipt = grant(ledger, 100 * thread + number, user_id="ada", amount=1)
+                ledger.history("ada", limit=3)
+            ledger.wait(receipt, timeout=60)
+            assert ledger.leaderboard.top(1, by="ledger")[0].user_id == "ada"
 
-        threads = [Thread(target=work, args=(thread,)) for thread in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert errors == []
+        at_once(8, work)
         assert ledger.totals("ada").total_score == ledger.score_of("ada").total_score == 8 * 15
 
 

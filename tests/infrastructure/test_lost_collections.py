@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +12,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.server_api import ServerApi
 
+from concurrency import meanwhile, until
 from projections import MongoScoreView, ProjectionWorker, ScoreLedger, Settings
 from projections.errors import ReadModelDamaged, ReadModelGone
 from projections.mongo import connect
@@ -69,10 +68,7 @@ def test_a_dropped_database_is_made_anew_by_an_idle_worker(
     if rebuilt:
         assert ledger.rebuild().live
     live.database.client.drop_database(live.database)
-    deadline = time.monotonic() + 60
-    while live.grants.count_documents({}) < 20:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: live.grants.count_documents({}) == 20, every_seconds=0.05)
     assert_indexes(live)
     assert ledger.verify().differences == []
     assert ledger.status().generation == 1
@@ -184,17 +180,8 @@ def test_a_worker_that_follows_makes_a_dropped_index_anew(
     assert differences[0].expected == "on {grantId: 1} unique"
     assert verify_totals(live).differences == differences
     monkeypatch.setattr("projections.mongo.inventory.LOOK_EVERY_SECONDS", 0.1)
-    stop = Event()
-    thread = Thread(target=ProjectionWorker(scoring, view).follow, args=(stop,))
-    thread.start()
-    try:
-        deadline = time.monotonic() + 60
-        while not verify_events(scoring, live).ok:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        stop.set()
-        thread.join()
+    with meanwhile(ProjectionWorker(scoring, view).follow):
+        until(lambda: verify_events(scoring, live).ok, every_seconds=0.05)
     assert_indexes(live)
 
 

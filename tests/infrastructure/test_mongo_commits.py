@@ -24,8 +24,8 @@ from eventsourcing.persistence import (
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
+from concurrency import until
 from fail_points import failing
-from group_commit import until
 from heard_commands import HeardCommands
 from projections.mongo import connect
 from projections.mongo.event_store import (

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import gc
-from threading import Barrier, Thread
+from functools import partial
 
 import pytest
 from eventsourcing.persistence import TrackingRecorder
 from eventsourcing.tests.persistence import TrackingRecorderTestCase
 from pymongo.errors import DuplicateKeyError
 
+from concurrency import at_once
 from projections import MongoScoreView, PositionMoved
 from projections.errors import BatchRefused
 from projections.events.model import GrantEvent
 from projections.mongo import connect
 from projections.mongo.batches import Batch, user_changes
-from projections.mongo.collections import Document
 from projections.mongo.read_model import ReadModel
 from projections.queries.history import UserHistory
 from projections.verification.totals import verify_totals
@@ -129,25 +129,15 @@ def test_of_two_threads_inserting_the_same_grant_id_one_is_rejected(
 ) -> None:
     """The unique index decides the race, every time."""
 
-    def insert(barrier: Barrier, document: Document, outcomes: list[str]) -> None:
-        barrier.wait()
+    def insert(number: int, which: int) -> str:
         try:
-            read_model.grants.insert_one(document)
-            outcomes.append("inserted")
+            read_model.grants.insert_one({"_id": 2 * number + which, "grantId": f"g{number}"})
         except DuplicateKeyError:
-            outcomes.append("rejected")
+            return "rejected"
+        return "inserted"
 
     for number in range(20):
-        barrier = Barrier(2)
-        outcomes: list[str] = []
-
-        documents = [{"_id": 2 * number + n, "grantId": f"g{number}"} for n in range(2)]
-        threads = [Thread(target=insert, args=(barrier, d, outcomes)) for d in documents]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(outcomes) == ["inserted", "rejected"]
+        assert sorted(at_once(2, partial(insert, number))) == ["inserted", "rejected"]
 
 
 def test_of_two_workers_projecting_the_same_grants_at_once_one_counts(
@@ -157,24 +147,10 @@ def test_of_two_workers_projecting_the_same_grants_at_once_one_counts(
     grants = projected(*(make_grant(number) for number in range(50)))
     for name in ("One", "Two"):  # tracked apart, so that only the index stands between them
         MongoScoreView(read_model).apply(Batch(name, None, 0))
-    barrier = Barrier(2)
-    errors: list[BaseException] = []
 
-    def apply(name: str) -> None:
-        try:
-            with connect(mongo_uri) as client:
-                own = MongoScoreView(ReadModel(client, read_model.database.name))
-                barrier.wait()
-                own.apply(batch(grants, after=0, name=name))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
-
-    threads = [Thread(target=apply, args=(name,)) for name in ("One", "Two")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with connect(mongo_uri) as one, connect(mongo_uri) as two:
+        views = [MongoScoreView(ReadModel(own, read_model.database.name)) for own in (one, two)]
+        at_once(2, lambda n: views[n].apply(batch(grants, after=0, name=("One", "Two")[n])))
     assert read_model.grants.count_documents({}) == 50
     outcome = verify_totals(read_model)
     assert (outcome.ok, outcome.grants) == (True, 50)

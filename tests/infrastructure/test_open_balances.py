@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from concurrency import meanwhile
 from projections import ProjectionError, ScoreLedger
 from projections.drift import OpenedBalances
 from projections.mongo import connect
@@ -199,9 +201,8 @@ def test_traffic_may_go_on(open_ledger: Callable[..., ScoreLedger]) -> None:
         counts = dict.fromkeys((f"user-{number}" for number in range(6)), 10)
         for user_id, points in counts.items():
             activity(ledger, user_id, points)
-        stop = Event()
 
-        def work(users: list[str], begin: int) -> None:
+        def work(users: list[str], begin: int, stop: Event) -> None:
             for number in count(begin, 2):
                 if stop.is_set():
                     return
@@ -210,17 +211,10 @@ def test_traffic_may_go_on(open_ledger: Callable[..., ScoreLedger]) -> None:
                 ledger.grant_many([activity_grant(user_id, number, 1)])
                 activity(ledger, user_id, counts[user_id])
 
-        threads = [
-            Thread(target=work, args=(list(counts)[:3], 0)),
-            Thread(target=work, args=(list(counts)[3:], 1)),
-        ]
-        for thread in threads:
-            thread.start()
-        for _ in range(4):
-            ledger.open_balances()
-        stop.set()
-        for thread in threads:
-            thread.join()
+        users = list(counts)
+        with meanwhile(partial(work, users[:3], 0), partial(work, users[3:], 1)):
+            for _ in range(4):
+                ledger.open_balances()
         assert ledger.open_balances().grants == 0
         for user_id, points in counts.items():
             score = ledger.score_of(user_id)

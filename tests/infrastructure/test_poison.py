@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from concurrency import meanwhile
 from event_store import assert_equal_to_the_events, damaged, grants_of
 from projections import (
     MongoScoreView,
@@ -465,29 +466,21 @@ def test_unparking_beside_busy_workers_loses_and_doubles_nothing(
     """A worker passes the stream's events at the very moment it is taken off the list."""
     receipts = [grant(scoring, number, f"user-{number % 3}") for number in range(30)]
     streams = [stream_of(f"user-{number}") for number in range(3)]
-    stop = Event()
-    follower = Thread(target=parking(scoring, view, batch_size=5).follow, args=(stop,))
-    number = 30
     with damaged(tmp_path / EVENTS, *(receipt.position for receipt in receipts[:3])):
         parking(scoring, view).catch_up()
     assert view.parking.count() == 3
-    follower.start()
-    writer = Thread(
-        target=lambda: [grant(scoring, n, f"user-{n % 3}") for n in range(number, number + 600)]
-    )
-    writer.start()
-    try:
-        with closing(MongoScoreView(view.read_model)) as own:
+
+    def write(_: Event) -> None:
+        for number in range(30, 630):
+            grant(scoring, number, f"user-{number % 3}")
+
+    with meanwhile(parking(scoring, view, batch_size=5).follow):
+        with meanwhile(write), closing(MongoScoreView(view.read_model)) as own:
             for stream in streams:
                 found = own.parking.find(stream)
                 assert found is not None
                 assert Unparker(scoring, own).run([found]).streams == 1
-        writer.join()
         view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=60)
-    finally:
-        stop.set()
-        follower.join()
-        writer.join()
     assert assert_equal_to_the_events(scoring, view.read_model) == 630
 
 

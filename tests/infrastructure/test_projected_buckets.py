@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from contextlib import closing
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 from eventsourcing.projection import ProjectionRunner
 from pymongo import MongoClient
 
+from concurrency import at_once
 from heard_commands import HeardCommands
 from old_way import OldWay
 from projections import MongoScoreView, PositionMoved, ProjectionWorker, ScoreGrantsProjection
@@ -308,13 +308,7 @@ def test_two_workers_at_once_count_every_contribution_once(
     """The position decides, as for grants."""
     old = OldWay()
     make_traffic(scoring, old, seed=5, calls=200)
-    workers = [
-        Thread(target=ProjectionWorker(scoring, view, batch_size=5).catch_up) for _ in range(2)
-    ]
-    for thread in workers:
-        thread.start()
-    for thread in workers:
-        thread.join()
+    at_once(2, lambda _: ProjectionWorker(scoring, view, batch_size=5).catch_up())
     assert_the_old_way_is_shown(read_model, old)
 
 

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from threading import Thread
 from typing import Any, get_args
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 from pymongo.monitoring import CommandStartedEvent, CommandSucceededEvent
 
+from concurrency import at_once
 from heard_commands import HeardCommands
 from projections import (
     Leaderboard,
@@ -163,28 +163,17 @@ def test_two_who_count_at_once_do_not_lose_each_others_moves(
     """Whose transaction conflicts is begun again, with what the other one has left."""
     del small_ranges
     add_to_users(read_model, {f"user-{number:02}": (number, number) for number in range(50)})
-    errors: list[BaseException] = []
 
     def move(seed: int) -> None:
         randomness = random.Random(seed)
-        try:
-            with connect(mongo_uri) as client:
-                model = ReadModel(client, read_model.database.name)
-                for number in range(15):
-                    moves = randomness.sample(range(50), 10)
-                    changes = {f"user-{n:02}": (randomness.randrange(-9, 20), 1) for n in moves}
-                    add_to_users(
-                        model, changes | {f"new-{seed}-{number}": (n, 0) for n in moves[:1]}
-                    )
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
+        with connect(mongo_uri) as client:
+            model = ReadModel(client, read_model.database.name)
+            for number in range(15):
+                moves = randomness.sample(range(50), 10)
+                changes = {f"user-{n:02}": (randomness.randrange(-9, 20), 1) for n in moves}
+                add_to_users(model, changes | {f"new-{seed}-{number}": (n, 0) for n in moves[:1]})
 
-    threads = [Thread(target=move, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(2, move)
     assert assert_counts_are_true(read_model) > 10
     assert read_model.users.count_documents({}) == 80
 

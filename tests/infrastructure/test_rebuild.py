@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from eventsourcing.persistence import Tracking
 
+from concurrency import at_once, meanwhile
 from projections import (
     EventStoreReplaced,
     MongoScoreView,
@@ -163,17 +164,9 @@ def test_live_readers_and_workers_go_on_during_a_rebuild(
     scoring: Scoring, live: ReadModel, view: MongoScoreView
 ) -> None:
     """Grants that arrive meanwhile are visible in the old generation, and then in the new one."""
-    stop, enough = Event(), Event()
-    errors: list[BaseException] = []
     visible: list[int] = []
 
-    def follow() -> None:
-        try:
-            ProjectionWorker(scoring, view, batch_size=20).follow(stop)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
-
-    def grant() -> None:
+    def grant(enough: Event) -> None:
         number = 10_000
         while not enough.is_set():
             receipts = scoring.grant_many([make_grant(number + n) for n in range(10)])
@@ -181,40 +174,25 @@ def test_live_readers_and_workers_go_on_during_a_rebuild(
             view.wait("Scoring", receipts[-1].position, timeout=60)
             visible.append(sum(row.score for row in Leaderboard(live).top(100, by="ledger")))
 
-    worker, granter = Thread(target=follow), Thread(target=grant)
-    worker.start()
-    granter.start()
-    try:
+    worker = ProjectionWorker(scoring, view, batch_size=20)
+    with meanwhile(worker.follow), meanwhile(grant):
         while len(visible) < 5 or live.generations.state().generation < 5:
             assert rebuild(scoring, live).live
-            assert granter.is_alive()
-    finally:
-        enough.set()
-        granter.join()
-        stop.set()
-        worker.join()
-    assert errors == []
     assert visible == sorted(visible)
     assert verify_events(scoring, live).differences == []
 
 
 def test_verifying_during_switches_finds_nothing(scoring: Scoring, live: ReadModel) -> None:
     """A verification that a switch came into begins again."""
-    over = Event()
 
-    def rebuild_often() -> None:
+    def rebuild_often(over: Event) -> None:
         while not over.is_set():
             rebuild(scoring, live)
 
-    thread = Thread(target=rebuild_often)
-    thread.start()
-    try:
+    with meanwhile(rebuild_often):
         while live.generations.state().generation < 8:
             assert verify_events(scoring, live).differences == []
             assert verify_totals(live).differences == []
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_the_librarys_runner_goes_on_through_a_hold(
@@ -277,15 +255,7 @@ def test_what_was_begun_before_the_store_was_put_back_is_given_up(
 def test_two_rebuilds_at_once_share_the_work(scoring: Scoring, live: ReadModel) -> None:
     """Both say that the same generation is live."""
     scoring.grant_many([make_grant(number) for number in range(1000, 3000)])
-    outcomes: list[RebuildOutcome] = []
-    threads = [
-        Thread(target=lambda: outcomes.append(rebuild(scoring, live, batch_size=20)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    outcomes = at_once(2, lambda _: rebuild(scoring, live, batch_size=20))
     assert [(outcome.generation, outcome.live) for outcome in outcomes] == [(2, True)] * 2
     state = live.generations.state()
     assert (state.generation, state.building) == (2, None)

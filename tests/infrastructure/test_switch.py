@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from threading import Event, Thread
 from typing import Any
@@ -18,6 +19,7 @@ from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
 
+from concurrency import at_once, meanwhile
 from fail_points import failing
 from heard_commands import HeardCommands, Overtaken
 from projections import (
@@ -170,21 +172,12 @@ def test_two_who_roll_forward_together_do_it_once(
 ) -> None:
     """Each rename names the UUID it means, so the second one of a kind is refused."""
     committed(scoring, live)
-    errors: list[BaseException] = []
 
-    def roll() -> None:
-        try:
-            with connect(mongo_uri) as client:
-                roll_forward(ReadModel(client, live.database.name))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
+    def roll(_: int) -> None:
+        with connect(mongo_uri) as client:
+            roll_forward(ReadModel(client, live.database.name))
 
-    threads = [Thread(target=roll) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(4, roll)
     assert_second_generation_is_live(live)
 
 
@@ -746,51 +739,36 @@ def test_readers_never_see_a_mixture_during_many_switches(
     rebuild = PlantingRebuild(scoring, live, worker_maker(scoring))
     rebuild.value = 1
     rebuild.run()
-    over = Event()
-    errors: list[BaseException] = []
     seen: set[int] = set()
     reads = [0, 0]
 
-    def hammer(number: int) -> None:
-        try:
-            with connect(mongo_uri) as client:
-                model = ReadModel(client, live.database.name)
-                board, history = Leaderboard(model), UserHistory(model)
-                newest = 0
-                while not over.is_set():
-                    rows = board.top(1000, by="ledger")
-                    scores = {row.score for row in rows}
-                    assert (len(rows), len(scores)) == (users + 7, 1)
-                    page = history.history("reader-3")
-                    assert (len(page), len({grant.amount for grant in page})) == (2, 1)
-                    totals = history.totals("reader-3")
-                    row = board.rank_of("reader-3", by="ledger")
-                    assert row is not None
-                    assert row.rank == 1
-                    # Nor does a reader ever go back, from one call to the next.
-                    values = [*scores, page[0].amount, totals.total_score, row.score]
-                    assert [newest, *values] == sorted([newest, *values])
-                    newest = values[-1]
-                    seen.update(scores)
-                    reads[number] += 4
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            errors.append(error)
+    def hammer(number: int, over: Event) -> None:
+        with connect(mongo_uri) as client:
+            model = ReadModel(client, live.database.name)
+            board, history = Leaderboard(model), UserHistory(model)
+            newest = 0
+            while not over.is_set():
+                rows = board.top(1000, by="ledger")
+                scores = {row.score for row in rows}
+                assert (len(rows), len(scores)) == (users + 7, 1)
+                page = history.history("reader-3")
+                assert (len(page), len({grant.amount for grant in page})) == (2, 1)
+                totals = history.totals("reader-3")
+                row = board.rank_of("reader-3", by="ledger")
+                assert row is not None
+                assert row.rank == 1
+                # Nor does a reader ever go back, from one call to the next.
+                values = [*scores, page[0].amount, totals.total_score, row.score]
+                assert [newest, *values] == sorted([newest, *values])
+                newest = values[-1]
+                seen.update(scores)
+                reads[number] += 4
 
-    threads = [Thread(target=hammer, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile(partial(hammer, 0), partial(hammer, 1)):
         for value in range(2, switches + 2):
             rebuild.value = value
             assert rebuild.run().live
             live.generations.drop_kept()
-            if errors:
-                break
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-    assert errors == []
     assert len(seen) > switches / 2
     assert min(reads) > switches
     assert live.generations.state().generation == switches + 2

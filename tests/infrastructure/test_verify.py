@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +22,7 @@ from bson.int64 import Int64
 from pymongo import MongoClient
 from pymongo.monitoring import CommandStartedEvent
 
+from concurrency import meanwhile
 from event_store import damaged as unreadable
 from fail_points import failing
 from heard_commands import HeardCommands
@@ -788,25 +789,14 @@ def test_verifying_while_a_worker_projects_finds_nothing(
     scoring: Scoring, view: MongoScoreView, projected: ReadModel
 ) -> None:
     """Each user is compared at one instant, whatever is committed meanwhile."""
-    stop = Event()
-    failures: list[BaseException] = []
 
-    def grant() -> None:
+    def grant(stop: Event) -> None:
         number = 10_000
         while not stop.is_set():
             scoring.grant_many([make_grant(number + n) for n in range(50)])
             number += 50
 
-    def project() -> None:
-        try:
-            ProjectionWorker(scoring, view, batch_size=25).follow(stop)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the test must see it
-            failures.append(error)
-
-    threads = [Thread(target=grant), Thread(target=project)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile(grant, ProjectionWorker(scoring, view, batch_size=25).follow):
         grants = 0
         for _ in range(15):
             outcome = verify_events(scoring, projected)
@@ -815,11 +805,6 @@ def test_verifying_while_a_worker_projects_finds_nothing(
             assert outcome.grants >= grants
             grants = outcome.grants
         assert grants > 67
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
 
 
 def test_a_stream_that_lacks_versions_is_found_until_its_gaps_are_closed(

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
 
+from concurrency import at_once, meanwhile
 from projections import MongoScoreView, PoisonEvent, Progress, ProjectionWorker
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
@@ -105,17 +105,11 @@ def test_following_projects_what_is_recorded_meanwhile(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel
 ) -> None:
     """Grants made while the worker runs become visible without asking."""
-    stop = Event()
-    thread = Thread(target=ProjectionWorker(scoring, view).follow, args=(stop,))
-    thread.start()
-    try:
+    with meanwhile(ProjectionWorker(scoring, view).follow):
         for number in range(30):
             receipt = scoring.grant(**make_grant(number).model_dump())
         view.wait("Scoring", receipt.position, timeout=60)
         assert read_model.grants.count_documents({}) == 30
-    finally:
-        stop.set()
-        thread.join()
     assert_equal_to_the_event_store(scoring, read_model)
 
 
@@ -124,13 +118,7 @@ def test_two_workers_at_once_count_every_grant_once(
 ) -> None:
     """The compare-and-set of the position lets one batch win; the other worker reads anew."""
     scoring.grant_many([make_grant(number) for number in range(600)])
-    workers = [
-        Thread(target=ProjectionWorker(scoring, view, batch_size=20).catch_up) for _ in range(2)
-    ]
-    for thread in workers:
-        thread.start()
-    for thread in workers:
-        thread.join()
+    at_once(2, lambda _: ProjectionWorker(scoring, view, batch_size=20).catch_up())
     assert read_model.grants.count_documents({}) == 600
     assert_equal_to_the_event_store(scoring, read_model)
 
