@@ -36,10 +36,8 @@ class Freshness:
         if len(found) > most_events or not found or _seen(found[0]) != self._seen:
             self._versions.clear()
             found = self._from(self._recorder.max_notification_id() or 1, 1)
-        for event in found:
-            version = event.originator_version
-            if self._versions.get(event.originator_id, version) < version:
-                del self._versions[event.originator_id]
+        for event in found[1:]:
+            self._versions.pop(event.originator_id, None)
         self._seen = _seen(found[-1]) if found else None
 
     def covers(self, score: UserScore) -> bool:
