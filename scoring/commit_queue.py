@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import suppress
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -107,16 +106,11 @@ class CommitQueue(Generic[MemberT]):
         ticket: _Ticket[MemberT] | None = None
         try:
             while True:
-                seconds = _LOOKS_AGAIN_SECONDS
-                # Nothing written in Python is called before it, where an exception might come from.
-                if self._leadership.acquire(blocking=False):
-                    seconds = self._seconds_to_gather(ticket)
-                    if seconds <= 0.0:
-                        self._lead([member], ticket)
-                    self._leadership.release()
-                    if seconds <= 0.0:
-                        self._wake_next()
+                seconds = self._seconds_to_gather(ticket)
+                if seconds <= 0.0:
+                    if self._has_led([member], ticket):
                         return
+                    seconds = _LOOKS_AGAIN_SECONDS
                 if ticket is None:
                     ticket = _Ticket(member)
                     self._waiting.append(ticket)
@@ -125,8 +119,6 @@ class CommitQueue(Generic[MemberT]):
                 if ticket.is_over:
                     return
         except BaseException:
-            with suppress(RuntimeError):  # which says that it did not lead
-                self._leadership.release()
             if ticket is not None:
                 ticket.is_over = True
             self._wake_next()  # for it may have been this one's turn
@@ -158,11 +150,24 @@ class CommitQueue(Generic[MemberT]):
             return 0.0
         return self._ended_at + self._expected * _GATHERS_SECONDS - time.monotonic()
 
-    def _lead(self, group: list[MemberT], own: _Ticket[MemberT] | None = None) -> None:
-        if own is not None:
-            if own.is_over:
-                return  # since it was looked at last
-            own.is_over = True
+    def _has_led(self, group: list[MemberT], own: _Ticket[MemberT] | None) -> bool:
+        try:
+            # Nothing written in Python is called before it, where an exception might come from.
+            if not self._leadership.acquire(blocking=False):
+                return False
+            if own is None or not own.is_over:  # since it was looked at last
+                if own is not None:
+                    own.is_over = True
+                self._lead(group)
+        finally:
+            try:  # noqa: SIM105 - likewise
+                self._leadership.release()
+            except RuntimeError:
+                pass  # it did not lead
+        self._wake_next()
+        return True
+
+    def _lead(self, group: list[MemberT]) -> None:
         tickets: list[_Ticket[MemberT]] = []
         # Nobody is waited for by what is called from within the commit.
         expected, self._expected = self._expected, 0
