@@ -41,6 +41,21 @@ def ready_command() -> list[str]:
     return [sys.executable, "-I", "-S", str(_HERE / "ready_command.py"), address]
 
 
+def run_python(
+    *arguments: str | Path, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a process of its own, with further variables of the environment."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+
+
 @dataclass
 class CommandLine:
     """Runs ``score-ledger`` in a folder.

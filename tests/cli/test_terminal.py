@@ -17,7 +17,7 @@ from importlib.metadata import version
 
 import pytest
 
-from command_line import COMMAND, CommandLine, on_both_stores
+from command_line import COMMAND, CommandLine, on_both_stores, run_python
 from event_store import events_in
 from projections.cli.jsonl import NotJsonLines, read_lines
 from projections.mongo import connect
@@ -267,10 +267,7 @@ def test_what_needs_an_extra_names_it(
 ) -> None:
     """As a command that can be pasted."""
     code = f"import sys; sys.modules['{missing}'] = None; from projections.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *GRANT],
-        cwd=cli.cwd, env={**os.environ, **env}, capture_output=True, check=False, text=True,
-    )  # fmt: skip
+    done = run_python("-c", code, *GRANT, cwd=cli.cwd, **env)
     assert done.returncode == 1
     assert f"pip install 'score-ledger[{extra}]'" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -358,10 +355,7 @@ def test_a_store_that_fails_half_way_names_the_lines_and_sums_up(cli: CommandLin
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from projections.cli import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "import", "grants.jsonl", "--json"],
-        cwd=cli.cwd, env={**os.environ, **cli.env}, capture_output=True, check=False, text=True,
-    )  # fmt: skip
+    done = run_python("-c", code, "import", "grants.jsonl", "--json", cwd=cli.cwd, **cli.env)
     assert done.returncode == 1
     recorded = json.loads(done.stdout)["recorded"]
     assert 0 < recorded < 3000

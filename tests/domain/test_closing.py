@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from eventsourcing.utils import Environment
 from pymongo import MongoClient
 
 import scoring.sqlite
+from command_line import run_python
 from projections.mongo import MongoFactory, connect
 from receipts_check import read_ledger
 from scoring import Scoring, ScoringError
@@ -90,13 +89,7 @@ def test_closing_under_load_crashes_nothing_and_loses_nothing(
     On a server the last answers may be lost, so that a little more is recorded.
     """
     env = new_env()
-    done = subprocess.run(
-        [sys.executable, "-c", _CLOSING_UNDER_LOAD, json.dumps(env)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-c", _CLOSING_UNDER_LOAD, json.dumps(env), cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     answered = {f"grant-{number}" for number in done.stdout.split()}
     assert len(answered) > 10

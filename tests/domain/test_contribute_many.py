@@ -321,25 +321,30 @@ def test_somebody_elses_contribution_is_not_undone_by_a_retry_of_the_batch(
     assert scoring.score_of("ada").recomputed_total == 8
 
 
+def overtake(scoring: Scoring, monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Have something done once, when users were loaded for the next commit."""
+    load: Any = scoring._scores.all_current
+
+    def all_current(user_ids: Sequence[str]) -> Any:
+        loaded = load(user_ids)
+        monkeypatch.setattr(scoring._scores, "all_current", load)
+        do()
+        return loaded
+
+    monkeypatch.setattr(scoring._scores, "all_current", all_current)
+
+
 @pytest.mark.parametrize("theirs", [5, 7])
 def test_a_grant_that_comes_between_loading_and_looking_is_seen(
     scoring: Scoring, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, theirs: int
 ) -> None:
     """A contribution of 0 points that changes nothing commits nothing, which would tell us."""
     scoring.contribute_many([sets(0, key=POST), sets(1, user_id="bob")])
-    load: Any = scoring._scores.all_current
-    overtaken: list[bool] = []
-
-    def all_current(user_ids: Sequence[str]) -> Any:
-        loaded = load(user_ids)
-        if not overtaken:
-            overtaken.append(True)
-            with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other:
-                other.contribute("ada", POST, "x", "s", theirs, NOON)
-        return loaded
-
-    monkeypatch.setattr(scoring._scores, "all_current", all_current)
-    receipts = scoring.contribute_many([sets(0, key=POST), sets(1, user_id="bob")])
+    with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other:
+        overtake(
+            scoring, monkeypatch, lambda: other.contribute("ada", POST, "x", "s", theirs, NOON)
+        )
+        receipts = scoring.contribute_many([sets(0, key=POST), sets(1, user_id="bob")])
     assert [outcome(r)[1:] for r in receipts] == [(CONFLICT, theirs, 0), (DUPLICATE, 1, 1)]
     assert scoring.score_of("ada").recomputed_total == 0
 
@@ -348,20 +353,10 @@ def test_a_user_opened_by_another_process_at_the_same_moment_is_not_taken_for_ou
     scoring: Scoring, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The event that opens a stream is the same whoever records it; the others tell."""
-    load: Any = scoring._scores.all_current
-    overtaken: list[bool] = []
-
-    def all_current(user_ids: Sequence[str]) -> Any:
-        loaded = load(user_ids)
-        if not overtaken:
-            overtaken.append(True)
-            with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other:
-                other.contribute("ada", "theirs", "x", "s", 7)
-        return loaded
-
-    monkeypatch.setattr(scoring._scores, "all_current", all_current)
     monkeypatch.setattr("eventsourcing.domain.datetime_now_with_tzinfo", lambda: NOON)
-    assert outcome(scoring.contribute_many([sets(5)])[0])[1:] == (RECORDED, 7, 12)
+    with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other:
+        overtake(scoring, monkeypatch, lambda: other.contribute("ada", "theirs", "x", "s", 7))
+        assert outcome(scoring.contribute_many([sets(5)])[0])[1:] == (RECORDED, 7, 12)
     assert scoring.score_of("ada").recomputed_total == 12
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from command_line import run_python
 
 # Each in a process of its own: a fork that hangs, or a store that is lost, must not be the test's.
 _BEGIN = """
@@ -193,15 +194,9 @@ def test_parent_and_child_go_on_or_are_told_why_not(
 ) -> None:
     """Named by a path that is relative to where the process began, as a file and as a URI."""
     tests = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _BEGIN + PROGRAMS[program], name],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    path = os.pathsep.join([str(tests), *sys.path])
+    code = _BEGIN + PROGRAMS[program]
+    done = run_python("-W", "ignore", "-c", code, name, cwd=tmp_path, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (tmp_path / "events.sqlite").exists()

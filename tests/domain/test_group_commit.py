@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from hypothesis import strategies as st
 from opentelemetry import trace
 
 import scoring.commit_queue
+from command_line import run_python
 from concurrency import until
 from group_commit import Watched, commit_under_way, failing, together
 from receipts_check import check_receipts, read_ledger
@@ -704,12 +704,6 @@ print("done")
 
 def test_greenlets_commit_together(tmp_path: Path) -> None:
     pytest.importorskip("gevent")
-    done = subprocess.run(
-        [sys.executable, "-c", _GREENLETS, str(tmp_path / "events.sqlite")],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    file, tests = tmp_path / "events.sqlite", Path(__file__).parents[1]
+    done = run_python("-c", _GREENLETS, file, cwd=tests)
     assert done.stdout == "done\n", done.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from eventsourcing.persistence import DataError, OperationalError
 from tenacity import Retrying, stop_after_attempt, wait_fixed, wait_none
 
 import scoring.retries
+from command_line import run_python
 from projections import ReadModelUnavailable
 from projections.retries import retries_until
 from scoring import EventStoreNotOpened, ScoringError
@@ -181,7 +180,5 @@ for _ in range(10):
 
 def test_a_time_limit_outlives_finalisers_that_change_context_variables() -> None:
     """They run wherever memory is asked for; what is recorded must not be answered as failed."""
-    ended = subprocess.run(
-        [sys.executable, "-c", FINALISERS], capture_output=True, text=True, check=False
-    )
+    ended = run_python("-c", FINALISERS)
     assert (ended.returncode, ended.stderr) == (0, "")

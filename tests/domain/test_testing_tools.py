@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
+from command_line import run_python
 from scoring import (
     Contribution,
     ContributionReceipt,
@@ -378,9 +377,6 @@ def test_without_hypothesis_one_sentence_names_the_extra() -> None:
         "try:\n    import scoring.testing\n"
         "except ImportError as error:\n    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == (
+    assert run_python("-c", program).stdout == (
         "scoring.testing needs hypothesis: install the extra score-ledger[testing]\n"
     )

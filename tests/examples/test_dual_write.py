@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -14,21 +11,15 @@ from uuid import uuid4
 import pytest
 from pymongo import MongoClient
 
+from command_line import run_python
 from dual_writers import EXAMPLE, dual_write
 from projections.mongo import connect
 
 
 def test_what_came_apart_is_named_and_repaired(tmp_path: Path) -> None:
     """A call that was lost, and two clients who crossed each other; and nothing with an outbox."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE)],
-        cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path), "MONGO_URI": "mongodb://nowhere.invalid"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    env = {"TMPDIR": str(tmp_path), "MONGO_URI": "mongodb://nowhere.invalid"}
+    done = run_python(EXAMPLE, cwd=tmp_path, **env)
     assert done.returncode == 0, done.stderr
     kinds = "1 other points, 1 order of two writes"
     assert done.stdout.splitlines() == [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from eventsourcing.persistence import IntegrityError
 
+from command_line import run_python
 from concurrency import at_once
 from examples import forum as example
 from examples.forum import Forum, ForumError
@@ -97,6 +96,4 @@ def test_a_ledger_projects_the_forum_s_grants_and_moves_over_its_posts(
 
 def test_the_example_runs_as_a_script() -> None:
     """In memory, without any server."""
-    file = Path(example.__file__)
-    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, check=True)
-    assert "ada has 12 points" in done.stdout
+    assert "ada has 12 points" in run_python(example.__file__).stdout

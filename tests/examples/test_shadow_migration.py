@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from command_line import run_python
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "shadow_migration.py"
 
@@ -14,15 +13,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "shadow_migration.py"
 def test_the_story_ends_where_a_real_site_would(tmp_path: Path) -> None:
     """The drift shrinks with every step; what cannot heal is named, and is within tolerance."""
     page = tmp_path / "drift.html"
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--html", str(page)],
-        cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path), "MONGO_URI": "mongodb://nowhere.invalid"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    env = {"TMPDIR": str(tmp_path), "MONGO_URI": "mongodb://nowhere.invalid"}
+    done = run_python(EXAMPLE, "--html", page, cwd=tmp_path, **env)
     assert done.returncode == 0, done.stderr
     agreeing = [int(n) for n in re.findall(r"(\d+) of 40 users agree", done.stdout)]
     _, in_shadow, first_migrated, all_migrated = agreeing

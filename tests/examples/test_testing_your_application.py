@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
+
+from command_line import run_python
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "testing_your_application.py"
 
@@ -12,14 +13,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "testing_your_application.py"
 def run(file: Path, cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run pytest on the file, away from this repository's own settings."""
     arguments = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(cwd)]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments, *more, str(file)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    return run_python("-m", "pytest", *arguments, *more, file, cwd=cwd)
 
 
 def test_the_example_runs_as_its_first_line_says(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from eventsourcing.persistence import IntegrityError, Tracking
 
+from command_line import run_python
 from examples import tier_ups as example
 from examples.tier_ups import TierUp, TierUps, TierUpsProjection, catch_up, open_view, replay
 from scoring import Scoring
@@ -98,13 +97,7 @@ def test_the_example_runs_as_a_script(tmp_path: Path) -> None:
     with Scoring(sqlite_env(tmp_path / ".score-ledger" / "events.sqlite")) as scoring:
         grant(scoring, "ada", 100)
     printed = [
-        subprocess.run(
-            [sys.executable, example.__file__, *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        run_python(example.__file__, *arguments, cwd=tmp_path).stdout
         for arguments in ([], ["--replay"])
     ]
     assert printed == ["ada has reached 100 points\n1 announcements\n", "0 announcements\n"]

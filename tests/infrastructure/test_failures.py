@@ -273,8 +273,20 @@ def server_of_its_own(
         yield pid, view
 
 
-def test_mongod_killed_and_restarted_under_load_loses_and_doubles_nothing(
-    scoring: Scoring, tmp_path: Path
+def kill(pid: Callable[[], int], _: MongoScoreView) -> None:
+    os.kill(pid(), signal.SIGKILL)
+
+
+def step_down(_: Callable[[], int], view: MongoScoreView) -> None:
+    with suppress(PyMongoError):
+        view.read_model.client.admin.command("replSetStepDown", 1, force=True)
+
+
+@pytest.mark.parametrize("strike", [kill, step_down])
+def test_a_primary_that_goes_under_load_loses_and_doubles_nothing(
+    scoring: Scoring,
+    tmp_path: Path,
+    strike: Callable[[Callable[[], int], MongoScoreView], None],
 ) -> None:
     """Twice, while grants are recorded and followed; the worker never gives up."""
     with server_of_its_own(tmp_path) as (pid, view):
@@ -283,23 +295,7 @@ def test_mongod_killed_and_restarted_under_load_loses_and_doubles_nothing(
             for round_ in range(2):
                 grant_some(scoring, 5_000 + 1000 * round_, 1000)
                 time.sleep(0.2)
-                os.kill(pid(), signal.SIGKILL)
+                strike(pid, view)
                 grant_some(scoring, 10_000 + 1000 * round_, 1000)
             view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=120)
         assert assert_equal_to_the_events(scoring, view.read_model) == 9_000
-
-
-def test_a_primary_that_steps_down_under_load_loses_and_doubles_nothing(
-    scoring: Scoring, tmp_path: Path
-) -> None:
-    """Two elections, while grants are recorded and followed."""
-    with server_of_its_own(tmp_path) as (_, view):
-        grant_some(scoring, 0, 5_000)
-        with meanwhile(ProjectionWorker(scoring, view, batch_size=200).follow):
-            for round_ in range(2):
-                grant_some(scoring, 5_000 + 1000 * round_, 1000)
-                time.sleep(0.2)
-                with suppress(PyMongoError):
-                    view.read_model.client.admin.command("replSetStepDown", 1, force=True)
-            view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=120)
-        assert assert_equal_to_the_events(scoring, view.read_model) == 7_000

@@ -7,8 +7,6 @@ import dataclasses
 import gc
 import inspect
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ from eventsourcing.utils import Environment
 from psycopg.conninfo import conninfo_to_dict
 from pymongo import AsyncMongoClient
 
+from command_line import run_python
 from concurrency import at_once
 from projections import LedgerNotOpen, ScoreLedger, Settings
 from projections.mongo.read_model import ReadModel
@@ -440,14 +439,8 @@ def test_a_child_that_ends_does_not_disturb_its_parent(
     fixture = {"sqlite": "event_store", "postgres": "postgres_env"}.get(store)
     env = request.getfixturevalue(fixture) if fixture else {"SCORE_LEDGER_EVENTS": store}
     name = f"{database.name}_{store}"
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", _FORKING, name, child, postgres_uri],
-        env={**os.environ, **env, "MONGO_URI": mongo_uri},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
+    program = ("-X", "dev", "-c", _FORKING)
+    done = run_python(*program, name, child, postgres_uri, **env, MONGO_URI=mongo_uri)
     database.client.drop_database(name)
     expected = 29 if child == "new" else 28
     assert done.stdout == f"0 {expected} {expected}\n", done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from eventsourcing.persistence import (
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
+from command_line import run_python
 from concurrency import until
 from fail_points import failing
 from heard_commands import HeardCommands
@@ -363,19 +363,9 @@ print(scoring.recorder.max_notification_id())
 
 def test_parent_and_child_go_on_after_a_fork(mongo_uri: str, database: str) -> None:
     """Also where other threads of the parent were committing at that moment."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _FORKS],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "MONGO_URI": mongo_uri,
-            "MONGO_DATABASE": database,
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    path = os.pathsep.join(sys.path)
+    code = ("-W", "ignore", "-c", _FORKS)
+    done = run_python(*code, PYTHONPATH=path, MONGO_URI=mongo_uri, MONGO_DATABASE=database)
     assert (done.returncode, done.stderr) == (0, "")
     # Two events a grant, and one that begins the stream of each of the seven users.
     assert int(done.stdout) == 2 * 2 * 15 + 7

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
 
+from command_line import run_python
 from projections import Leaderboard, MongoScoreView, ProjectionWorker, ScoreLedger
 from projections.errors import PositionMoved
 from projections.mongo.batches import Batch
@@ -306,11 +305,5 @@ assert not any(name.startswith("opentelemetry.sdk") for name in sys.modules)
 @pytest.mark.parametrize("how", ["without the API", "without an SDK"])
 def test_nobody_needs_to_listen(how: str, mongo_uri: str, tmp_path: Path) -> None:
     """The ledger works without OpenTelemetry, and makes no spans when nobody takes them."""
-    done = subprocess.run(
-        [sys.executable, "-c", _UNHEARD, mongo_uri, how],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    done = run_python("-c", _UNHEARD, mongo_uri, how, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
