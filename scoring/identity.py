@@ -11,7 +11,7 @@ import unicodedata
 from hashlib import sha1, sha256
 from typing import Final
 from urllib.parse import quote
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from scoring.rules import MAX_GRANT_ID_LENGTH
 
@@ -21,6 +21,7 @@ USERS_NAMESPACE: Final = UUID("6c1d7c0e-6f1b-5b0e-9a53-2f6f2b9d8a01")
 CLAIMS_NAMESPACE: Final = UUID("b7a4b5a2-0c57-5f0d-8e0a-7d1f4f5e9c02")
 """``uuid5(CLAIMS_NAMESPACE, grant_id)`` is the one-event stream of a claim."""
 
+_USERS: Final = USERS_NAMESPACE.bytes
 _CLAIMS: Final = CLAIMS_NAMESPACE.bytes
 _UUID_MASK: Final = UUID("ffffffff-ffff-0fff-3fff-ffffffffffff").int
 _UUID_VERSION_5: Final = UUID("00000000-0000-5000-8000-000000000000").int
@@ -30,13 +31,17 @@ _GRANT_SHAPED: Final = re.compile(r"(?:content:feed-post|award:badge):[A-Za-z0-9
 
 def user_stream_id(user_id: str) -> UUID:
     """Return the stream of a user whose id is already normalised."""
-    return uuid5(USERS_NAMESPACE, user_id)
+    return _uuid5(_USERS, user_id)
 
 
 def claim_stream_id(grant_id: str) -> UUID:
     """Return the stream of the claim on a grant id that is already normalised."""
+    return _uuid5(_CLAIMS, grant_id)
+
+
+def _uuid5(namespace: bytes, name: str) -> UUID:
     # What uuid5() does, in two thirds of the time: there is one for each grant.
-    digest = sha1(_CLAIMS + grant_id.encode(), usedforsecurity=False).digest()
+    digest = sha1(namespace + name.encode(), usedforsecurity=False).digest()
     return UUID(int=int.from_bytes(digest[:16], "big") & _UUID_MASK | _UUID_VERSION_5)
 
 
