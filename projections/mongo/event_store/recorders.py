@@ -217,7 +217,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             PersistenceError: if the server failed.
         """
         asked = {stream_key(stream): stream for stream, _ in places}
-        conditions = conditions_at((stream_key(stream), version) for stream, version in places)
+        conditions = conditions_at([(stream_key(stream), version) for stream, version in places])
         with self._asking():
             items = beside_any(self._events, conditions)
         found: dict[Place, StoredEvent] = {}
