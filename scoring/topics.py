@@ -17,8 +17,6 @@ from eventsourcing.domain import CanSnapshotAggregate, HasOriginatorIDVersion
 from eventsourcing.persistence import Mapper, StoredEvent
 from eventsourcing.utils import TopicError, get_topic, register_topic
 
-from scoring.frozen import made_of
-
 if TYPE_CHECKING:
     from eventsourcing.domain import DomainEventProtocol
 
@@ -45,13 +43,7 @@ class ImportedTopicsMapper(Mapper[UUID]):
             encoded = self.compressor.compress(encoded)
         if self.cipher:
             encoded = self.cipher.encrypt(encoded)
-        attributes = {
-            "originator_id": stream,
-            "originator_version": version,
-            "topic": get_topic(cls),
-            "state": encoded,
-        }
-        return made_of(StoredEvent, attributes)
+        return StoredEvent(stream, version, get_topic(cls), encoded)
 
     def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
         """Convert a stored event, as the library does.
