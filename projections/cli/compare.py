@@ -8,15 +8,7 @@ from typing import Annotated
 
 import typer
 
-from projections.cli.console import (
-    FolderOption,
-    JsonOption,
-    err,
-    out,
-    print_json,
-    shown,
-    stage_bar,
-)
+from projections.cli.console import FolderOption, JsonOption, err, out, print_json, shown, stage_bar
 from projections.cli.files import written_text
 from projections.cli.ledgers import open_ledger, store_files
 from projections.cli.old_collection import (
@@ -44,7 +36,6 @@ def compare(
             "--from-mongo",
             metavar="FILE.toml|[DATABASE.]COLLECTION",
             help="The old collection: a file that describes it, or its name. It is only read.",
-            show_default=False,
         ),
     ],
     repair: Annotated[

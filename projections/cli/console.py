@@ -59,7 +59,6 @@ FolderOption = Annotated[
         "--folder",
         help="Embedded folder with the events and MongoDB's data, unless others are named. "
         "Default: $SCORE_LEDGER_FOLDER or .score-ledger.",
-        show_default=False,
     ),
 ]
 WaitOption = Annotated[

@@ -15,10 +15,7 @@ from projections.relocation import copy_events
 
 def copy_events_(
     source: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="STORE", help=f"The event store to copy: {NAMES}.", show_default=False
-        ),
+        str, typer.Option("--from", metavar="STORE", help=f"The event store to copy: {NAMES}.")
     ],
     target: Annotated[
         str,
@@ -27,7 +24,6 @@ def copy_events_(
             metavar="STORE",
             help="Where to, named in the same way: an empty store, which is made if it is not "
             "there, or what an interrupted copy of the same source has left.",
-            show_default=False,
         ),
     ],
     json: JsonOption = False,

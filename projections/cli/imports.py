@@ -24,12 +24,10 @@ from projections.cli.old_import import import_old, preflight_old
 
 def import_(
     file: Annotated[
-        str | None,
-        typer.Argument(help="A file of JSON lines, or - for standard input.", show_default=False),
+        str | None, typer.Argument(help="A file of JSON lines, or - for standard input.")
     ] = None,
     contributions: Annotated[
-        bool,
-        typer.Option("--contributions", help="The lines are contributions, not grants."),
+        bool, typer.Option("--contributions", help="The lines are contributions, not grants.")
     ] = False,
     from_mongo: Annotated[
         str | None,
@@ -37,7 +35,6 @@ def import_(
             "--from-mongo",
             metavar="FILE.toml|[DATABASE.]COLLECTION",
             help="Import the buckets of an old collection: a file that describes it, or its name.",
-            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
@@ -57,8 +54,7 @@ def import_(
     reject: Annotated[
         Path | None,
         typer.Option(
-            "--reject",
-            help="Keep what was not imported in this file, to be mended and imported.",
+            "--reject", help="Keep what was not imported in this file, to be mended and imported."
         ),
     ] = None,
     granted_at: GrantedAtOption = None,

@@ -30,16 +30,12 @@ class RoundOption(StrEnum):
     NEAREST = "nearest"
 
 
-_PANEL = "Old collection"
-
 OldUriOption = Annotated[
     str | None,
     typer.Option(
         "--old-uri",
         envvar="SCORE_LEDGER_OLD_URI",
         help="Server of the old collection. Default: MONGO_URI, or the folder's own.",
-        show_default=False,
-        rich_help_panel=_PANEL,
     ),
 ]
 FieldOption = Annotated[
@@ -48,7 +44,6 @@ FieldOption = Annotated[
         "--field",
         metavar="NAME=PATH",
         help=f"Where something is in a document, if not under its own name: {', '.join(_PATHS)}.",
-        rich_help_panel=_PANEL,
     ),
 ]
 LabelsOption = Annotated[
@@ -57,7 +52,6 @@ LabelsOption = Annotated[
         "--labels",
         metavar="KEYS=CATEGORY/SOURCE",
         help="Labels for buckets that have none: telemetry:*=telemetry/app.",
-        rich_help_panel=_PANEL,
     ),
 ]
 LabelMapOption = Annotated[
@@ -66,7 +60,6 @@ LabelMapOption = Annotated[
         "--label-map",
         metavar="OLD=NEW|FILE",
         help="What to take instead of a label: feed_post=feed-post; a file has one such a line.",
-        rich_help_panel=_PANEL,
     ),
 ]
 RoundOptionOption = Annotated[
@@ -74,15 +67,12 @@ RoundOptionOption = Annotated[
     typer.Option(
         "--round",
         help="Take points that are whole but no integers (12.0), or all, rounded to the nearest.",
-        rich_help_panel=_PANEL,
     ),
 ]
 UsersAsTextOption = Annotated[
     bool,
     typer.Option(
-        "--users-as-text",
-        help="Take users that are ObjectId, integer or UUID as their usual text.",
-        rich_help_panel=_PANEL,
+        "--users-as-text", help="Take users that are ObjectId, integer or UUID as their usual text."
     ),
 ]
 GrantedAtOption = Annotated[
@@ -90,7 +80,6 @@ GrantedAtOption = Annotated[
     typer.Option(
         "--granted-at",
         help="When what becomes a grant was earned, where nothing says so: ISO 8601 with offset.",
-        rich_help_panel=_PANEL,
     ),
 ]
 

@@ -35,7 +35,6 @@ def open_balances(
             metavar="KIND",
             help="Only keys of this kind, as score-ledger drift names it, e.g. quiz:history:*; "
             "may be repeated. Default: all.",
-            show_default=False,
         ),
     ] = None,
     granted_at: Annotated[
@@ -44,7 +43,6 @@ def open_balances(
             "--granted-at",
             metavar="TIME",
             help="Time of the grants, in ISO 8601 with an offset. Default: now.",
-            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[

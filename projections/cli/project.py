@@ -45,8 +45,7 @@ def project(
         OnErrorOption | None,
         typer.Option(
             help="What an event that cannot be projected does: stop, or park its stream and go on "
-            "with the others. Default: $SCORE_LEDGER_ON_ERROR or stop.",
-            show_default=False,
+            "with the others. Default: $SCORE_LEDGER_ON_ERROR or stop."
         ),
     ] = None,
     folder: FolderOption = None,

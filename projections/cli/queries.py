@@ -45,8 +45,7 @@ def leaderboard(
         ByOption | None,
         typer.Option(
             help="The old recomputed total or the ledger's balance. Default: $SCORE_LEDGER_RANK_BY "
-            "or recomputed.",
-            show_default=False,
+            "or recomputed."
         ),
     ] = None,
     folder: FolderOption = None,
