@@ -331,10 +331,7 @@ class ScoreLedger:
         return Unparker(self._scoring, self._view, stop=stop, on_grants=on_grants).run(parked)
 
     def catch_up(
-        self,
-        *,
-        stop: Event | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        self, *, stop: Event | None = None, on_progress: Callable[[Progress], None] | None = None
     ) -> int:
         """Project everything recorded up to now and return the tracked position."""
         self._check_writable()

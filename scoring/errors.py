@@ -114,11 +114,7 @@ class BatchFailed(ScoringError, Generic[ReceiptT]):
     """
 
     def __init__(
-        self,
-        receipts_so_far: Sequence[ReceiptT],
-        index: int,
-        reason: str,
-        command: str = "grant",
+        self, receipts_so_far: Sequence[ReceiptT], index: int, reason: str, command: str = "grant"
     ) -> None:
         self.receipts_so_far: list[ReceiptT] = list(receipts_so_far)
         self.index = index

@@ -29,11 +29,7 @@ Acknowledged = tuple[str, str, int]
 
 
 def env_of(uri: str, database: str) -> dict[str, str]:
-    return {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": uri,
-        "MONGO_DATABASE": database,
-    }
+    return {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": uri, "MONGO_DATABASE": database}
 
 
 class Writer:

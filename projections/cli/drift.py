@@ -36,8 +36,7 @@ _BAR_WIDTH: Final = 30
 
 def drift(
     csv: Annotated[
-        Path | None,
-        typer.Option("--csv", help="Write a line for every user to this file."),
+        Path | None, typer.Option("--csv", help="Write a line for every user to this file.")
     ] = None,
     html: Annotated[
         Path | None,
@@ -53,8 +52,7 @@ def drift(
         ),
     ] = "0",
     check: Annotated[
-        bool,
-        typer.Option("--check", help="Exit with 1 unless a flip is safe, for pipelines."),
+        bool, typer.Option("--check", help="Exit with 1 unless a flip is safe, for pipelines.")
     ] = False,
     folder: FolderOption = None,
     json: JsonOption = False,

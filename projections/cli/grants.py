@@ -24,8 +24,7 @@ def grant(
     source: Annotated[str, typer.Option(help="Label, e.g. feed.")],
     amount: Annotated[str, typer.Option(help="Points: an integer from 1 to 1000000000.")],
     granted_at: Annotated[
-        str | None,
-        typer.Option(help="When it was earned, ISO 8601 with offset. Default: now."),
+        str | None, typer.Option(help="When it was earned, ISO 8601 with offset. Default: now.")
     ] = None,
     folder: FolderOption = None,
     json: JsonOption = False,
@@ -65,8 +64,7 @@ def contribute(
         str, typer.Option(help="What the bucket holds from now on: an integer from 0.")
     ],
     at: Annotated[
-        str | None,
-        typer.Option(help="When it was earned, ISO 8601 with offset. Default: now."),
+        str | None, typer.Option(help="When it was earned, ISO 8601 with offset. Default: now.")
     ] = None,
     folder: FolderOption = None,
     json: JsonOption = False,

@@ -8,14 +8,7 @@ from typing import Annotated
 
 import typer
 
-from projections.cli.console import (
-    FolderOption,
-    JsonOption,
-    err,
-    out,
-    print_json,
-    progress_bar,
-)
+from projections.cli.console import FolderOption, JsonOption, err, out, print_json, progress_bar
 from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
 from projections.ledger import ScoreLedger
@@ -40,8 +33,7 @@ def rebuild(
         ),
     ] = False,
     fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Give up what an interrupted rebuild left; start over."),
+        bool, typer.Option("--fresh", help="Give up what an interrupted rebuild left; start over.")
     ] = False,
     adopt: AdoptOption = False,
     folder: FolderOption = None,

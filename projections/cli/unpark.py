@@ -7,14 +7,7 @@ from typing import Annotated
 
 import typer
 
-from projections.cli.console import (
-    FolderOption,
-    JsonOption,
-    out,
-    print_json,
-    progress_bar,
-    shown,
-)
+from projections.cli.console import FolderOption, JsonOption, out, print_json, progress_bar, shown
 from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
 from projections.words import counted
@@ -34,11 +27,7 @@ def unpark(
     event still cannot be projected stays parked, and the exit code is 1 then. Ctrl-C stops it
     between two transactions.
     """
-    with (
-        open_ledger(folder) as ledger,
-        stop_on_signals() as stop,
-        progress_bar("grants") as bar,
-    ):
+    with open_ledger(folder) as ledger, stop_on_signals() as stop, progress_bar("grants") as bar:
         task = bar.add_task("unparking", total=None)
         outcome = ledger.unpark(
             streams or None, stop=stop, on_grants=lambda grants: bar.advance(task, grants)

@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from projections.drift.keys import kind_of, read_users
 from projections.mongo.errors import translated
-from scoring import (
-    BatchFailed,
-    Grant,
-    GrantStatus,
-    InvalidGrant,
-    StreamHasGap,
-    make_grant_id,
-)
+from scoring import BatchFailed, Grant, GrantStatus, InvalidGrant, StreamHasGap, make_grant_id
 from scoring.identity import is_grant_shaped
 
 if TYPE_CHECKING:

@@ -9,13 +9,7 @@ from msgspec import DecodeError
 from msgspec.json import Decoder
 
 from projections.errors import PoisonEvent
-from projections.events.model import (
-    BucketEvent,
-    GrantEvent,
-    GrantState,
-    ScoreEvent,
-    stream_name,
-)
+from projections.events.model import BucketEvent, GrantEvent, GrantState, ScoreEvent, stream_name
 from scoring import UserScore
 from scoring.topics import ImportedTopicsMapper
 from scoring.transcoding import ScoringTranscoder

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import pymongo
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from projections.errors import (
-    ReadModelUnavailable,
-    RebuildSuperseded,
-    ShapeChanged,
-)
+from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
 from projections.mongo.collections import CONTROL_ID, FIRST_SHAPE, LOADING
 from projections.mongo.control import control_state
 from projections.mongo.errors import ANSWER_SECONDS, answered, translated

@@ -104,10 +104,7 @@ def _keys_taken_by(document: Document) -> Iterable[Any]:
     types are one to the unique index.
     """
     grant_ids = document.get("grantId")
-    for value in (
-        document["_id"],
-        *(grant_ids if isinstance(grant_ids, list) else [grant_ids]),
-    ):
+    for value in (document["_id"], *(grant_ids if isinstance(grant_ids, list) else [grant_ids])):
         if isinstance(value, Decimal128):
             yield value.to_decimal()
         elif isinstance(value, str | int | float | Decimal):

@@ -62,11 +62,7 @@ class TransactionRunner:
         self._liveness = Liveness(collections, self.session.session_id["id"])
 
     def run(
-        self,
-        work: Callable[[], object],
-        *,
-        stop: Event | None = None,
-        divisible: bool = False,
+        self, work: Callable[[], object], *, stop: Event | None = None, divisible: bool = False
     ) -> None:
         """Run ``work`` in a transaction and commit it.
 

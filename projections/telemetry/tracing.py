@@ -87,10 +87,7 @@ def batch_span(
         return nullcontext()
     return _running(
         _tracer.start_span(
-            name,
-            kind=trace.SpanKind.CONSUMER,
-            attributes=attributes,
-            links=_links_to(traceparents),
+            name, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=_links_to(traceparents)
         )
     )
 

@@ -265,10 +265,7 @@ class _EventVerification:
             document = next(documents, None)
 
     def _compare_grant(
-        self,
-        event: GrantEvent | PoisonEvent,
-        document: Document | None,
-        outcome: Verification,
+        self, event: GrantEvent | PoisonEvent, document: Document | None, outcome: Verification
     ) -> None:
         if isinstance(event, PoisonEvent):
             self._poisoned_streams.add(event.stream)

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hypothesis import strategies as st
 
 from scoring.identity import derived_grant_id
-from scoring.rules import (
-    MAX_AMOUNT,
-    MAX_GRANT_ID_LENGTH,
-    MAX_KEY_LENGTH,
-    MAX_USER_ID_LENGTH,
-)
+from scoring.rules import MAX_AMOUNT, MAX_GRANT_ID_LENGTH, MAX_KEY_LENGTH, MAX_USER_ID_LENGTH
 from scoring.testing.strategies import grant_ids, grant_shaped_keys, grants, keys, user_ids
 
 if TYPE_CHECKING:

@@ -78,9 +78,7 @@ _KEYS: Final = st.one_of(
 
 @st.composite
 def _contributed(
-    draw: DrawFn,
-    keys: SearchStrategy[str] = _KEYS,
-    labels: tuple[str, str] | None = None,
+    draw: DrawFn, keys: SearchStrategy[str] = _KEYS, labels: tuple[str, str] | None = None
 ) -> Contribution:
     """Draw a contribution of one of the users, with a time, as the model has no clock."""
     machine: ScoringMachine = draw(st.runner())

@@ -35,10 +35,7 @@ def mistyped(cli: CommandLine) -> Iterator[CommandLine]:
 
 @pytest.mark.parametrize(
     ("cli", "named"),
-    [
-        ("sqlite", "eventsourcing.sqlite mistyped.sqlite"),
-        ("mongo", "projections.mongo cli_"),
-    ],
+    [("sqlite", "eventsourcing.sqlite mistyped.sqlite"), ("mongo", "projections.mongo cli_")],
     indirect=["cli"],
 )
 def test_no_command_takes_a_mistyped_store_for_the_right_one(

@@ -77,9 +77,7 @@ def test_a_command_that_looks_makes_no_events_in_mongodb(
     assert list(cli.cwd.iterdir()) == []
 
 
-def test_what_records_beside_a_server_that_is_named_says_where_events_are(
-    cli: CommandLine,
-) -> None:
+def test_what_records_beside_a_server_that_is_named_says_where_events_are(cli: CommandLine) -> None:
     """Unless that was said: the first day's file may not be meant to be the truth for ever."""
     said = f"events are in the SQLite file {cli.cwd.resolve()}/.score-ledger/events.sqlite, since"
     named = cli.env.pop("SCORE_LEDGER_EVENTS")

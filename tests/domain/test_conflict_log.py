@@ -41,9 +41,7 @@ def test_importing_a_file_of_conflicts_logs_the_first_and_counts_the_rest(
     assert caplog.messages[LOGGED_IN_FULL:] == ["2490 further conflicts were not logged one by one"]
 
 
-def test_conflicts_are_logged_in_full_again_after_a_while(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_conflicts_are_logged_in_full_again_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
     """With the number of those that were left out, so that none is lost count of."""
     now = 0.0
     log = ConflictLog(clock=lambda: now)

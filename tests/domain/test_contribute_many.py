@@ -117,9 +117,7 @@ def streams(app: Scoring, user_id: str) -> list[tuple[str, dict[str, object]]]:
     return events
 
 
-def test_more_than_a_chunk_is_recorded_in_order_and_again_records_nothing(
-    scoring: Scoring,
-) -> None:
+def test_more_than_a_chunk_is_recorded_in_order_and_again_records_nothing(scoring: Scoring) -> None:
     """2,010 contributions of 7 users; the second run leaves the store as it is."""
     batch = [
         sets(
@@ -360,9 +358,7 @@ def test_a_user_opened_by_another_process_at_the_same_moment_is_not_taken_for_ou
     assert scoring.score_of("ada").recomputed_total == 12
 
 
-def test_another_process_is_seen_by_a_batch_that_changes_nothing_in_memory(
-    tmp_path: Path,
-) -> None:
+def test_another_process_is_seen_by_a_batch_that_changes_nothing_in_memory(tmp_path: Path) -> None:
     """What a cache says about a user is checked before nothing is recorded on its word."""
     env = sqlite_env(tmp_path / "events.sqlite")
     both = [sets(5), sets(5, user_id="bob")]

@@ -344,8 +344,7 @@ def test_contributions_to_one_key_at_once_come_one_after_another(app: Watched) -
         "award:badge:1": ["RECORDED", "DUPLICATE", "CONFLICT", "CONFLICT", "CONFLICT"],
     }.items():
         answers = together(
-            app,
-            [partial(app.contribute, "ada", key, "any", "any", each, NOON) for each in points],
+            app, [partial(app.contribute, "ada", key, "any", "any", each, NOON) for each in points]
         )
         receipts = [each.result() for each in answers]
         assert [each.status.name for each in receipts] == wanted

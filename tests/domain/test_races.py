@@ -195,11 +195,7 @@ def test_no_read_sees_a_user_half_advanced(new_env: Callable[[], dict[str, str]]
         return answers
 
     others: list[tuple[object, ...]] = [(worker, env, start, stop, results) for worker in range(2)]
-    with (
-        Scoring(env) as scoring,
-        ThreadPoolExecutor(8) as threads,
-        running(keep_granting, others),
-    ):
+    with Scoring(env) as scoring, ThreadPoolExecutor(8) as threads, running(keep_granting, others):
         start.wait()
         reading = [threads.submit(read, scoring, reader) for reader in range(3)]
         writing = [threads.submit(write, scoring, writer) for writer in range(3, 6)]

@@ -72,11 +72,7 @@ def point_elsewhere(folder: Path) -> None:
     ids=lambda f: f.__name__,
 )
 def test_nothing_is_answered_recorded_that_is_gone_with_the_file(
-    folder: Path,
-    harm: Callable[[Path], None],
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    is_settled: bool,
+    folder: Path, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch, *, is_settled: bool
 ) -> None:
     """One clear error from every command, again and again, until the store is opened anew."""
     with Scoring(sqlite_env(folder / "events.sqlite")) as app:

@@ -98,11 +98,7 @@ def test_a_batch_whose_connection_is_lost_is_answered_grant_by_grant(
         statuses = [receipt.status for receipt in receipts]
         assert statuses.count(GrantStatus.RECORDED) == 39
         assert statuses[1] is GrantStatus.DUPLICATE
-        assert statuses[-3:] == [
-            GrantStatus.DUPLICATE,
-            GrantStatus.CONFLICT,
-            GrantStatus.CONFLICT,
-        ]
+        assert statuses[-3:] == [GrantStatus.DUPLICATE, GrantStatus.CONFLICT, GrantStatus.CONFLICT]
         ledger = read_ledger(app)
         recorded = check_receipts(ledger, zip(batch, receipts, strict=True))
         assert ledger.events.keys() == recorded.keys() | {"grant-1"}

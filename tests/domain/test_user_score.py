@@ -12,12 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoring import GrantClaimed, InvalidGrant, UserScore
-from scoring.identity import (
-    CLAIMS_NAMESPACE,
-    USERS_NAMESPACE,
-    claim_stream_id,
-    user_stream_id,
-)
+from scoring.identity import CLAIMS_NAMESPACE, USERS_NAMESPACE, claim_stream_id, user_stream_id
 from support import NOON, make_grant
 
 

@@ -648,9 +648,7 @@ def test_the_repository_named_wins_over_the_one_whose_hook_is_running(
     assert hashes(checked(done.stdout)) == [made]
 
 
-def test_replaced_and_grafted_commits_are_read_as_they_were_written(
-    repository: Repository,
-) -> None:
+def test_replaced_and_grafted_commits_are_read_as_they_were_written(repository: Repository) -> None:
     made = history_with_a_merge(repository)
     expected = run(repository.path).stdout
     fake = repository.commit(b"fix: fake", files={b"z": b"z"}, ref="refs/heads/fake")
@@ -720,9 +718,7 @@ def test_an_option_of_git_is_not_a_revision(repository: Repository, tmp_path: Pa
     assert not target.exists()
 
 
-def test_a_damaged_repository_never_yields_a_grant_of_half_a_commit(
-    repository: Repository,
-) -> None:
+def test_a_damaged_repository_never_yields_a_grant_of_half_a_commit(repository: Repository) -> None:
     repository.commit(files={b"a/b": b"1"})
     lost = repository.git("rev-parse", "HEAD:a").decode()
     (repository.path / ".git" / "objects" / lost[:2] / lost[2:]).unlink()

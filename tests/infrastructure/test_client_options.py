@@ -72,10 +72,7 @@ def test_a_uri_with_options_does_everything(
     uri = mongo_uri.replace("/?directConnection=true", f"/?replicaSet=score-ledger&{options}")
     assert options in uri
     settings = Settings(
-        folder=tmp_path,
-        mongo_uri=uri,
-        mongo_database=read_model.database.name,
-        on_error="park",
+        folder=tmp_path, mongo_uri=uri, mongo_database=read_model.database.name, on_error="park"
     )
     file = tmp_path / "events.sqlite"
     with ScoreLedger.open(settings=settings, worker=False, event_store=sqlite_env(file)) as ledger:

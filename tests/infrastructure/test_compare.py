@@ -61,9 +61,7 @@ def site(client: MongoClient[Document], database: str) -> Collection[Document]:
 @pytest.fixture
 def ledger(client: MongoClient[Document], database: str, tmp_path: Path) -> Iterator[ScoreLedger]:
     with ScoreLedger.open(
-        worker=False,
-        event_store=sqlite_env(tmp_path / "events.sqlite"),
-        mongo=client[database],
+        worker=False, event_store=sqlite_env(tmp_path / "events.sqlite"), mongo=client[database]
     ) as ledger:
         yield ledger
 
@@ -314,10 +312,7 @@ def test_what_moves_is_in_flight_until_it_stands_still(
 
 
 def test_only_two_writes_within_a_minute_have_crossed(
-    ledger: ScoreLedger,
-    site: Collection[Document],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ledger: ScoreLedger, site: Collection[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many events of other keys there are behind them, and before."""
     monkeypatch.setattr(key_history, "_EVENTS_PER_PAGE", 2)

@@ -356,12 +356,7 @@ def test_keys_are_summed_up_by_kind(key: str, kind: str) -> None:
     ("days", "unit", "points"), [(30, "day", 4), (1000, "month", 4), (40_000, "year", 4)]
 )
 def test_the_timeline_chooses_its_unit(
-    scoring: Scoring,
-    view: MongoScoreView,
-    read_model: ReadModel,
-    days: int,
-    unit: str,
-    points: int,
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, days: int, unit: str, points: int
 ) -> None:
     """By when points were earned; the total only grows."""
     start = datetime(1, 1, 1, tzinfo=UTC) if days > 10_000 else NOON

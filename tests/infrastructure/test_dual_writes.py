@@ -34,9 +34,7 @@ def site(mongo_uri: str, tmp_path: Path) -> Iterator[Site]:
         client.drop_database(f"{database}_ledger")
 
 
-def test_comparing_names_exactly_what_differs_while_a_site_writes_and_is_killed(
-    site: Site,
-) -> None:
+def test_comparing_names_exactly_what_differs_while_a_site_writes_and_is_killed(site: Site) -> None:
     """Five writers live, after twenty were killed between their two writes."""
     _trial(site, kills=20)
 

@@ -320,10 +320,7 @@ def test_a_copy_goes_on_over_elections(
         if elected == "source":
             copy_events(scoring, replicated)
             source, target = replicated, stores("sqlite")
-        faults = {
-            2: lambda: replica_set.kill(replica_set.primary()),
-            4: replica_set.step_down,
-        }
+        faults = {2: lambda: replica_set.kill(replica_set.primary()), 4: replica_set.step_down}
         ask, calls = getattr(replicated.recorder, asked), count(1)
 
         def strike(*args: Any, **kwargs: Any) -> Any:

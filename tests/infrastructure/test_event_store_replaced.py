@@ -304,8 +304,7 @@ def test_a_follower_that_was_frozen_while_its_store_went_back_and_grew_projects_
 ) -> None:
     """Beyond the position that it stands at; it says why it stops."""
     cli = CommandLine(
-        tmp_path,
-        {**store.env, "MONGO_URI": mongo_uri, "MONGO_DATABASE": read_model.database.name},
+        tmp_path, {**store.env, "MONGO_URI": mongo_uri, "MONGO_DATABASE": read_model.database.name}
     )
     view = MongoScoreView(read_model)
     with cli.start("project", "--follow") as process, killed_at_last(process):

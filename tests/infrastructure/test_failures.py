@@ -284,9 +284,7 @@ def step_down(_: Callable[[], int], view: MongoScoreView) -> None:
 
 @pytest.mark.parametrize("strike", [kill, step_down])
 def test_a_primary_that_goes_under_load_loses_and_doubles_nothing(
-    scoring: Scoring,
-    tmp_path: Path,
-    strike: Callable[[Callable[[], int], MongoScoreView], None],
+    scoring: Scoring, tmp_path: Path, strike: Callable[[Callable[[], int], MongoScoreView], None]
 ) -> None:
     """Twice, while grants are recorded and followed; the worker never gives up."""
     with server_of_its_own(tmp_path) as (pid, view):

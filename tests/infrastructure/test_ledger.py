@@ -169,8 +169,7 @@ def test_an_application_s_environment_is_taken_with_its_prefix(
     """The event store is where the application's own prefixed variables say."""
     file = tmp_path / "shop.sqlite"
     env = Environment(
-        "Shop",
-        {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SHOP_SQLITE_DBNAME": str(file)},
+        "Shop", {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SHOP_SQLITE_DBNAME": str(file)}
     )
     with ScoreLedger.open(mongo=database, event_store=env, worker=False) as ledger:
         grant(ledger, 1)

@@ -251,9 +251,7 @@ class Counting(ProcessApplication[UUID]):
 
     @singledispatchmethod
     def policy(
-        self,
-        domain_event: DomainEventProtocol[UUID],
-        processing_event: ProcessingEvent[UUID],
+        self, domain_event: DomainEventProtocol[UUID], processing_event: ProcessingEvent[UUID]
     ) -> None:
         """Do nothing."""
 

@@ -124,9 +124,7 @@ def test_grant_id_is_unique_in_the_collection(read_model: ReadModel) -> None:
         read_model.grants.insert_one({"_id": 2, "grantId": "g"})
 
 
-def test_of_two_threads_inserting_the_same_grant_id_one_is_rejected(
-    read_model: ReadModel,
-) -> None:
+def test_of_two_threads_inserting_the_same_grant_id_one_is_rejected(read_model: ReadModel) -> None:
     """The unique index decides the race, every time."""
 
     def insert(number: int, which: int) -> str:

@@ -319,9 +319,7 @@ def test_what_python_has_no_values_for_is_refused_and_stops_nothing(
     assert found[1].user_id == "zoe"
 
 
-def test_users_that_are_not_text_are_refused_or_taken_as_text(
-    site: MongoClient[Document],
-) -> None:
+def test_users_that_are_not_text_are_refused_or_taken_as_text(site: MongoClient[Document]) -> None:
     """ObjectIds, integers and UUIDs have a text that everybody knows; nothing else has."""
     id_, uuid = ObjectId(), UUID("6c1d7c0e-6f1b-5b0e-9a53-2f6f2b9d8a01")
     buckets = {"k": {"points": 1, **LABELLED}}

@@ -14,13 +14,7 @@ import pytest
 
 from concurrency import meanwhile
 from event_store import assert_equal_to_the_events, damaged, grants_of
-from projections import (
-    MongoScoreView,
-    PoisonEvent,
-    ProjectionWorker,
-    ScoreLedger,
-    StreamParked,
-)
+from projections import MongoScoreView, PoisonEvent, ProjectionWorker, ScoreLedger, StreamParked
 from projections.errors import TooManyParked
 from projections.events.anchor import Tracked
 from projections.mongo.parking import ParkedStream
@@ -287,9 +281,7 @@ def test_unparking_waits_while_a_switch_holds_the_position(
     outcomes: list[Unparked] = []
     with damaged(tmp_path / EVENTS, *still):
         unparking = Thread(
-            target=lambda: outcomes.append(
-                Unparker(scoring, view).run([*view.parking.streams()]),
-            )
+            target=lambda: outcomes.append(Unparker(scoring, view).run([*view.parking.streams()]))
         )
         assert switch.hold()
         unparking.start()
@@ -485,10 +477,7 @@ def test_unparking_beside_busy_workers_loses_and_doubles_nothing(
 
 
 def test_parking_ends_where_single_events_cannot_be_the_cause(
-    scoring: Scoring,
-    view: MongoScoreView,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    scoring: Scoring, view: MongoScoreView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the list stays short, and a fault of everything does not look like progress."""
     monkeypatch.setattr("projections.mongo.parking.MAX_PARKED", 3)

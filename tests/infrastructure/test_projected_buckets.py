@@ -204,10 +204,7 @@ def test_a_batch_of_buckets_partly_projected_before_counts_what_is_new(
 
 
 def test_a_redelivery_is_looked_up_in_pages(
-    scoring: Scoring,
-    view: MongoScoreView,
-    read_model: ReadModel,
-    monkeypatch: pytest.MonkeyPatch,
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of grants and of users with buckets; old, foreign and new ones on every page but the last."""
     monkeypatch.setattr("projections.mongo.redelivery._LOOKUP_SIZE", 10)
@@ -277,10 +274,7 @@ def test_a_bucket_beside_a_foreign_grant_is_projected(
 
 
 def test_a_failure_leaves_neither_bucket_nor_total(
-    scoring: Scoring,
-    view: MongoScoreView,
-    read_model: ReadModel,
-    monkeypatch: pytest.MonkeyPatch,
+    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One transaction for buckets, totals and position."""
     scoring.contribute("ada", "a", "x", "s", 3)

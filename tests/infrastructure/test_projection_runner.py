@@ -10,11 +10,7 @@ from eventsourcing.projection import ProjectionRunner
 
 from event_store import assert_equal_to_the_events
 from postgres_server import PostgresServer
-from projections import (
-    MongoScoreView,
-    ProjectionWorker,
-    ScoreGrantsProjection,
-)
+from projections import MongoScoreView, ProjectionWorker, ScoreGrantsProjection
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from scoring import InvalidSetting, Scoring
@@ -101,9 +97,7 @@ def run_and_compare(env: dict[str, str], mongo_uri: str, read_model: ReadModel) 
         assert assert_equal_to_the_events(runner.app, read_model) == 61
 
 
-def test_the_librarys_runner_uses_the_database_that_ledgers_use_unless_told(
-    mongo_uri: str,
-) -> None:
+def test_the_librarys_runner_uses_the_database_that_ledgers_use_unless_told(mongo_uri: str) -> None:
     """So that both find the same read model if neither names one."""
     env = {"SCOREGRANTSPROJECTION_PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": mongo_uri}
     with (

@@ -16,13 +16,7 @@ from pymongo.monitoring import CommandStartedEvent, CommandSucceededEvent
 
 from concurrency import at_once
 from heard_commands import HeardCommands
-from projections import (
-    Leaderboard,
-    MongoScoreView,
-    ProjectionWorker,
-    ScoreLedger,
-    ShapeChanged,
-)
+from projections import Leaderboard, MongoScoreView, ProjectionWorker, ScoreLedger, ShapeChanged
 from projections.errors import ReadModelDamaged
 from projections.mongo import connect
 from projections.mongo.collections import Document

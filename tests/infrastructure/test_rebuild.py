@@ -88,10 +88,7 @@ def test_the_read_model_of_a_store_on_a_server_is_rebuilt_repaired_and_verified(
     new_env: Callable[[], dict[str, str]], read_model: ReadModel
 ) -> None:
     """With grants and buckets of the old way arriving while it is made."""
-    with (
-        Scoring(new_env()) as scoring,
-        closing(MongoScoreView(read_model)) as view,
-    ):
+    with Scoring(new_env()) as scoring, closing(MongoScoreView(read_model)) as view:
         scoring.grant_many([make_grant(number) for number in range(300)])
         ProjectionWorker(scoring, view).catch_up()
         read_model.users.update_one({}, {"$inc": {"totalScore": 1}})

@@ -347,10 +347,7 @@ def test_what_is_to_be_built_is_put_down_with_its_position_or_not_at_all(
     number = live.generations.begin()
     building = live.of_generation(number).generations
     refused = {"errorCode": 13, "namespace": live.positions.full_name}
-    with (
-        failing(mongo_uri, "update", **refused),
-        pytest.raises(OperationFailure),
-    ):
+    with failing(mongo_uri, "update", **refused), pytest.raises(OperationFailure):
         building.begin_building(number, {}, scoring.name)
     assert number not in live.generations.state().collections
     building.begin_building(number, {}, scoring.name)

@@ -22,14 +22,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
-from scoring import (
-    BatchFailed,
-    ContributionReceipt,
-    Grant,
-    GrantReceipt,
-    Scoring,
-    ScoringError,
-)
+from scoring import BatchFailed, ContributionReceipt, Grant, GrantReceipt, Scoring, ScoringError
 
 USERS = 25
 KEYS = 6
