@@ -77,15 +77,9 @@ INDEXES: Final = {
     CONTROL: [],
 }
 
-UNIQUE_INDEXES: Final = {
-    name: [model for model in models if model.document.get("unique")]
-    for name, models in INDEXES.items()
-}
-"""Those that keep documents out; all that a generation has while it is loaded."""
-
 LOADING: Final = "loading"
-"""In the place of a shape: of the position of a generation that has no other indexes yet, and no
-counts of ranks; see ``load``. Releases that know of no such thing leave it alone."""
+"""In the place of a shape: of the position of a generation that has no indexes yet, and no counts
+of ranks; see ``load``. Releases that know of no such thing leave it alone."""
 
 CONTROL_ID: Final = "read-model"
 """The one document of ``score_control``."""
@@ -104,6 +98,7 @@ class Collections:
     been told is committed.
 
     Attributes:
+        loads: Whether this generation is filled before it has indexes.
         stop: When set, what failed in a transaction on positions or generations is not tried again.
     """
 
@@ -120,7 +115,7 @@ class Collections:
         self.stop = Event()
         self.shape = SHAPE
         self.generational = GENERATIONAL
-        self.indexes = INDEXES if generation is None else UNIQUE_INDEXES
+        self.loads = generation is not None
         try:
             self.database: Database[Document] = client.get_database(
                 database,
@@ -147,6 +142,11 @@ class Collections:
         others = type(self)(self.client, self.database.name, generation=generation)
         others.stop = self.stop
         return others
+
+    @property
+    def indexes(self) -> dict[str, list[IndexModel]]:
+        """The indexes that each collection is made with."""
+        return {name: [] for name in INDEXES} if self.loads else INDEXES
 
     def name_of(self, collection: str) -> str:
         """Return the name that one of ``GENERATIONAL`` has in this generation."""

@@ -257,6 +257,7 @@ class Generations:
             RebuildSuperseded: if it is not the one to build any more.
         """
         position_id = self._collections.position_id(application_name)
+        shape = LOADING if self._collections.loads else self._collections.shape
 
         def begin(session: ClientSession) -> None:
             # Written even if nothing is new, so that it cannot come about beside a switch.
@@ -272,7 +273,7 @@ class Generations:
                 raise RebuildSuperseded(number)
             self._collections.positions.update_one(
                 {"_id": position_id},
-                {"$setOnInsert": {"generation": number, "shape": LOADING}},
+                {"$setOnInsert": {"generation": number, "shape": shape}},
                 upsert=True,
                 session=session,
             )

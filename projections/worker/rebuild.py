@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from projections.errors import EventStoreReplaced, ReadModelUnavailable, RebuildSuperseded
 from projections.events.anchored_store import AnchoredStore
 from projections.mongo import MongoScoreView
-from projections.mongo.load import finish_load
+from projections.mongo.load import GrantIdTwice, finish_load
 from projections.mongo.switch import SILENT_HOLD_SECONDS, Switch, roll_forward
 from projections.retries import retries_until
 from scoring.retries import read_event_store
@@ -73,6 +73,7 @@ class Rebuild:
         self._make_worker = make_worker
         self._store = AnchoredStore(scoring, live)
         self._adopt = False
+        self._loads = True
         self._stop = Event()
 
     def run(
@@ -118,6 +119,10 @@ class Rebuild:
             with closing(MongoScoreView(building)) as view:
                 if outcome := retries.call(lambda: self._build(view, watched)):
                     return outcome
+        except GrantIdTwice as twice:
+            logger.warning("a generation is given up, and built with its indexes: %s", twice)
+            self._loads = False
+            return self.run(fresh=True, adopt=adopt, stop=stop, on_progress=on_progress)
         except RebuildSuperseded as superseded:
             state = retries.call(self._live.generations.await_settled)
             if state.generation != superseded.generation:
@@ -134,6 +139,7 @@ class Rebuild:
     def _begin(self, *, fresh: bool) -> ReadModel:
         self._live.prepare()  # the database may have been dropped since it was opened
         building = self._live.of_generation(self._live.generations.begin(fresh=fresh))
+        building.loads = self._loads
         Switch(self._live, building, self._scoring.name).check_server()
         # One that was interrupted early has claimed its number only.
         building.prepare_building(self._scoring.name)
