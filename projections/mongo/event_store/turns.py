@@ -47,7 +47,7 @@ _COMES_SECONDS: Final = 0.006
 _LOOKS_SECONDS: Final = 0.0015
 """What lies between the first looks of those who wait, when the turn should be over."""
 
-_SOON_SECONDS: Final = 0.004
+_SOON_SECONDS: Final = 0.006
 """Who did not come back in that time after a commit leaves the turn after the next one."""
 
 _MOST_SECONDS: Final = 2.0
