@@ -32,7 +32,7 @@ from scoring.grants import Grant
 from scoring.recorder import RefusedAt, WriteSide, commit_together
 from scoring.retries import STORE_ERRORS, open_event_store, read_event_store
 from scoring.rules import normalised_user_id
-from scoring.sqlite import PatientConnectionPool
+from scoring.sqlite import PatientDatastore
 from scoring.topics import ImportedTopicsMapper
 from scoring.user_score import UserScore
 from scoring.user_scores import UserScores
@@ -173,10 +173,7 @@ class Scoring(Application[UUID]):
     def construct_recorder(self) -> ApplicationRecorder:
         """Construct the recorder; processes that open one new store together may collide."""
         if isinstance(self.factory, SQLiteFactory):
-            datastore = self.factory.datastore
-            datastore.pool = PatientConnectionPool(
-                db_name=datastore.pool.db_name, lock_timeout=datastore.pool.lock_timeout
-            )
+            self.factory.datastore = PatientDatastore(self.factory.datastore)
         elif self.env.get("PERSISTENCE_MODULE") == _POSTGRES_MODULE:
             from scoring.postgres import bounded_pool  # noqa: PLC0415 - an optional dependency
 

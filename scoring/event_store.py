@@ -199,6 +199,9 @@ class ScoringEventStore(EventStore[UUID]):
         super().__init__(mapper, recorder)
         # What is in memory cannot be put back under those who use it.
         self._looks_back = not isinstance(recorder, GaplessRecorder | POPOApplicationRecorder)
+        # Asked for once, as it takes as long as reading an event.
+        self._many_places = recorder if isinstance(recorder, ManyPlacesRecorder) else None
+        self._adjacent = recorder if isinstance(recorder, AdjacentEventsRecorder) else None
 
     def put(
         self, domain_events: Sequence[DomainEventProtocol[UUID]], **kwargs: Any
@@ -242,9 +245,9 @@ class ScoringEventStore(EventStore[UUID]):
 
     def around(self, places: Sequence[Place]) -> tuple[list[Any], dict[Place, StoredEvent]]:
         """Return what ``at`` does, and stored events that were read with it, to be known."""
-        if not isinstance(self.recorder, AdjacentEventsRecorder):
+        if self._adjacent is None:
             return self.at(places), {}
-        read = self.recorder.select_events_around(places) if places else {}
+        read = self._adjacent.select_events_around(places) if places else {}
         found = [read.get(place) for place in places]
         return [stored and self.mapper.to_domain_event(stored) for stored in found], read
 
@@ -253,16 +256,16 @@ class ScoringEventStore(EventStore[UUID]):
 
         No stream is named twice.
         """
-        if len(places) > 1 and isinstance(self.recorder, ManyPlacesRecorder):
-            for found in self.recorder.select_events_after(places):
+        if len(places) > 1 and self._many_places is not None:
+            for found in self._many_places.select_events_after(places):
                 yield map(self.mapper.to_domain_event, found)
         else:
             for stream, version in places:
                 yield self.get(stream, gt=version)
 
     def _stored_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
-        if isinstance(self.recorder, ManyPlacesRecorder):
-            return self.recorder.select_events_at(places)
+        if self._many_places is not None:
+            return self._many_places.select_events_at(places)
         return [self._only_at(stream, version) for stream, version in places]
 
     def _only_at(self, stream: UUID | str, version: int) -> StoredEvent | None:
