@@ -17,7 +17,7 @@ import typer
 from rich.rule import Rule
 
 from projections.cli.console import SPINNER, err, out, shown
-from projections.cli.importer import Import, ImportSummary, parsed
+from projections.cli.importer import Import, parsed
 from projections.cli.jsonl import Line, parse_grant, read_lines
 from projections.cli.queries import print_leaderboard, print_user
 from projections.cli.verify import print_verification
@@ -29,6 +29,8 @@ from scoring import Grant
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
+
+    from projections.queries.ranked_users import LeaderboardRow
 
 _MOST_COMMITS = 2000
 _RULE_COLUMNS = 80
@@ -75,31 +77,17 @@ def demo(
             )
             place = "MongoDB" if events is EventsOption.MONGO else "a SQLite file"
             _step(f"Recording: grants become events in {place}")
-            for title, lines in inputs:
-                out.print(f"{shown(title)}: {_counts(_imported(ledger, lines))}")
+            _record(ledger, inputs)
             if not history:
                 out.print(
                     "[dim]no git history at hand: run the demo inside a repository to add it[/]"
                 )
             _step("Projecting: events become documents in MongoDB")
-            opened = time.monotonic()
-            ledger.catch_up()
-            status = ledger.status()
-            out.print(
-                f"projected {counted(status.grants, 'grant')} of {counted(status.users, 'user')} "
-                f"in {time.monotonic() - opened:.1f} s"
-            )
+            _project(ledger)
             _step("Reading: the old total leads, the ledger runs beside it in shadow")
-            print_leaderboard(ledger.leaderboard.top(5), "recomputed")
-            leaders = ledger.leaderboard.top(5, by="ledger")
-            out.print()
-            print_leaderboard(leaders, "ledger")
-            leader = leaders[0].user_id
-            out.print()
-            print_user(ledger.totals(leader), leaders[0], ledger.history(leader, limit=5), "ledger")
+            leaders = _read(ledger)
             _step("Importing everything again: nothing may change")
-            for title, lines in inputs:
-                out.print(f"{shown(title)}: {_counts(_imported(ledger, lines))}")
+            _record(ledger, inputs)
             ledger.catch_up()
             same = ledger.leaderboard.top(5, by="ledger") == leaders
             out.print("the leaderboard is the same" if same else "[red]the leaderboard changed[/]")
@@ -127,13 +115,33 @@ def _bad(line: object, reason: str) -> None:
     raise ValueError(f"the demo's own input is wrong at {line}: {reason}")
 
 
-def _imported(ledger: ScoreLedger, lines: bytes) -> ImportSummary:
-    grants: Import[Line, Grant] = Import(ledger.grant_many, _bad)
-    return grants.run(parsed(read_lines(io.BufferedReader(io.BytesIO(lines))), parse_grant))
+def _record(ledger: ScoreLedger, inputs: list[tuple[str, bytes]]) -> None:
+    for title, text in inputs:
+        lines = read_lines(io.BufferedReader(io.BytesIO(text)))
+        grants: Import[Line, Grant] = Import(ledger.grant_many, _bad)
+        done = grants.run(parsed(lines, parse_grant))
+        counts = f"[bold]{done.recorded:,}[/] recorded, [bold]{done.duplicate:,}[/] duplicates"
+        out.print(f"{shown(title)}: {counts}")
 
 
-def _counts(summary: ImportSummary) -> str:
-    return f"[bold]{summary.recorded:,}[/] recorded, [bold]{summary.duplicate:,}[/] duplicates"
+def _project(ledger: ScoreLedger) -> None:
+    began = time.monotonic()
+    ledger.catch_up()
+    status = ledger.status()
+    grants, users = counted(status.grants, "grant"), counted(status.users, "user")
+    out.print(f"projected {grants} of {users} in {time.monotonic() - began:.1f} s")
+
+
+def _read(ledger: ScoreLedger) -> list[LeaderboardRow]:
+    """Print both leaderboards and the page of the ledger's leader, and return the ledger's."""
+    print_leaderboard(ledger.leaderboard.top(5), "recomputed")
+    leaders = ledger.leaderboard.top(5, by="ledger")
+    out.print()
+    print_leaderboard(leaders, "ledger")
+    out.print()
+    leader = leaders[0].user_id
+    print_user(ledger.totals(leader), leaders[0], ledger.history(leader, limit=5), "ledger")
+    return leaders
 
 
 def _shipped_grants() -> bytes:

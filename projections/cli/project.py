@@ -93,15 +93,8 @@ def project(
         parked = None if stop.is_set() else ledger.status().parked_count
     seconds = time.monotonic() - started
     if json:
-        print_json(
-            {
-                "position": last.position,
-                "grants": last.grants,
-                "seconds": round(seconds, 3),
-                "interrupted": interrupted,
-                "parked_streams": parked,
-            }
-        )
+        done = {"position": last.position, "grants": last.grants, "seconds": round(seconds, 3)}
+        print_json({**done, "interrupted": interrupted, "parked_streams": parked})
     else:
         out.print(
             f"projected [bold]{counted(last.grants, 'grant')}[/] up to position {last.position:,} "

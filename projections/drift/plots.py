@@ -56,16 +56,7 @@ def scatter(drift: Drift) -> str:
         + _text(0, 0, "ledger balance (new)", "middle")
         + "</g>",
     ]
-    for old, new, count in points:
-        x, y = xy(old, new)
-        kind = "same" if old == new else "higher" if new > old else "lower"
-        about = "" if count == 1 else "about "
-        radius = 3.5 + math.log2(count)
-        parts.append(
-            f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">'
-            f"<title>{counted(count, 'user')}: old {about}{old:,.0f}, new {about}{new:,.0f}</title>"
-            "</circle>"
-        )
+    parts += [_dot(*xy(old, new), old, new, count) for old, new, count in points]
     description = (
         f"{drift.users:,} users by their two totals. Dots on the diagonal have the same score both "
         "ways, below it the ledger gives less, above it more. Larger dots stand for more users."
@@ -176,6 +167,14 @@ def range_label(low: int, high: int) -> str:
         sign = "\N{MINUS SIGN}" if high < 0 else "+"
         return f"{sign}{short(near)} to {sign}{short(far + 1)}"
     return signed(low) if low == high else f"{signed(low)} to {signed(high)}"
+
+
+def _dot(x: float, y: float, old: float, new: float, count: int) -> str:
+    kind = "same" if old == new else "higher" if new > old else "lower"
+    about = "" if count == 1 else "about "
+    title = f"{counted(count, 'user')}: old {about}{old:,.0f}, new {about}{new:,.0f}"
+    place = f'cx="{x:.1f}" cy="{y:.1f}" r="{3.5 + math.log2(count):.1f}"'
+    return f'<circle class="{kind}" {place}><title>{title}</title></circle>'
 
 
 def _bar(kind: str, x: float, y: float, width: float, title: str) -> str:

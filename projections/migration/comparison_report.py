@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -206,15 +206,8 @@ def said(side: ScoreSide | None) -> str:
 
 
 def _in_json(difference: ScoreDifference) -> dict[str, object]:
-    return {
-        "user_id": difference.user_id,
-        "key": difference.key,
-        "kind": str(difference.kind),
-        "old": _side_in_json(difference.old),
-        "ledger": _side_in_json(difference.ledger),
-        "repaired": difference.repaired,
-        "reason": difference.reason,
-    }
+    sides = {"old": difference.old, "ledger": difference.ledger}
+    return {**asdict(difference), **{name: _side_in_json(side) for name, side in sides.items()}}
 
 
 def _side_in_json(side: ScoreSide | None) -> dict[str, object] | None:
