@@ -37,7 +37,7 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
     positions that it has processed in ``<name>_tracking``, by its name in lower case. Like the
     library's other factories, this one is told other recorders by ``APPLICATION_RECORDER_TOPIC``,
     ``PROCESS_RECORDER_TOPIC`` and ``TRACKING_RECORDER_TOPIC``, and to create nothing by
-    ``CREATE_TABLE=n``.
+    ``CREATE_TABLE=n``. If the server failed, its methods raise ``PersistenceError``.
     """
 
     MONGO_URI: Final = "MONGO_URI"
@@ -76,20 +76,12 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
         return self._prepared(MongoAggregateRecorder(self._client, self._database, name))
 
     def application_recorder(self) -> MongoApplicationRecorder:
-        """Construct a recorder of events.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Construct a recorder of events."""
         chosen = self._chosen(self.APPLICATION_RECORDER_TOPIC, MongoApplicationRecorder)
         return self._prepared(chosen(self._client, self._database, self._prefix))
 
     def process_recorder(self) -> MongoProcessRecorder:
-        """Construct a recorder of events and of the positions that they were made at.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Construct a recorder of events and of the positions that they were made at."""
         chosen = self._chosen(self.PROCESS_RECORDER_TOPIC, MongoProcessRecorder)
         return self._prepared(chosen(self._client, self._database, self._prefix))
 

@@ -29,7 +29,10 @@ _READ_SECONDS: Final = 10.0
 
 
 class MongoRecorder(Recorder):
-    """Works until it is closed, also where the client is somebody else's and stays open."""
+    """Works until it is closed, also where the client is somebody else's and stays open.
+
+    Whatever asks the server raises ``PersistenceError`` if that failed.
+    """
 
     _is_closed = False
 
@@ -94,11 +97,7 @@ class MongoAggregateRecorder(MongoRecorder, AggregateRecorder):
         desc: bool = False,
         limit: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """Return events of a stream, in the order of their versions.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return events of a stream, in the order of their versions."""
         key = stream_key(originator_id)
         bounds = {
             "$gt": {"s": key, "v": gt} if gt is not None else {"s": key},
@@ -113,11 +112,7 @@ class MongoAggregateRecorder(MongoRecorder, AggregateRecorder):
         return [decoded({**document, **document["_id"]}) for document in found]
 
     def select_newest_events(self, streams: Sequence[UUID | str]) -> list[StoredEvent | None]:
-        """Return, for each stream in turn, its event of the highest version, or ``None``.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return, for each stream in turn, its event of the highest version, or ``None``."""
         keys = [stream_key(stream) for stream in streams]
         newest: dict[bytes | str, Any] = {}
         with self._asking():
@@ -138,11 +133,7 @@ class MongoAggregateRecorder(MongoRecorder, AggregateRecorder):
         return [events.get(key) for key in keys]
 
     def select_after(self, last: StoredEvent | None, limit: int) -> Sequence[StoredEvent]:
-        """Return events ordered by stream and version: those after one, or the first.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return events ordered by stream and version: those after one, or the first."""
         wanted: dict[str, Any] = {}
         if last is not None:
             place = {"s": stream_key(last.originator_id), "v": last.originator_version}

@@ -84,11 +84,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
     """Events with positions, in one chain of documents; see ``documents`` and ``chain``."""
 
     def prepare(self) -> None:
-        """Create the collections and the index that makes events unique.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Create the collections and the index that makes events unique."""
         with self._asking():
             self._events.create_indexes([UNIQUE_EVENTS])
             self._chain.prepare()
@@ -148,9 +144,6 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         Returns:
             What was recorded since our last commit or the last call, if others were met, perhaps
             with some of our own; ``None`` if that is too much to be read.
-
-        Raises:
-            PersistenceError: if the server failed.
         """
         if not self._chain.meets_others:
             return []
@@ -175,9 +168,6 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         """Return events of a stream, in the order of their versions.
 
         What lies between ``gt`` and ``lte`` is read and sorted here, whatever the ``limit``.
-
-        Raises:
-            PersistenceError: if the server failed.
         """
         versions: dict[str, int] = {}
         if gt is not None:
@@ -202,20 +192,12 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         return events[:limit]
 
     def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
-        """Return, for each place in turn, the event that is there, or ``None``.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return, for each place in turn, the event that is there, or ``None``."""
         found = self.select_events_around(places)
         return [found.get(place) for place in places]
 
     def select_events_around(self, places: Sequence[Place]) -> dict[Place, StoredEvent]:
-        """Return, by place, the events that are there, and those in the same documents.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return, by place, the events that are there, and those in the same documents."""
         asked = {stream_key(stream): stream for stream, _ in places}
         conditions = conditions_at([(stream_key(stream), version) for stream, version in places])
         with self._asking():
@@ -228,11 +210,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         return found
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
-        """Return, for each place in turn, the later events of its stream, by version.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return, for each place in turn, the later events of its stream, by version."""
         wanted: dict[bytes | str, tuple[UUID, int, list[StoredEvent]]] = {}
         by_version: dict[int, list[bytes | str]] = {}
         for stream, version in places:
@@ -265,11 +243,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         *,
         inclusive_of_start: bool = True,
     ) -> Sequence[Notification]:
-        """Return events with their positions, in the order of these.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return events with their positions, in the order of these."""
         first = max(1, (start or 1) if inclusive_of_start or start is None else start + 1)
         positions: dict[str, int] = {"$gt": first - MOST_EVENTS}
         if stop is not None:
@@ -290,11 +264,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         return found[:limit]
 
     def max_notification_id(self) -> int | None:
-        """Return the newest position, or ``None`` if there is none.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return the newest position, or ``None`` if there is none."""
         with self._asking():
             last = self._events.find_one({}, {"l": 1}, sort=[("_id", DESCENDING)])
         return None if last is None else last["l"]
@@ -374,11 +344,7 @@ class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
         self._record(Commit([], tracking, write))
 
     def max_tracking_id(self, application_name: str) -> int | None:
-        """Return the position of an application, or ``None`` if none was recorded.
-
-        Raises:
-            PersistenceError: if the server failed.
-        """
+        """Return the position of an application, or ``None`` if none was recorded."""
         with self._asking():
             found = self._tracking.find_one({"_id": application_name})
         return None if found is None else found["position"]
