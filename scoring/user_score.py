@@ -276,7 +276,6 @@ class UserScore(Aggregate):
             replaced = self.buckets.get(grant.key)
             replaced_points = 0 if replaced is None else replaced.points
             self._check_recomputed_total("amount", grant.amount, replaced_points)
-        # What trigger_event() does, without looking at the class again or checking what was made.
         attributes = {
             "originator_id": self.id,
             "originator_version": self.version + 1,
@@ -292,10 +291,7 @@ class UserScore(Aggregate):
         }
         if traceparent is not None:
             attributes["traceparent"] = traceparent
-        event = made_of(UserScore.GrantRecorded, attributes)
-        event.apply(self)
-        self.version, self.modified_on = event.originator_version, event.timestamp
-        self.pending_events.append(event)
+        self._evolve(made_of(UserScore.GrantRecorded, attributes))
         self._pending_grant_ids.add(grant.grant_id)
 
     def contribute(self, key: str, category: str, source: str, points: int) -> None:
@@ -330,16 +326,25 @@ class UserScore(Aggregate):
             return
         replaced_points = 0 if replaced is None else replaced.points
         self._check_recomputed_total("points", contribution.points, replaced_points)
-        self.trigger_event(
-            UserScore.BucketSet,
-            user_id=self.user_id,
-            key=contribution.key,
-            category=contribution.category,
-            source=contribution.source,
-            points=contribution.points,
-            replaced_points=replaced_points,
-            equals_grant=contribution.bucket == granted,
-        )
+        attributes = {
+            "originator_id": self.id,
+            "originator_version": self.version + 1,
+            "timestamp": UserScore.BucketSet.create_timestamp(),
+            "user_id": self.user_id,
+            "key": contribution.key,
+            "category": contribution.category,
+            "source": contribution.source,
+            "points": contribution.points,
+            "replaced_points": replaced_points,
+            "equals_grant": contribution.bucket == granted,
+        }
+        self._evolve(made_of(UserScore.BucketSet, attributes))
+
+    def _evolve(self, event: UserScore.GrantRecorded | UserScore.BucketSet) -> None:
+        # What trigger_event() does, without looking at the class again or checking what was made.
+        event.apply(self)
+        self.version, self.modified_on = event.originator_version, event.timestamp
+        self.pending_events.append(event)
 
     def _check_recomputed_total(self, field: str, points: int, replaced_points: int) -> None:
         room = MAX_TOTAL - (self.recomputed_total - replaced_points)
