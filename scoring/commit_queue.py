@@ -30,7 +30,7 @@ MemberT = TypeVar("MemberT")
 _LOOKS_AGAIN_SECONDS: Final = 0.1
 """After which those who wait notice that whoever was to lead was interrupted."""
 
-_GATHERS_SECONDS: Final = 0.0003
+_GATHERS_SECONDS: Final = 0.0001
 """How long, for each of the last group, the next one waits for them to come back.
 
 The more go together, the less each takes. Where the interpreter lock goes from thread to thread
@@ -47,13 +47,15 @@ class _Ticket(Generic[MemberT]):
     Attributes:
         member: What is to be committed.
         is_over: Whether its group has been, whatever came of it, or its thread does not wait.
+        keeps_time: Whether its thread notices when others have been waited for long enough.
     """
 
-    __slots__ = ("_ends_at", "_sleep", "is_over", "member")
+    __slots__ = ("_ends_at", "_sleep", "is_over", "keeps_time", "member")
 
-    def __init__(self, member: MemberT) -> None:
+    def __init__(self, member: MemberT, *, keeps_time: bool) -> None:
         """Begin to wait."""
         self.member = member
+        self.keeps_time = keeps_time
         self.is_over = False
         self._ends_at = time.monotonic() + remaining_seconds()
         # Of one thread, so that nobody is woken in vain.
@@ -112,10 +114,10 @@ class CommitQueue(Generic[MemberT]):
                         return
                     seconds = _LOOKS_AGAIN_SECONDS
                 if ticket is None:
-                    ticket = _Ticket(member)
+                    ticket = _Ticket(member, keeps_time=not self._waiting)
                     self._waiting.append(ticket)
                     continue  # for whoever led may just have ended
-                ticket.wait(seconds)
+                ticket.wait(seconds if ticket.keeps_time else _LOOKS_AGAIN_SECONDS)
                 if ticket.is_over:
                     return
         except BaseException:
@@ -194,5 +196,6 @@ class CommitQueue(Generic[MemberT]):
     def _wake_next(self) -> None:
         for ticket in tuple(self._waiting):
             if not ticket.is_over:
+                ticket.keeps_time = True
                 ticket.wake()
                 return

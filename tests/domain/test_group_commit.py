@@ -126,6 +126,7 @@ def test_no_more_than_a_thousand_go_together(
     sqlite: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite._queue, "_most", 4)
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.05)
     grants = [make_grant(number) for number in range(10)]
     answers = granted_together(sqlite, grants)
     assert [len(grants_in(events)) for events in sqlite.commits] == [4, 4, 2]
@@ -208,11 +209,11 @@ def test_nobody_is_waited_for_soon_after_some_did_not_come_back(
 ) -> None:
     """As under calls that come at any time, which have nothing to gain from it."""
     granted_together(sqlite, [make_grant(number) for number in range(3)])
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.0)
+    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.1)
+    began = time.monotonic()
     sqlite.grant(**make_grant(3).model_dump())
     monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 20.0)
     granted_together(sqlite, [make_grant(number) for number in range(4, 7)])
-    began = time.monotonic()
     sqlite.grant(**make_grant(7).model_dump())
     assert time.monotonic() - began < 15
     assert [len(grants_in(events)) for events in sqlite.commits] == [3, 1, 3, 1]
