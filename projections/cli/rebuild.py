@@ -88,7 +88,14 @@ def run_rebuild(
             # What an interrupted rebuild did is no part of this one's pace.
             change = bar.update if begun else bar.reset
             begun = True
-            change(task, completed=progress.position, total=progress.newest, done=progress.grants)
+            change(
+                task,
+                # All that is left then, and of a long history it takes a while.
+                description="rebuilding" if progress.position < progress.newest else "indexing",
+                completed=progress.position,
+                total=progress.newest,
+                done=progress.grants,
+            )
 
         return ledger.rebuild(fresh=fresh, adopt=adopt, stop=stop, on_progress=on_progress)
 

@@ -305,6 +305,16 @@ def test_a_terminal_that_has_few_characters_gets_those(cli: CommandLine) -> None
     assert json.loads(poor("leaderboard", "--json").stdout)[0]["user_id"] == "Zoë 🦊"
 
 
+def test_a_rebuild_says_that_it_is_indexing(cli: CommandLine) -> None:
+    """When all grants are there, and the bar therefore stands still."""
+    assert cli(*GRANT).returncode == 0
+    cli("project")
+    terminal = CommandLine(cli.cwd, {**cli.env, "COLUMNS": "80", "TTY_COMPATIBLE": "1"})
+    done = terminal("rebuild")
+    assert done.returncode == 0
+    assert "indexing" in done.stderr
+
+
 def test_a_table_in_a_pipe_has_ids_as_a_whole(cli: CommandLine) -> None:
     """However narrow a terminal would be."""
     words = [*GRANT, "--user-id", LONG_ID, "--key", LONG_KEY]
