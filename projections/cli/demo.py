@@ -64,7 +64,8 @@ def demo(
             "SCORING_MONGO_URI": "",
             "SCORING_MONGO_DATABASE": settings.mongo_database,
         }
-        inputs = [("a shipped set of grants", _shipped_grants())]
+        shipped = files("projections") / "demo" / "grants.jsonl"
+        inputs = [("a shipped set of grants", shipped.read_bytes())]
         history, repository = _git_history()
         if history:
             inputs.append((f"the git history of {repository}, a grant for each commit", history))
@@ -142,10 +143,6 @@ def _read(ledger: ScoreLedger) -> list[LeaderboardRow]:
     leader = leaders[0].user_id
     print_user(ledger.totals(leader), leaders[0], ledger.history(leader, limit=5), "ledger")
     return leaders
-
-
-def _shipped_grants() -> bytes:
-    return (files("projections") / "demo" / "grants.jsonl").read_bytes()
 
 
 def _contributors_script() -> Traversable:

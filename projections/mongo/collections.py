@@ -175,3 +175,8 @@ class Collections:
 def suffixed(name: str, generation: int | None) -> str:
     """Return the name that something live has in a generation that is being built."""
     return name if generation is None else f"{name}__g{generation}"
+
+
+def seconds_ago(seconds: float) -> Document:
+    """Return an expression for a time by the server's clock: those of processes need not agree."""
+    return {"$subtract": ["$$NOW", seconds * 1000]}

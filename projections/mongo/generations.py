@@ -9,13 +9,13 @@ import re
 import time
 from contextlib import suppress
 from threading import Event
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import pymongo
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
-from projections.mongo.collections import CONTROL_ID, FIRST_SHAPE, LOADING
+from projections.mongo.collections import CONTROL_ID, FIRST_SHAPE, LOADING, seconds_ago
 from projections.mongo.control import control_state
 from projections.mongo.errors import ANSWER_SECONDS, answered, translated
 from projections.mongo.sessions import in_session
@@ -226,24 +226,13 @@ class Generations:
 
     def _claim(self, state: GenerationState, number: int) -> bool:
         """Put a generation down as the one that is built, if nothing has changed meanwhile."""
-        unchanged = {
-            "_id": CONTROL_ID,
-            "generation": state.generation,
-            "building.generation": state.building,
-            "switching": {"$exists": False},
-        }
         building = {"generation": number, "shape": self._collections.shape}
         with translated():
-            return self._update(unchanged, {"$set": {"building": building}})
+            return self._update(_unchanged(state), {"$set": {"building": building}})
 
     def record(self, changes: dict[int, Uuids], expected: GenerationState) -> None:
         """Put down what was made for generations, unless the control document has changed."""
-        unchanged: Document = {
-            "_id": CONTROL_ID,
-            "generation": expected.generation,
-            "building.generation": expected.building,
-            "switching": {"$exists": False},
-        }
+        unchanged = _unchanged(expected)
         for number in changes:
             known = expected.collections.get(number)
             unchanged[f"collections.{number}"] = {"$exists": False} if known is None else known
@@ -342,13 +331,20 @@ class Generations:
             raise ShapeChanged(found=state.shape, expected=self._collections.shape)
 
     def _switch_is_silent(self) -> bool:
-        # By the server's clock, so that the clocks of processes need not agree.
-        silent: dict[str, Any] = {
-            "$lt": ["$switching.at", {"$subtract": ["$$NOW", SILENT_SWITCH_SECONDS * 1000]}]
-        }
+        silent = {"$lt": ["$switching.at", seconds_ago(SILENT_SWITCH_SECONDS)]}
         query: Document = {"_id": CONTROL_ID, "switching": {"$exists": True}, "$expr": silent}
         with answered():
             return self._collections.control.find_one(query, {"_id": 1}) is not None
+
+
+def _unchanged(state: GenerationState) -> Document:
+    """Return what the control document matches as long as it says this, and nothing is switched."""
+    return {
+        "_id": CONTROL_ID,
+        "generation": state.generation,
+        "building.generation": state.building,
+        "switching": {"$exists": False},
+    }
 
 
 def _kept(state: GenerationState) -> list[int]:

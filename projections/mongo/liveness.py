@@ -15,6 +15,8 @@ import pymongo
 from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
+from projections.mongo.collections import seconds_ago
+
 if TYPE_CHECKING:
     from projections.mongo.collections import Collections, Document
 
@@ -71,8 +73,7 @@ class Liveness:
     def abort_the_dead(self) -> None:
         """Abort the transactions of workers that have fallen silent, or are known to be dead."""
         with suppress(PyMongoError), pymongo.timeout(_ASK_SECONDS):
-            # By the server's clock, so that the clocks of workers need not agree.
-            horizon = {"$subtract": ["$$NOW", SILENT_AFTER_SECONDS * 1000]}
+            horizon = seconds_ago(SILENT_AFTER_SECONDS)
             others = self._workers.aggregate(
                 [
                     {

@@ -27,7 +27,7 @@ from bson.binary import Binary
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.errors import ProjectionError, ReadModelUnavailable
-from projections.mongo.collections import CONTROL_ID, NOT_HELD, WIRE_VERSION_OF_6_0
+from projections.mongo.collections import CONTROL_ID, NOT_HELD, WIRE_VERSION_OF_6_0, seconds_ago
 from projections.mongo.control import control_state
 from projections.mongo.errors import (
     answered,
@@ -253,13 +253,11 @@ def next_step(collections: Collections) -> Callable[[], None] | None:
 
 def lift_silent_hold(collections: Collections, position_id: str) -> bool:
     """Lift a hold whose rebuild has fallen silent, unless its switch is committed."""
-    # By the server's clock, so that the clocks of processes need not agree.
-    horizon = {"$subtract": ["$$NOW", SILENT_HOLD_SECONDS * 1000]}
     silent: Document = {
         "_id": position_id,
         "hold.at": {"$exists": True},
         "hold.sealed": None,
-        "$expr": {"$lt": ["$hold.at", horizon]},
+        "$expr": {"$lt": ["$hold.at", seconds_ago(SILENT_HOLD_SECONDS)]},
     }
     if collections.positions.find_one(silent, {"_id": 1}) is None:
         return False

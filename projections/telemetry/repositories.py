@@ -83,14 +83,10 @@ def _event_store(scoring: Scoring) -> Store:
     kind = kind_of(scoring.env)
     # In memory there is no table, but what would be in one.
     table = getattr(scoring.recorder, "events_table_name", "stored_events")
-    insert, select = Call("INSERT", table), Call("SELECT", table)
+    writing = ("grant", "grant_many", "contribute", "contribute_many", "feed_post", "award_badge")
     return Store(
         system=kind.system,
         namespace=scoring.env.get(kind.database, "") if kind.database else scoring.name,
         collection=table,
-        calls={
-            **dict.fromkeys(("grant", "grant_many"), insert),
-            **dict.fromkeys(("contribute", "contribute_many", "feed_post", "award_badge"), insert),
-            "score_of": select,
-        },
+        calls={**dict.fromkeys(writing, Call("INSERT", table)), "score_of": Call("SELECT", table)},
     )
