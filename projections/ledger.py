@@ -280,8 +280,7 @@ class ScoreLedger:
             timeout: Seconds.
 
         Raises:
-            EventStoreReplaced: if the event store is not the one that was projected so far, or went
-                back.
+            EventStoreReplaced: if the event store was replaced, or went back.
             TimeoutError: if it is not visible by then; it says why a worker gave up, if one did.
             StreamParked: if it is not going to be visible, because the user's stream is parked.
             ReadModelUnavailable: if MongoDB failed, and not just for a moment.
@@ -312,8 +311,7 @@ class ScoreLedger:
             on_grants: Told how many grants each transaction has projected.
 
         Raises:
-            EventStoreReplaced: if the event store is not the one that was projected so far, or went
-                back.
+            EventStoreReplaced: if the event store was replaced, or went back.
             ValueError: if one of these streams is not parked.
             ReadModelUnavailable: if MongoDB failed; what was projected until then stays.
             ScoringError: if the event store failed.
@@ -357,8 +355,8 @@ class ScoreLedger:
 
         Args:
             fresh: Give up what an interrupted rebuild left, and start over.
-            adopt: Rebuild although the event store is not the one that was projected so far, or
-                went back: whatever it does not have is gone from the read model then.
+            adopt: Rebuild although the event store was replaced, or went back: whatever it does not
+                have is gone from the read model then.
             stop: When set, stop at the next boundary between batches. A MongoDB that does not
                 answer is not waited for any longer than the driver takes to give it up: seconds
                 through a client that the ledger made, half a minute through one of yours, unless
@@ -435,8 +433,7 @@ class ScoreLedger:
             on_progress: Told after every user.
 
         Raises:
-            EventStoreReplaced: if the event store is not the one that was projected so far, or went
-                back.
+            EventStoreReplaced: if the event store was replaced, or went back.
             ProjectionError: if a rebuild took the place of the read model meanwhile.
             ReadModelUnavailable: if MongoDB failed.
         """
@@ -487,8 +484,7 @@ class ScoreLedger:
             on_progress: Told after every user.
 
         Raises:
-            EventStoreReplaced: if the event store is not the one that was projected so far, or went
-                back.
+            EventStoreReplaced: if the event store was replaced, or went back.
             ProjectionError: if the read model stayed behind, or streams are parked, so that it is
                 not known what has been granted; nothing was recorded.
             ReadModelUnavailable: if MongoDB failed; what was recorded stays, and opening them again
@@ -547,8 +543,7 @@ class ScoreLedger:
             on_progress: Told now and then.
 
         Raises:
-            EventStoreReplaced: if the event store is not the one that was projected so far, or went
-                back.
+            EventStoreReplaced: if the event store was replaced, or went back.
             ProjectionError: if ``repair`` is asked for and the old collection has no bucket at all.
             TimeoutError: if nobody projects: without the right to write, somebody else has to.
             ReadModelUnavailable: if MongoDB failed.
