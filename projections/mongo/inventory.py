@@ -366,6 +366,8 @@ class Inventory:
                 {
                     "createIndexes": name,
                     "indexes": [model.document for model in models],
+                    # By default all nodes have to be there, for as long as it takes.
+                    "commitQuorum": "majority",
                     "writeConcern": {"w": "majority"},
                     **guard,
                 }

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
@@ -23,9 +24,10 @@ from projections import Leaderboard, ReadModelUnavailable
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
+from projections.worker.rebuild import Rebuild
 from replica_set import ReplicaSet
 from scoring import Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, sqlite_env, worker_maker
 
 GRANTS = 1500
 
@@ -133,6 +135,25 @@ def reading(model: ReadModel, balances: dict[str, list[int]]) -> Iterator[None]:
     with meanwhile(read):
         yield
     assert not wrong
+
+
+def test_an_index_is_made_while_a_node_is_down(replica_set: ReplicaSet, scoring: Scoring) -> None:
+    """By a rebuild, and again where one is missing: a majority has it, as all that is written."""
+    scoring.grant_many([make_grant(number) for number in range(20)])
+    with connect(replica_set.uri) as client, ThreadPoolExecutor() as pool:
+        model = ReadModel(client, f"test_{uuid4().hex}")
+        model.prepare()
+        node = replica_set.secondaries()[0]
+        replica_set.kill(node)
+        try:
+            outcome = pool.submit(Rebuild(scoring, model, worker_maker(scoring)).run).result(60)
+            assert (outcome.generation, outcome.live) == (2, True)
+            model.users.drop_index("totalScore_-1__id_1")
+            pool.submit(model.inventory.check).result(60)
+            assert "totalScore_-1__id_1" in model.users.index_information()
+        finally:
+            replica_set.restart(node)
+        client.drop_database(model.database.name)
 
 
 def test_what_only_a_primary_has_seen_is_rolled_back(replica_set: ReplicaSet) -> None:
