@@ -62,6 +62,12 @@ _CACHE_KIBIBYTES: Final = 16_384
 touches some 2,500 pages of 4 kB. SQLite's default, 2 MB, has it read twice as many from the file.
 """
 
+_LOG_PAGES: Final = 4000
+"""A commit after which the log has so many copies these to the file. SQLite's default, 1,000, is no
+more than a batch changes, so each batch was written twice, though the next one changes most of the
+same pages. Up to 4,000 are found in one look at the log's index.
+"""
+
 _pools: WeakSet[PatientConnectionPool] = WeakSet()
 _inherited: set[Path] = set()
 """Files that were in use when this process was forked."""
@@ -403,6 +409,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 opened.execute("PRAGMA journal_mode=WAL")
                 self.is_journal_mode_wal = True
             opened.execute(f"PRAGMA cache_size=-{_CACHE_KIBIBYTES}")
+            opened.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
             # So that it has the log open: else the last connection of another process removes it.
             opened.execute("PRAGMA schema_version").fetchone()
             self._files.opened()
