@@ -114,7 +114,7 @@ def test_whoever_is_alone_commits_at_once(sqlite: Watched) -> None:
     before = threading.active_count()
     for number in range(3):
         sqlite.grant(**make_grant(number).model_dump())
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # one of an earlier test may end meanwhile
     assert [grants_in(events) for events in sqlite.commits] == [
         ["grant-0"],
         ["grant-1"],
