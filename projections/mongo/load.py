@@ -13,8 +13,9 @@ built once more that has it from the beginning, in which the first of them count
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import pymongo
 from bson import ObjectId
 from pymongo.errors import DuplicateKeyError
 
@@ -24,12 +25,17 @@ from projections.mongo.errors import translated
 from projections.mongo.ranks import RANKED, first_pages, page_document, scores_down
 from projections.mongo.sessions import in_session
 from projections.mongo.switch import in_transaction
+from projections.mongo.transactions import find_server
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
 
     from projections.mongo.collections import Document
     from projections.mongo.read_model import ReadModel
+
+
+# However little a client may take for an operation: of a long history an index takes a while.
+_MOST_SECONDS: Final = 3600.0
 
 
 class GrantIdTwice(ProjectionError):
@@ -58,7 +64,10 @@ def finish_load(building: ReadModel, application_name: str) -> None:
             for page in first_pages(scores_down(building, total, session))
         ]
 
-    with translated():
+    # With a limit the driver waits as long for a server, too.
+    seconds = None if building.client.options.timeout is None else _MOST_SECONDS
+    with translated(), pymongo.timeout(seconds):
+        find_server(building.client)
         while building.positions.find_one(loading) is not None:
             try:
                 building.inventory.create_indexes()

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
+from fail_points import failing
 from heard_commands import Overtaken
 from projections import Leaderboard, MongoScoreView, Progress, ProjectionWorker
+from projections.mongo import connect
 from projections.mongo.collections import INDEXES, LOADING, SHAPE, USERS
 from projections.mongo.load import finish_load
 from projections.mongo.read_model import ReadModel
@@ -87,6 +89,20 @@ def test_a_load_that_was_killed_between_its_indexes_is_finished(
     building.database.command(
         "createIndexes", building.users.name, indexes=[INDEXES[USERS][0].document]
     )
+    assert_a_rebuild_makes_it_whole(scoring, live)
+
+
+def test_a_load_takes_as_long_as_it_takes(
+    scoring: Scoring, live: ReadModel, mongo_uri: str
+) -> None:
+    """However little time a client has for what it usually does."""
+    loading(scoring, live)
+    slow: dict[str, Any] = {"blockConnection": True, "blockTimeMS": 1500, "mode": {"times": 1}}
+    with (
+        connect(f"{mongo_uri}&timeoutMS=1000") as client,
+        failing(mongo_uri, "createIndexes", **slow),
+    ):
+        finish_load(ReadModel(client, live.database.name, generation=2), scoring.name)
     assert_a_rebuild_makes_it_whole(scoring, live)
 
 
