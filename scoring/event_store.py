@@ -104,14 +104,18 @@ class GaplessRecorder(ApplicationRecorder):
     """A recorder that inserts an event only after the one before it in its stream.
 
     Whether that one is stored is looked up in the transaction of the insert, while nobody else can
-    write. So is whether the newest event that this recorder inserted is there unchanged: if not,
-    the store was put back, and perhaps written to since by somebody else.
+    write. So is whether the newest event that this recorder inserted, or was told to expect, is
+    there unchanged: if not, the store was put back, and perhaps written to since by somebody else.
 
     An adapter for a database is given that event with each insert, as ``newest``, and raises
     ``StoreWentBack`` in the transaction if it, or the predecessor of a new one, is missing.
     """
 
     _newest: StoredEvent | None = None
+
+    def expect(self, newest: StoredEvent) -> None:
+        """Insert no more unless this event, which was read from the store, is still there."""
+        self._newest = newest
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -191,14 +195,19 @@ class RecordedEvents(NamedTuple):
         ]
 
 
+def is_put_back_unnoticed(recorder: AggregateRecorder) -> bool:
+    """Tell whether a commit may follow a step back of the store without finding out."""
+    # What is in memory cannot be put back under those who use it.
+    return not isinstance(recorder, GaplessRecorder | POPOApplicationRecorder)
+
+
 class ScoringEventStore(EventStore[UUID]):
     """Stores and retrieves domain events as the library does, and on what is stored only."""
 
     def __init__(self, mapper: Mapper[UUID], recorder: AggregateRecorder) -> None:
         """Store events with this recorder."""
         super().__init__(mapper, recorder)
-        # What is in memory cannot be put back under those who use it.
-        self._looks_back = not isinstance(recorder, GaplessRecorder | POPOApplicationRecorder)
+        self._looks_back = is_put_back_unnoticed(recorder)
         # Asked for once, as it takes as long as reading an event.
         self._many_places = recorder if isinstance(recorder, ManyPlacesRecorder) else None
         self._adjacent = recorder if isinstance(recorder, AdjacentEventsRecorder) else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from scoring.event_store import GaplessRecorder, is_put_back_unnoticed
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
@@ -20,15 +22,21 @@ class Freshness:
     """Up to which versions streams go at the newest event that was seen, for one thread at a time.
 
     One read of what was recorded since then tells whom others have written to. If the event itself
-    is not there any more, the store was put back, and nothing is known.
+    is not there any more, the store was put back, and nothing is known. So that no commit right
+    after it hides that, the recorder is told to expect it.
     """
 
     def __init__(self, recorder: ApplicationRecorder) -> None:
         """Know nothing yet."""
         self._recorder = recorder
+        self._versions: dict[UUID | str, int] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing any more."""
         # Position and state.
         self._seen: tuple[int, bytes] | None = None
-        self._versions: dict[UUID | str, int] = {}
+        self._versions.clear()
 
     def look(self, most_events: int) -> None:
         """See what was recorded since the last look; if it is more than that, forget all."""
@@ -39,6 +47,8 @@ class Freshness:
         for event in found[1:]:
             self._versions.pop(event.originator_id, None)
         self._seen = _seen(found[-1]) if found else None
+        if found and isinstance(self._recorder, GaplessRecorder):
+            self._recorder.expect(found[-1])
 
     def covers(self, score: UserScore) -> bool:
         """Tell whether an aggregate is known to have been current at the last look."""
@@ -52,6 +62,8 @@ class Freshness:
 
     def follow(self, recorded: RecordedEvents, scores: Iterable[UserScore]) -> None:
         """See what this process has just recorded, and the aggregates that it made so."""
+        if is_put_back_unnoticed(self._recorder):
+            return
         if self._seen is not None and recorded.positions[0] == self._seen[0] + 1:
             self.learn(scores)
             self._seen = recorded.positions[-1], recorded.stored_events[-1].state

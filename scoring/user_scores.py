@@ -171,6 +171,7 @@ class UserScores:
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
         self._cache.clear()
+        self._freshness.forget()
         self._followed.clear()
         self._behind.clear()
 

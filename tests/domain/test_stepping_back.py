@@ -21,7 +21,7 @@ from pymongo.database import Database
 
 from postgres_server import PostgresServer
 from receipts_check import read_ledger
-from scoring import BatchFailed, Grant, Scoring, ScoringError, StreamHasGap, UserScore
+from scoring import BatchFailed, Contribution, Grant, Scoring, ScoringError, StreamHasGap, UserScore
 from scoring.event_store import StoreWentBack
 from scoring.identity import claim_stream_id, user_stream_id
 from support import make_grant, sqlite_env
@@ -378,6 +378,26 @@ def test_the_totals_of_taken_ids_are_those_of_the_store_that_was_put_back(
     with Scoring(store.env) as other:
         for receipt in receipts[:120]:
             assert receipt.total_after == other.score_of(receipt.user_id).total_score
+
+
+def test_a_commit_right_after_events_that_were_replaced_does_not_hide_them(
+    app: Scoring, store: Store
+) -> None:
+    """What this process has seen of others is looked for, too, though its own events are there."""
+    labels = {"key": "k", "category": "any", "source": "any"}
+    buckets = [Contribution(user_id=f"user-{n}", points=5, **labels) for n in range(120)]
+    app.contribute_many(buckets)
+    with Scoring(store.env) as other:
+        store.back_up()
+        give(other, range(1), "user-0")  # two events
+    app.contribute_many(buckets)
+    store.put_back()
+    with Scoring(store.env) as other:
+        other.contribute("user-1", points=70, **labels)
+        other.contribute("user-2", points=70, **labels)
+    app.contribute("user-3", points=70, **labels)
+    receipts = app.contribute_many(buckets)
+    assert [each.recomputed_before for each in receipts[:5]] == [5, 70, 70, 70, 5]
 
 
 def test_an_aggregate_of_an_embedders_own_is_not_saved_onto_a_gap(
