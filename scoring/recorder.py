@@ -140,6 +140,7 @@ class Attempt:
         scores = self.write_side.scores
         if current := {each: each.users for each in callers if each.needs_current_scores}:
             self._load(scores.all_current, current)
+        are_current = set(self.scores)
         self._load(scores.take, {each: each.receiving() for each in callers})
         for caller in callers:
             if caller.refusal is None:
@@ -147,9 +148,21 @@ class Attempt:
                     self.steps[caller] = caller.decide(self)
                 except RefusedAt as refused:
                     caller.refusal = refused
+        # Nothing is recorded for these, as an id is there twice, so no commit finds them behind.
+        doubtful = self.scores.keys() - are_current - {s.user_id for s in self._changed()}
+        for user_id in doubtful:
+            del self.scores[user_id]
         # Whose total is told, though nothing is recorded for them.
-        if told := {caller: caller.users for caller in self.steps if caller.found_taken_ids}:
+        if told := {each: each.users for each in self.steps if doubtful or each.found_taken_ids}:
             self._load(scores.all_current, told)
+
+    def _changed(self) -> list[UserScore]:
+        # Not those that were only opened, for a command that recorded nothing.
+        return [
+            score
+            for score in self.scores.values()
+            if score.pending_events and score.version > UserScore.INITIAL_VERSION
+        ]
 
     def _load(
         self,
@@ -174,12 +187,7 @@ class Attempt:
                 return
 
     def _commit(self) -> None:
-        # Not those that were only opened, for a command that recorded nothing.
-        changed = [
-            score
-            for score in self.scores.values()
-            if score.pending_events and score.version > UserScore.INITIAL_VERSION
-        ]
+        changed = self._changed()
         positions: dict[int, int] = {}
         # All that the receipts need is read before the commit: after it, nothing may fail.
         if changed:

@@ -165,6 +165,18 @@ def test_what_others_have_recorded_is_in_the_totals_of_taken_ids(env: dict[str, 
             assert {receipt.user_id: receipt.total_after for receipt in receipts} == totals
 
 
+@pytest.mark.parametrize("env", [*EVENT_STORES], indirect=True)
+def test_what_others_have_recorded_is_in_the_total_of_an_id_that_comes_twice(
+    env: dict[str, str],
+) -> None:
+    """In one batch, for two users: nothing is recorded for the second, which would find out."""
+    with Scoring(env) as app, Scoring(env) as other:
+        app.grant_many([make_grant(1, user_id="ada", amount=5)])
+        other.grant_many([make_grant(2, user_id="ada", amount=5)])
+        _, conflict = app.grant_many([make_grant(3, user_id=name) for name in ("bob", "ada")])
+        assert (conflict.status, conflict.total_before, conflict.total_after) == (CONFLICT, 10, 10)
+
+
 def test_taken_ids_are_answered_alike_on_every_store(env: dict[str, str]) -> None:
     """Duplicates, conflicts, new ones and strangers in one batch, with the totals of each."""
     with Scoring(env) as app:
