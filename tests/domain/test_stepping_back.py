@@ -384,7 +384,7 @@ def test_a_commit_right_after_events_that_were_replaced_does_not_hide_them(
     app: Scoring, store: Store
 ) -> None:
     """What this process has seen of others is looked for, too, though its own events are there."""
-    labels = {"key": "k", "category": "any", "source": "any"}
+    labels: Any = {"key": "k", "category": "any", "source": "any"}
     buckets = [Contribution(user_id=f"user-{n}", points=5, **labels) for n in range(120)]
     app.contribute_many(buckets)
     with Scoring(store.env) as other:
