@@ -25,6 +25,12 @@ MODULE = "projections.mongo.event_store"
 NUMBERS = count()
 
 
+@pytest.fixture(autouse=True)
+def _never_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody stops taking turns because the machine stands still for a second."""
+    monkeypatch.setattr(f"{MODULE}.chain._MET_SECONDS", 600)
+
+
 @pytest.fixture
 def database() -> str:
     return f"turns_{uuid4().hex[:8]}"
@@ -212,8 +218,12 @@ def test_those_who_wait_come_in_their_order_and_the_dead_are_passed_over(
 
 
 def test_a_process_that_is_alone_asks_nobody_and_stops_asking_when_it_is_left_alone(
-    env: dict[str, str], client: MongoClient[Any], database: str
+    env: dict[str, str],
+    client: MongoClient[Any],
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(f"{MODULE}.chain._MET_SECONDS", 0.05)
     with Scoring(env) as app:
         grant(app, "ada")
         grant(app, "ada")
@@ -221,11 +231,25 @@ def test_a_process_that_is_alone_asks_nobody_and_stops_asking_when_it_is_left_al
         with Scoring(env) as other:
             grant(other, "ada")
         grant(app, "ada")
-        for _ in range(100):
-            grant(app, "ada")
+        until(lambda: grant(app, "ada") and not app.recorder._chain.meets_others)  # type: ignore[attr-defined]
         asked = turn(client, database, "scoring")
         grant(app, "ada")
         assert turn(client, database, "scoring") == asked != {"waiting": []}
+
+
+def test_whoever_never_loses_a_race_takes_turns_when_others_do(
+    env: dict[str, str], client: MongoClient[Any], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise those who wait for their turns would lose to it, one after another."""
+    monkeypatch.setattr(f"{MODULE}.chain._LOOKS_FOR_OTHERS_SECONDS", 0)
+    other = Turns(client, "scoring_events_writers", database)
+    with Watched(env) as app:
+        grant(app, "ada")
+        other.take(1)
+        grant(app, "ada")
+        grant(app, "ada")
+        assert turn(client, database, "scoring")["holder"] != other._holder
+        assert len(app.commits) == 3
 
 
 def test_who_is_refused_a_turn_records_without_one(env: dict[str, str], mongo_uri: str) -> None:

@@ -78,6 +78,12 @@ _DOCUMENT_SECONDS: Final = 3.0
 _TRANSACTION_SECONDS: Final = 10.0
 """How long one attempt may take before somebody dead is looked for who holds it up."""
 
+_MET_SECONDS: Final = 1.0
+"""How long a process goes on taking turns after it has met others."""
+
+_LOOKS_FOR_OTHERS_SECONDS: Final = 0.1
+"""How often one that takes none looks whether others do."""
+
 _MOST_FOLLOWED: Final = 1000
 """How many documents of others are read rather than having all loaded again."""
 
@@ -126,10 +132,15 @@ class EventChain:
         self._end: int | None = None
         # What names the collection, once it is known.
         self._guard: Document | None = None
-        self.meets_others = False
+        self._met_at = self._looked_at = float("-inf")
         # Up to here all is told that others have recorded.
         self._followed: int | None = None
         self._turns.reset()
+
+    @property
+    def meets_others(self) -> bool:
+        """Whether others were met lately who append, too."""
+        return time.monotonic() < self._met_at + _MET_SECONDS
 
     def take_turn(self, events: int) -> list[Document] | None:
         """Stand by while another process has its turn.
@@ -161,9 +172,17 @@ class EventChain:
             self._end = self._followed = documents[-1]["l"]
         elif self._end is None:
             self._end = self._followed = self._last_position(session)
-        # Nobody, any more: then appending costs no more than before.
-        self.meets_others = others_wait or bool(documents)
+        if documents or others_wait:
+            self._met_at = time.monotonic()
         return documents
+
+    def _look_for_others(self) -> None:
+        # Who is always faster never loses a race, and those who stand in the line never win one.
+        now = time.monotonic()
+        if now > self._looked_at + _LOOKS_FOR_OTHERS_SECONDS and not self.meets_others:
+            self._looked_at = now
+            if self._turns.are_taken_by_others():
+                self._met_at = now
 
     def append(self, commits: Sequence[Commit]) -> None:
         """Record commits in one document or transaction; each is told how it went."""
@@ -174,6 +193,8 @@ class EventChain:
         seconds = _DOCUMENT_SECONDS if events <= MOST_EVENTS else _TRANSACTION_SECONDS
         # A leader that was interrupted may have recorded them.
         has_failed = any(commit.is_unknown for commit in commits)
+        if events:
+            self._look_for_others()
         while waiting := [commit for commit in commits if not commit.is_over]:
             try:
                 if self.meets_others and self._turns.is_over:
@@ -240,7 +261,7 @@ class EventChain:
         elif key is None:
             raise error
         elif "_id" in key:
-            self._end, self.meets_others = None, True  # for another one was faster
+            self._end, self._met_at = None, time.monotonic()  # for another one was faster
         else:
             self._refuse(commits, key["e.s"], key["e.v"])
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TURN_SECONDS: Final = 0.02
+_TURN_SECONDS: Final = 0.024
 """How long a process goes on beginning to commit."""
 
 _LAST_COMMIT_SECONDS: Final = 0.008
@@ -41,7 +41,7 @@ _LAST_COMMIT_SECONDS: Final = 0.008
 _EVENT_SECONDS: Final = 0.00025
 """How much longer for each event that is to be appended first: their users may have to be read."""
 
-_COMES_SECONDS: Final = 0.006
+_COMES_SECONDS: Final = 0.02
 """How long a turn is left to each of those in the line who are before the one who asks."""
 
 _LOOKS_SECONDS: Final = 0.0015
@@ -72,6 +72,7 @@ class Turns:
         self._holder = urandom(8)
         self._goes_on_until = self._ends_at = self._committed_at = 0.0
         self._is_busy = False
+        self._others_began: object = None
 
     @property
     def goes_on(self) -> bool:
@@ -95,7 +96,7 @@ class Turns:
         asked_at = now = time.monotonic()
         self._is_busy = asked_at < self._committed_at + _SOON_SECONDS
         seconds = _TURN_SECONDS + _LAST_COMMIT_SECONDS + events * _EVENT_SECONDS
-        others_wait = True
+        others_wait = False
         try:
             with pymongo.timeout(_MOST_SECONDS):
                 while now < asked_at + _MOST_SECONDS:
@@ -108,17 +109,29 @@ class Turns:
                     pause = max(_TURN_SECONDS - age, age / 10)
                     time.sleep(pause + found["ahead"] * _LOOKS_SECONDS)
                     now = time.monotonic()
+                else:
+                    others_wait = True
         except PyMongoError as error:
             logger.info("appending without having a turn: %s", error)
         self._goes_on_until, self._ends_at = now + _TURN_SECONDS, now + seconds
         return others_wait
 
+    def are_taken_by_others(self) -> bool:
+        """Tell whether another process has begun one since the last call."""
+        try:
+            with pymongo.timeout(_MOST_SECONDS):
+                found = self._turns.find_one(_TURN, {"holder": 1, "begun": 1})
+        except PyMongoError:
+            return False
+        if found is None or found["holder"] == self._holder:
+            return False
+        before, self._others_began = self._others_began, found["begun"]
+        return before != self._others_began
+
     def committed(self) -> None:
         """Leave the turn to others when it has lasted, or if we are not likely to go on."""
-        if not self._ends_at:
-            return
         self._committed_at = now = time.monotonic()
-        if self._is_busy and now < self._goes_on_until:
+        if not self._ends_at or (self._is_busy and now < self._goes_on_until):
             return
         if now < self._ends_at:
             try:
