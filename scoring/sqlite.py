@@ -328,6 +328,9 @@ class PatientConnectionPool(SQLiteConnectionPool):
             if self._retired or len(self._pool) >= self.pool_size:
                 conn.close()
             elif not conn.closed:
+                # What an exception from a signal handler, say, has left open would keep all other
+                # processes from writing, and this one from beginning anything.
+                conn.rollback()
                 # The last one used is the next one given out: whoever writes again finds the file's
                 # pages in its cache, which every other connection's commit empties.
                 self._pool.appendleft(conn)

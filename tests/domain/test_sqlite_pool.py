@@ -90,3 +90,19 @@ def test_a_connection_is_returned_once(on_file: SQLiteConnectionPool) -> None:
     on_file.put_connection(connection)
     with pytest.raises(ConnectionNotFromPoolError):
         on_file.put_connection(connection)
+
+
+def test_a_transaction_that_was_left_open_ends_with_the_use_of_its_connection(
+    tmp_path: Path,
+) -> None:
+    """An exception can come from a signal handler before a rollback as anywhere else."""
+    pools = [
+        PatientConnectionPool(db_name=str(tmp_path / "events.sqlite"), lock_timeout=1)
+        for _ in range(2)
+    ]
+    for pool in (*pools, pools[0]):
+        connection = pool.get_connection(0, is_writer=True)
+        connection.cursor().execute("BEGIN IMMEDIATE")
+        pool.put_connection(connection)
+    for pool in pools:
+        pool.close()
