@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -131,6 +132,31 @@ def test_no_more_than_a_thousand_go_together(
     answers = granted_together(sqlite, grants)
     assert [len(grants_in(events)) for events in sqlite.commits] == [4, 4, 2]
     assert all_recorded(sqlite, grants, answers)
+
+
+def test_others_may_begin_to_wait_while_the_garbage_collector_runs(sqlite: Watched) -> None:
+    """It may run while a leader looks who is next, and finalisers let other threads run."""
+    waiting = sqlite._queue._waiting
+    begun: list[object] = []
+
+    def begin(phase: str, _: object) -> None:
+        begun.append(phase)
+        waiting.append(over)
+
+    over = scoring.commit_queue._Ticket[Any](None, keeps_time=False)
+    over.is_over = True
+    waiting.extend([over] * 100)
+    threshold = gc.get_threshold()
+    gc.callbacks.append(begin)
+    try:
+        for allocations in range(1, 5):  # after which it runs
+            gc.collect()
+            gc.set_threshold(allocations)
+            sqlite._queue._wake_next()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(begin)
+    assert begun
 
 
 def test_nobody_waits_for_more_than_two_commits(sqlite: Watched) -> None:
