@@ -46,6 +46,7 @@ class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Step]):
             grant_id = grant.grant_id
             holder = self._originals.get(grant_id) or attempt.granted.get(grant_id)
             if holder is not None:
+                self._repeats_ids = True
                 steps.append((holder, None, 0))
                 continue
             score = attempt.scores[grant.user_id]

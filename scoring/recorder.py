@@ -148,12 +148,11 @@ class Attempt:
                     self.steps[caller] = caller.decide(self)
                 except RefusedAt as refused:
                     caller.refusal = refused
-        # Nothing is recorded for these, as an id is there twice, so no commit finds them behind.
-        doubtful = self.scores.keys() - are_current - {s.user_id for s in self._changed()}
-        for user_id in doubtful:
-            del self.scores[user_id]
-        # Whose total is told, though nothing is recorded for them.
-        if told := {each: each.users for each in self.steps if doubtful or each.found_taken_ids}:
+        # Whose total is told, though nothing is recorded for them, by which they would be found to
+        # be behind the store.
+        if told := {each: each.users for each in self.steps if each.answers_for_others}:
+            for user_id in self.scores.keys() - are_current - {s.user_id for s in self._changed()}:
+                del self.scores[user_id]
             self._load(scores.all_current, told)
 
     def _changed(self) -> list[UserScore]:
@@ -262,6 +261,7 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
         self._traceparent = current_traceparent()
         # By grant id: the grant that was found to hold the id already.
         self._originals: dict[str, UserScore.GrantRecorded] = {}
+        self._repeats_ids = False
         self.sent: list[Attempt] = []
         self.refusal: RefusedAt | None = None
         self.failure: Exception | None = None
@@ -314,6 +314,11 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
     def found_taken_ids(self) -> bool:
         """Whether some of the ids had been recorded before."""
         return bool(self._originals)
+
+    @property
+    def answers_for_others(self) -> bool:
+        """Whether some of the answers are of ids that other commands have, from before or now."""
+        return self._repeats_ids or self.found_taken_ids
 
     def receipts(self, *, ask_first: bool | None = None) -> list[ReceiptT]:
         """Commit the commands and return a receipt for each, in order.
