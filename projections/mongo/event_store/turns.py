@@ -41,7 +41,7 @@ _LAST_COMMIT_SECONDS: Final = 0.008
 _EVENT_SECONDS: Final = 0.00025
 """How much longer for each event that is to be appended first: their users may have to be read."""
 
-_COMES_SECONDS: Final = 0.02
+_COMES_SECONDS: Final = 0.008
 """How long a turn is left to each of those in the line who are before the one who asks."""
 
 _LOOKS_SECONDS: Final = 0.0015
