@@ -51,11 +51,6 @@ class CheckOutCache:
             score = self._scores.get(user_id)
             return None if score is None else read(score)
 
-    def users(self) -> set[str]:
-        """Return whose aggregates are here."""
-        with self._lock:
-            return set(self._scores)
-
     def clear(self) -> None:
         """Drop all that are here."""
         with self._lock:

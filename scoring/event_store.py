@@ -81,25 +81,6 @@ class NewestEventsRecorder(Protocol):
         ...
 
 
-@runtime_checkable
-class TurnTakingRecorder(Protocol):
-    """A recorder by which processes take turns, for speed: who has none may record, too."""
-
-    def take_turn(self, events: int) -> Sequence[StoredEvent] | None:
-        """Wait until it is our turn, if others record, too, but not for ever.
-
-        What is decided now is likely to be based on what is stored when it is recorded.
-
-        Args:
-            events: How many are to be recorded, about.
-
-        Returns:
-            What others have recorded since our last commit or the last call, by position, and
-            perhaps some of our own; ``None`` if that is too much.
-        """
-        ...
-
-
 class GaplessRecorder(ApplicationRecorder):
     """A recorder that inserts an event only after the one before it in its stream.
 

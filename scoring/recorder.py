@@ -127,7 +127,6 @@ class Attempt:
         Args:
             callers: One, or several with one command each: that changes nothing if it is refused.
         """
-        self.write_side.scores.take_turn(2 * sum(each.size for each in callers))
         self._decide(callers)
         if self.steps:
             self._commit()
@@ -267,11 +266,6 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
         self.failure: Exception | None = None
         self._receipts: list[ReceiptT] | None = None
         self._conflicts: list[Conflict] = []
-
-    @property
-    def size(self) -> int:
-        """How many commands there are."""
-        return len(self._commands)
 
     @abstractmethod
     def _grant_id_of(self, command: CommandT) -> str | None:

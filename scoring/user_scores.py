@@ -11,7 +11,6 @@ from eventsourcing.domain import OriginatorVersionError
 
 from scoring.errors import ScoringError, StreamHasGap
 from scoring.event_store import missing_versions
-from scoring.followed import FollowedEvents
 from scoring.identity import claim_stream_id, user_stream_id
 from scoring.receipts import Score
 from scoring.user_score import GrantClaimed, UserScore
@@ -54,55 +53,26 @@ class UserScores:
         self._cache = cache
         self._freshness = freshness
         self._looks = 0
-        self._followed = FollowedEvents(events.recorder)
-        # Who is in the cache, though not all that others have recorded for them is known.
-        self._behind: set[str] = set()
-
-    def take_turn(self, events: int) -> None:
-        """Wait for our turn to record about so many events, if the store has turns."""
-        if not self._followed.take_turn(events):
-            self._behind = self._cache.users()
 
     def take(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
         """Return users' aggregates for a command, perhaps behind the store, perhaps new.
 
         Being behind is found out by the commit, which then fails, so it need not cost a read here,
-        unless other processes write to the same users: then it costs less than what fails. Where
-        the store has turns, what others have recorded is known instead.
+        unless other processes write to the same users: then it costs less than what fails.
         """
-        scores: dict[str, UserScore] = {}
-        trusted = user_ids
         if self._looks:
             self._looks -= 1
-            scores, trusted = self.all_current(user_ids), ()
-        elif self._behind and (behind := self._behind.intersection(user_ids)):
-            self._behind -= behind
-            scores = self.all_current(list(behind))
-            trusted = [user_id for user_id in user_ids if user_id not in behind]
-        scores |= self._followed_up(self._cache.take(trusted))
+            scores = self.all_current(user_ids)
+            return {
+                user_id: scores.get(user_id) or UserScore(user_id=user_id) for user_id in user_ids
+            }
+        scores = self._cache.take(user_ids)
         if len(scores) < len(user_ids):
-            scores |= self._load([user_id for user_id in trusted if user_id not in scores])
+            scores |= self._load([user_id for user_id in user_ids if user_id not in scores])
             for user_id in user_ids:
                 if user_id not in scores:
                     scores[user_id] = UserScore(user_id=user_id)
         return scores
-
-    def _followed_up(self, scores: dict[str, UserScore]) -> dict[str, UserScore]:
-        """Apply what others have recorded; leave out those of whom something is missing."""
-        if self._followed.is_empty:
-            return scores
-        found = {}
-        for user_id, score in scores.items():
-            later = [
-                event
-                for event in self._followed.pop(score.id)
-                if event.originator_version > score.version
-            ]
-            if all(
-                event.originator_version == n for n, event in enumerate(later, score.version + 1)
-            ):
-                found[user_id] = _evolved(score, map(self._events.mapper.to_domain_event, later))
-        return found
 
     def current(self, user_id: str) -> UserScore | None:
         """Return the user's aggregate with everything recorded so far, or ``None``."""
@@ -165,15 +135,12 @@ class UserScores:
 
     def expect_others(self) -> None:
         """Look users up before the next commits, as other processes write to them, too."""
-        if not self._followed.is_complete:
-            self._looks = _LOOKS
+        self._looks = _LOOKS
 
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
         self._cache.clear()
         self._freshness.forget()
-        self._followed.clear()
-        self._behind.clear()
 
     def advanced(self, recorded: RecordedEvents, scores: Iterable[UserScore]) -> None:
         """Take note of what was just recorded, and of the aggregates whose events these are."""

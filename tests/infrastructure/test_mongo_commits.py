@@ -323,7 +323,7 @@ def test_none_of_eight_writers_is_starved(client: MongoClient[Any], database: st
 
     def write(number: int) -> None:
         start.wait()
-        while sum(commits) < 1200:
+        while sum(commits) < 400:
             recorders[number].insert_events(events(f"s{number}", 2, after=2 * commits[number]))
             commits[number] += 1
 

@@ -133,26 +133,6 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             nodes = sorted(f"{host}:{port}" for host, port in self._client.nodes)
         return f"{','.join(nodes)}/{self._events.full_name}"
 
-    def take_turn(self, events: int) -> list[StoredEvent] | None:
-        """Stand by while another process has its turn to record.
-
-        Nothing is sent unless others are known to record, too.
-
-        Args:
-            events: How many are to be recorded, about.
-
-        Returns:
-            What was recorded since our last commit or the last call, if others were met, perhaps
-            with some of our own; ``None`` if that is too much to be read.
-        """
-        if not self._chain.meets_others:
-            return []
-        with self._asking():
-            documents = self._queue.alone(lambda: self._chain.take_turn(events))
-        if documents is None:
-            return None
-        return [decoded(item) for document in documents for item in document["e"]]
-
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         return Commit([encoded(event) for event in stored_events], kwargs.get("tracking"))
 
