@@ -30,11 +30,13 @@ MemberT = TypeVar("MemberT")
 _LOOKS_AGAIN_SECONDS: Final = 0.1
 """After which those who wait notice that whoever was to lead was interrupted."""
 
-_GATHERS_SECONDS: Final = 0.0001
-"""How long, for each of the last group, the next one waits for them to come back.
+_GATHERS_SECONDS: Final = 0.0003
+_LONGEST_GATHERING: Final = 0.003
+"""How long, for each of the last group, and at most, the next one waits for them to come back.
 
 The more go together, the less each takes. Where the interpreter lock goes from thread to thread
-between two cores, each takes some 0.05 ms to come back.
+between two cores, each takes some 0.05 ms to come back, and several times as long where other
+processes want the cores, too.
 """
 
 _STOPS_GATHERING_FOR: Final = 4
@@ -150,7 +152,8 @@ class CommitQueue(Generic[MemberT]):
         # second commit is nearly empty.
         if len(self._waiting) + (own is None) >= self._expected:
             return 0.0
-        return self._ended_at + self._expected * _GATHERS_SECONDS - time.monotonic()
+        seconds = min(self._expected * _GATHERS_SECONDS, _LONGEST_GATHERING)
+        return self._ended_at + seconds - time.monotonic()
 
     def _has_led(self, group: list[MemberT], own: _Ticket[MemberT] | None) -> bool:
         try:
