@@ -26,9 +26,9 @@ from scoring.event_store import (
     ScoringSnapshotStore,
     StoreWentBack,
 )
-from scoring.freshness import Freshness
 from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
+from scoring.known_versions import KnownVersions
 from scoring.recorder import RefusedAt, WriteSide, commit_together
 from scoring.retries import STORE_ERRORS, open_event_store, read_event_store
 from scoring.rules import normalised_user_id
@@ -130,7 +130,7 @@ class Scoring(Application[UUID]):
             self.events,
             self.snapshots,
             CheckOutCache(maxsize=cache_size),
-            Freshness(self.recorder),
+            KnownVersions(self.recorder),
         )
         self._queue: CommitQueue[Any] = CommitQueue(commit_together, most=COMMANDS_PER_COMMIT)
         self._write_side = WriteSide(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scoring.checkout import CheckOutCache
     from scoring.event_store import RecordedEvents, ScoringEventStore, ScoringSnapshotStore
-    from scoring.freshness import Freshness
+    from scoring.known_versions import KnownVersions
 
 T = TypeVar("T")
 
@@ -45,13 +45,13 @@ class UserScores:
         events: ScoringEventStore,
         snapshots: ScoringSnapshotStore | None,
         cache: CheckOutCache,
-        freshness: Freshness,
+        known: KnownVersions,
     ) -> None:
         """Read from these parts of an application."""
         self._events = events
         self._snapshots = snapshots
         self._cache = cache
-        self._freshness = freshness
+        self._known = known
         self._looks = 0
 
     def take(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
@@ -88,8 +88,8 @@ class UserScores:
         scores: dict[str, UserScore] = {}
         in_memory = list(taken.values())
         if has_looked := len(in_memory) >= _WORTH_A_LOOK:
-            self._freshness.look(most_events=len(in_memory))
-            scores = {each.user_id: each for each in in_memory if self._freshness.covers(each)}
+            self._known.look(most_events=len(in_memory))
+            scores = {each.user_id: each for each in in_memory if self._known.covers(each)}
             in_memory = [score for score in in_memory if score.user_id not in scores]
         for cached in _parts(in_memory):
             unchanged = []
@@ -112,7 +112,7 @@ class UserScores:
                 else:
                     unchanged.append(score)
             if has_looked:
-                self._freshness.learn(unchanged)
+                self._known.learn(unchanged)
         return scores | self._load(absent)
 
     def state_of(self, user_id: str) -> Score:
@@ -140,11 +140,11 @@ class UserScores:
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
         self._cache.clear()
-        self._freshness.forget()
+        self._known.forget()
 
     def advanced(self, recorded: RecordedEvents, scores: Iterable[UserScore]) -> None:
         """Take note of what was just recorded, and of the aggregates whose events these are."""
-        self._freshness.follow(recorded, scores)
+        self._known.follow(recorded, scores)
 
     def give_back(self, scores: Iterable[UserScore]) -> None:
         """Keep aggregates whose state is committed."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST_STREAMS: Final = 20_000
 
 
-class Freshness:
+class KnownVersions:
     """Up to which versions streams go at the newest event that was seen, for one thread at a time.
 
     One read of what was recorded since then tells whom others have written to. If the event itself
