@@ -27,6 +27,8 @@ MONGOD_PATIENCE_SECONDS: Final = 60.0
 # The supervisor needs longer: it is waiting for mongod in its turn.
 _SUPERVISOR_PATIENCE_SECONDS: Final = MONGOD_PATIENCE_SECONDS + 15.0
 _POLL_SECONDS: Final = 0.01
+_ENDING_SECONDS: Final = 60.0
+_PF_EXITING: Final = 4  # of include/linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -154,11 +156,32 @@ def _option(words: list[bytes], name: bytes) -> bytes | None:
 
 
 def _command_line(pid: int) -> list[bytes]:
-    """Return the words of a process's command line; none for one that is gone or a zombie."""
+    """Return the words of a process's command line; none for one that is gone or a zombie.
+
+    A process that is about to end gives back its memory, and its command line with it, before its
+    files and ports. It is waited for.
+    """
+    deadline = Deadline(_ENDING_SECONDS)
+    while True:
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return []
+        if line or not _is_ending(pid) or deadline.passed:
+            return line.split(b"\0")
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_ending(pid: int) -> bool:
+    """Tell whether a process, or one of its threads, still gives back what it had."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        # The name, in brackets, may hold blanks and brackets.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
     except OSError:
-        return []
+        return False
+    state, flags, threads = fields[0], int(fields[6]), int(fields[17])
+    has_ended = state in {b"Z", b"X"} and threads <= 1
+    return bool(flags & _PF_EXITING) and not has_ended
 
 
 def _terminate(pid: int, still_there: Callable[[], bool], patience_seconds: float) -> None:

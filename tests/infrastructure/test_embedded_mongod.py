@@ -28,6 +28,7 @@ from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, 
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
+from projections.embedded.processes import Mongod
 
 _ROOT = Path(server_module.__file__).parents[2]
 
@@ -45,7 +46,16 @@ server.close()
 print("closed", flush=True)
 """
 
-# As above, and it leaves a forked child behind that does nothing for a long time.
+# Takes long to end, as a server with much in its memory does, and has a port until it has ended.
+_LARGE_PROGRAM = """
+import socket, sys, time
+memory = b"x" * 400_000_000
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    print(listener.getsockname()[1], flush=True)
+    time.sleep(600)
+"""
+
+# As the first one, and it leaves a forked child behind that does nothing for a long time.
 _FORKING_PROGRAM = """
 import os, sys, time
 from pathlib import Path
@@ -375,6 +385,20 @@ def test_a_replaced_supervisor_ends_the_server_of_killed_users(folder: Path) -> 
     first.kill()
     second.kill()
     assert _eventually(lambda: not _processes(folder))
+
+
+def test_a_mongod_is_gone_when_its_port_is(tmp_path: Path) -> None:
+    """While a process ends, its command line is empty before its port is free."""
+    command = [sys.executable, "-c", _LARGE_PROGRAM, "--dbpath", str(tmp_path), "--port", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        mongod = Mongod(pid=process.pid, port=1, data=tmp_path, has_key=True)
+        assert mongod.alive
+        mongod.kill()
+        assert _eventually(lambda: not mongod.alive)
+        with _rude_server(port):
+            pass
 
 
 def test_a_killed_mongod_comes_back_at_its_address_with_its_data(folder: Path) -> None:
