@@ -7,11 +7,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from enum import StrEnum
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.rule import Rule
@@ -36,17 +35,11 @@ _MOST_COMMITS = 2000
 _RULE_COLUMNS = 80
 
 
-class EventsOption(StrEnum):
-    """The event stores that need no server but the demo's own."""
-
-    SQLITE = "sqlite"
-    MONGO = "mongo"
-
-
 def demo(
     events: Annotated[
-        EventsOption, typer.Option(help="Where events are kept: beside MongoDB, or in it.")
-    ] = EventsOption.SQLITE,
+        Literal["sqlite", "mongo"],
+        typer.Option(help="Where events are kept: beside MongoDB, or in it."),
+    ] = "sqlite",
 ) -> None:
     """See it work: import, project, rank, import again, verify.
 
@@ -59,7 +52,7 @@ def demo(
         settings = Settings(folder=Path(folder), linger_seconds=0)
         # With the application's prefix, so that nothing in the environment can beat it.
         event_store = {
-            "SCORING_PERSISTENCE_MODULE": KINDS[events.value].module,
+            "SCORING_PERSISTENCE_MODULE": KINDS[events].module,
             "SCORING_SQLITE_DBNAME": str(settings.events_file),
             "SCORING_MONGO_URI": "",
             "SCORING_MONGO_DATABASE": settings.mongo_database,
@@ -76,7 +69,7 @@ def demo(
             out.print(
                 f"mongod started as a one-node replica set in {time.monotonic() - opened:.1f} s"
             )
-            place = "MongoDB" if events is EventsOption.MONGO else "a SQLite file"
+            place = "MongoDB" if events == "mongo" else "a SQLite file"
             _step(f"Recording: grants become events in {place}")
             _record(ledger, inputs)
             if not history:

@@ -15,7 +15,7 @@ from projections.cli.old_collection import (
     LabelMapOption,
     LabelsOption,
     OldUriOption,
-    RoundOptionOption,
+    RoundOption,
     UsersAsTextOption,
     described,
 )
@@ -62,7 +62,7 @@ def import_(
     field: FieldOption = None,
     labels: LabelsOption = None,
     label_map: LabelMapOption = None,
-    round_: RoundOptionOption = None,
+    round_: RoundOption = None,
     users_as_text: UsersAsTextOption = False,
     folder: FolderOption = None,
     json: JsonOption = False,

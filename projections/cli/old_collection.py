@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,18 +15,11 @@ from projections.cli.ledgers import await_mongo
 from projections.embedded import open_server
 from projections.errors import ProjectionError
 from projections.migration import OldScores
+from projections.migration.old_values import Rounding
 from projections.mongo import close, connect
 from projections.settings import Settings
 
 _PATHS = ("user", "buckets", "key", "points", "category", "source", "at", "total")
-
-
-class RoundOption(StrEnum):
-    """Which points are taken that are not integers."""
-
-    REFUSE = "refuse"
-    WHOLE = "whole"
-    NEAREST = "nearest"
 
 
 OldUriOption = Annotated[
@@ -62,8 +54,8 @@ LabelMapOption = Annotated[
         help="What to take instead of a label: feed_post=feed-post; a file has one such a line.",
     ),
 ]
-RoundOptionOption = Annotated[
-    RoundOption | None,
+RoundOption = Annotated[
+    Rounding | None,
     typer.Option(
         "--round",
         help="Take points that are whole but no integers (12.0), or all, rounded to the nearest.",
@@ -90,7 +82,7 @@ def described(
     field: list[str] | None = None,
     labels: list[str] | None = None,
     label_map: list[str] | None = None,
-    round_: RoundOption | None = None,
+    round_: Rounding | None = None,
     users_as_text: bool = False,
     granted_at: str | None = None,
 ) -> OldScores:
@@ -119,7 +111,7 @@ def described(
     if label_map:
         values["label_map"] = _label_map(label_map)
     if round_ is not None:
-        values["round"] = round_.value
+        values["round"] = round_
     if users_as_text:
         values["users_as_text"] = True
     if granted_at is not None:

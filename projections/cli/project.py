@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, suppress
-from enum import StrEnum
 from threading import Event
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from projections.cli.interrupts import Interrupted, stop_on_signals
 from projections.cli.ledgers import open_ledger
 from projections.errors import ReadModelUnavailable
 from projections.ledger import ScoreLedger
+from projections.mongo.parking import OnError
 from projections.retries import retries_until
 from projections.settings import Settings
 from projections.status import LedgerStatus
@@ -30,19 +30,12 @@ from projections.words import counted
 from projections.worker.worker import Progress
 
 
-class OnErrorOption(StrEnum):
-    """What an event that cannot be projected does."""
-
-    STOP = "stop"
-    PARK = "park"
-
-
 def project(
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on with what is recorded, until interrupted.")
     ] = False,
     on_error: Annotated[
-        OnErrorOption | None,
+        OnError | None,
         typer.Option(
             help="What an event that cannot be projected does: stop, or park its stream and go on "
             "with the others. Default: $SCORE_LEDGER_ON_ERROR or stop."
@@ -61,7 +54,7 @@ def project(
     last = Progress(0, 0, 0)
     settings = Settings.from_environment(folder=folder)
     if on_error is not None:
-        settings = settings.model_copy(update={"on_error": on_error.value})
+        settings = settings.model_copy(update={"on_error": on_error})
     if follow:
         # What a service leaves behind is killed by whoever stops the service.
         settings = settings.model_copy(update={"linger_seconds": 0})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,20 +20,13 @@ from projections.cli.console import (
     shown,
 )
 from projections.cli.ledgers import note_default, open_ledger
+from projections.queries.leaderboard import By
 from projections.settings import Settings
 from projections.words import counted
 
 if TYPE_CHECKING:
     from projections.queries.history import GrantRow, UserTotals
-    from projections.queries.leaderboard import By
     from projections.queries.ranked_users import LeaderboardRow
-
-
-class ByOption(StrEnum):
-    """Which total ranks."""
-
-    RECOMPUTED = "recomputed"
-    LEDGER = "ledger"
 
 
 def leaderboard(
@@ -42,7 +34,7 @@ def leaderboard(
         int, typer.Option("--top", "-n", min=1, metavar="N", help="How many rows.")
     ] = 10,
     by: Annotated[
-        ByOption | None,
+        By | None,
         typer.Option(
             help="The old recomputed total or the ledger's balance. Default: $SCORE_LEDGER_RANK_BY "
             "or recomputed."
@@ -57,7 +49,7 @@ def leaderboard(
     balance of the ledger. Users with the same score share a rank.
     """
     with open_ledger(folder, read_only=True) as ledger:
-        ranked_by = ledger.leaderboard.rank_by if by is None else by.value
+        ranked_by = ledger.leaderboard.rank_by if by is None else by
         rows = ledger.leaderboard.top(top, by=ranked_by)
         note_lag(ledger)
     if json:
