@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from importlib.resources import as_file, files
 from itertools import islice
 from pathlib import Path
@@ -16,15 +17,14 @@ import typer
 from rich.rule import Rule
 
 from projections.cli.console import SPINNER, err, out, shown
-from projections.cli.importer import Import, parsed
-from projections.cli.jsonl import Line, parse_grant, read_lines
+from projections.cli.jsonl import parse_grant, read_lines
 from projections.cli.queries import print_leaderboard, print_user
 from projections.cli.verify import print_verification
 from projections.events.stores import KINDS
 from projections.ledger import ScoreLedger
 from projections.settings import Settings
 from projections.words import counted
-from scoring import Grant
+from scoring import GrantStatus
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -105,17 +105,15 @@ def _step(title: str) -> None:
     out.print(Rule(title, align="left"), width=min(out.width, _RULE_COLUMNS))
 
 
-def _bad(line: object, reason: str) -> None:
-    raise ValueError(f"the demo's own input is wrong at {line}: {reason}")
-
-
 def _record(ledger: ScoreLedger, inputs: list[tuple[str, bytes]]) -> None:
     for title, text in inputs:
         lines = read_lines(io.BufferedReader(io.BytesIO(text)))
-        grants: Import[Line, Grant] = Import(ledger.grant_many, _bad)
-        done = grants.run(parsed(lines, parse_grant))
-        counts = f"[bold]{done.recorded:,}[/] recorded, [bold]{done.duplicate:,}[/] duplicates"
-        out.print(f"{shown(title)}: {counts}")
+        receipts = ledger.grant_many(parse_grant(line.raw) for line in lines)
+        found = Counter(receipt.status for receipt in receipts)
+        out.print(
+            f"{shown(title)}: [bold]{found[GrantStatus.RECORDED]:,}[/] recorded, "
+            f"[bold]{found[GrantStatus.DUPLICATE]:,}[/] duplicates"
+        )
 
 
 def _project(ledger: ScoreLedger) -> None:

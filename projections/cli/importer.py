@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -97,9 +96,7 @@ class Import(Generic[P, C]):
     on_progress: Callable[[ImportSummary], None] = lambda _summary: None
     summary: ImportSummary = field(default_factory=ImportSummary)
 
-    def run(
-        self, entries: Iterable[tuple[P, C | str]], *, stop: Stop | None = None
-    ) -> ImportSummary:
+    def run(self, entries: Iterable[tuple[P, C | str]], *, stop: Stop) -> ImportSummary:
         """Import all entries, a thousand to a transaction, until the end or until ``stop``.
 
         Args:
@@ -128,8 +125,8 @@ class Import(Generic[P, C]):
         return not (failed or summary.interrupted)
 
     @staticmethod
-    def _read(entries: Iterator[tuple[P, C | str]], stop: Stop | None) -> list[tuple[P, C | str]]:
-        with nullcontext() if stop is None else stop.waiting():
+    def _read(entries: Iterator[tuple[P, C | str]], stop: Stop) -> list[tuple[P, C | str]]:
+        with stop.waiting():
             return list(islice(entries, _ENTRIES_AT_ONCE))
 
     def _import(self, chunk: list[tuple[P, C | str]]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from command_line import CommandLine, on_both_stores
 from event_store import events_in
 from projections.cli.importer import Import, ImportSummary, parsed
+from projections.cli.interrupts import Stop
 from projections.cli.jsonl import MAX_LINE_BYTES, Line, parse_grant, read_lines
 from scoring import Scoring
 from support import make_grant, sqlite_env
@@ -103,7 +104,7 @@ def imported(scoring: Scoring, lines: list[bytes], bad: list[tuple[int, str]]) -
         bad.append((line.number, reason))
 
     found = read_lines(io.BufferedReader(io.BytesIO(b"".join(lines))))
-    return Import(scoring.grant_many, note).run(parsed(found, parse_grant))
+    return Import(scoring.grant_many, note).run(parsed(found, parse_grant), stop=Stop())
 
 
 def test_a_user_who_cannot_take_a_grant_does_not_stop_the_others(
