@@ -268,3 +268,17 @@ def print_counts(summary: ImportSummary, words: tuple[str, str, str]) -> None:
         f"[bold]{summary.conflict:,}[/] {others}, [bold]{summary.rejected:,}[/] rejected "
         f"[dim]({summary.seconds:.1f} s{rate})[/]"
     )
+
+
+def say_what_was_left(summary: ImportSummary, *, overwrite: bool) -> None:
+    """Say what became of buckets that the ledger has with other points or labels."""
+    if summary.conflict and overwrite:
+        err.print(
+            f"[yellow]note:[/] {summary.conflict:,} buckets were set, and the grants of their keys "
+            "stay as they are in the ledger"
+        )
+    elif summary.conflict:
+        err.print(
+            f"[yellow]note:[/] {summary.conflict:,} buckets are in the ledger with other points or "
+            "labels and were left, as traffic may have written them since; --overwrite sets them"
+        )

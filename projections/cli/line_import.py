@@ -19,11 +19,11 @@ from projections.cli.importer import (
     import_all,
     parsed,
     print_counts,
+    say_what_was_left,
 )
 from projections.cli.interrupts import stop_on_signals
 from projections.cli.jsonl import Line, parse_contribution, parse_grant, parse_time, read_lines
 from projections.cli.ledgers import open_events
-from projections.cli.old_import import say_what_was_left
 from projections.settings import Settings
 
 if TYPE_CHECKING:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from projections.cli.console import err, out, print_json, progress_bar, shown
-from projections.cli.importer import Import, ImportSummary, Rejects, import_all, print_counts
+from projections.cli.importer import (
+    Import,
+    ImportSummary,
+    Rejects,
+    import_all,
+    print_counts,
+    say_what_was_left,
+)
 from projections.cli.interrupts import stop_on_signals
 from projections.cli.ledgers import open_events
 from projections.cli.old_collection import old_client
@@ -112,20 +119,6 @@ def import_old(
         if reject is not None:
             err.print(f"what was not imported is in {shown(str(reject))}")
         raise typer.Exit(1)
-
-
-def say_what_was_left(summary: ImportSummary, *, overwrite: bool) -> None:
-    """Say what became of buckets that the ledger has with other points or labels."""
-    if summary.conflict and overwrite:
-        err.print(
-            f"[yellow]note:[/] {summary.conflict:,} buckets were set, and the grants of their keys "
-            "stay as they are in the ledger"
-        )
-    elif summary.conflict:
-        err.print(
-            f"[yellow]note:[/] {summary.conflict:,} buckets are in the ledger with other points or "
-            "labels and were left, as traffic may have written them since; --overwrite sets them"
-        )
 
 
 def print_preflight(preflight: Preflight) -> None:
