@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -213,7 +213,7 @@ def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
     # Escapes mean the same to JSON, and every terminal and pipe has the characters they need.
     only_ascii = not out.encoding.startswith("utf")
-    out.out(json.dumps(_plain(value), ensure_ascii=only_ascii), highlight=False)
+    out.out(json.dumps(value, default=_plain, ensure_ascii=only_ascii), highlight=False)
 
 
 def shown(text: str) -> str:
@@ -234,14 +234,10 @@ def note_lag(ledger: ScoreLedger) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
+    """Return what JSON has for a value that it does not know."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")
-    # A document that somebody else wrote may hold anything.
-    return value if isinstance(value, str | int | float | None) else str(value)
+    return str(value)  # a document that somebody else wrote may hold anything

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -76,7 +75,7 @@ def open_balances(
             on_progress=lambda seen: bar.update(task, completed=seen.users),
         )
     if json:
-        print_json(dataclasses.asdict(opened))
+        print_json(opened)
     else:
         print_opened(opened)
     for user_id, key, reason in opened.refused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -33,7 +32,7 @@ def unpark(
             streams or None, stop=stop, on_grants=lambda grants: bar.advance(task, grants)
         )
     if json:
-        print_json(dataclasses.asdict(outcome))
+        print_json(outcome)
     else:
         streams_, grants = counted(outcome.streams, "stream"), counted(outcome.grants, "grant")
         out.print(f"unparked {streams_} with {grants}")
