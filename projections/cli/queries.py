@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -139,14 +140,9 @@ def print_user(
     sums = Table(box=None, pad_edge=False)
     for title in ("category", "points", "source", "points"):
         sums.add_column(title, justify="right" if title == "points" else "left")
-    left = sorted(totals.category_totals.items(), key=lambda item: (-item[1], item[0]))
-    right = sorted(totals.source_totals.items(), key=lambda item: (-item[1], item[0]))
-    for index in range(max(len(left), len(right))):
-        cells: list[str] = []
-        for side in (left, right):
-            label, points = side[index] if index < len(side) else ("", None)
-            cells += [label, "" if points is None else f"{points:,}"]
-        sums.add_row(*cells)
+    sides = _highest_first(totals.category_totals), _highest_first(totals.source_totals)
+    for left, right in zip_longest(*sides, fillvalue=("", "")):
+        sums.add_row(*left, *right)
     print_table(sums)
     out.print()
     table = new_table("Newest grants", "granted at", "key", "category", "source")
@@ -160,3 +156,8 @@ def print_user(
             f"{grant.amount:,}",
         )
     print_table(table)
+
+
+def _highest_first(sums: dict[str, int]) -> list[tuple[str, str]]:
+    ordered = sorted(sums.items(), key=lambda item: (-item[1], item[0]))
+    return [(label, f"{points:,}") for label, points in ordered]
