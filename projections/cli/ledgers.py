@@ -72,7 +72,7 @@ def open_ledger(
     await_postgres(settings)
     if settings.mongo_uri is not None:
         await_mongo(settings.mongo_uri)
-    elif not (create or create_folder or settings.folder.is_dir() or _is_default(settings)):
+    elif not (create_folder or settings.folder.is_dir() or _is_default(settings)):
         raise ProjectionError(
             f"there is no read model yet: it would be in {settings.folder.resolve()}; name its "
             "folder (--folder, SCORE_LEDGER_FOLDER) or its server (MONGO_URI), or make it with "
