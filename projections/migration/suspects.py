@@ -42,7 +42,8 @@ class Suspects:
     """
 
     def __init__(self) -> None:
-        self._database = sqlite3.connect("", isolation_level=None)
+        # One transaction to its end: nobody else sees it, and nothing of it is kept.
+        self._database = sqlite3.connect("")
         self._database.execute(_TABLE)
 
     def __enter__(self) -> Self:
@@ -61,20 +62,16 @@ class Suspects:
 
     def put(self, suspects: Iterable[Suspect]) -> None:
         """Add some, or replace them as they were known before."""
-        self._database.execute("BEGIN")
         self._database.executemany(
             "INSERT OR REPLACE INTO suspects VALUES (?, ?, ?, ?, ?, ?)", suspects
         )
-        self._database.execute("COMMIT")
 
     def drop(self, suspects: Iterable[Suspect]) -> None:
         """Forget some."""
-        self._database.execute("BEGIN")
         self._database.executemany(
             "DELETE FROM suspects WHERE user_id = ? AND key = ?",
             ((each.user_id, each.key) for each in suspects),
         )
-        self._database.execute("COMMIT")
 
     def newest(self) -> float:
         """Return the latest ``since`` there is."""
