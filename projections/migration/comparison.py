@@ -59,7 +59,7 @@ SETTLE_SECONDS: Final = 5.0
 
 _MAX_LOOKS: Final = 10
 _MAX_REPAIRS: Final = 3
-_SUSPECTS_AT_ONCE: Final = 1000
+_USERS_TOLD_AT_ONCE: Final = 1000
 _NOTHING: Final = LedgerUser(0, {})
 
 
@@ -85,9 +85,9 @@ class OldComparison:
         *,
         catch_up: Callable[[], object],
         contribute_many: Callable[[Iterable[Contribution]], list[ContributionReceipt]] | None,
-        settle_seconds: float = SETTLE_SECONDS,
-        on_difference: Callable[[ScoreDifference], None] | None = None,
-        on_progress: Callable[[ComparisonProgress], None] | None = None,
+        settle_seconds: float,
+        on_difference: Callable[[ScoreDifference], None] | None,
+        on_progress: Callable[[ComparisonProgress], None] | None,
     ) -> None:
         """Prepare to compare; see ``ScoreLedger.compare``.
 
@@ -103,6 +103,7 @@ class OldComparison:
         self._settle_seconds = settle_seconds
         self._on_difference = on_difference
         self._on_progress = on_progress
+        self._outcome = Comparison(datetime.now(UTC), settle_seconds)
         self._suspects = Suspects()
         self._old_buckets = 0
 
@@ -116,73 +117,57 @@ class OldComparison:
         """
         with self._suspects:
             self._catch_up()
-            outcome = self._read_model.generations.consistently(self._scan, seconds=None)
-            if self._contribute_many is not None and self._old_buckets == 0 < outcome.buckets:
+            self._read_model.generations.consistently(self._scan, seconds=None)
+            repairs = self._contribute_many is not None
+            if repairs and self._old_buckets == 0 < self._outcome.buckets:
                 # More likely a name that is wrong than a site without scores.
                 raise ProjectionError(
                     f"there is not one bucket to be found in the old collection "
                     f"{self._old.collection}, so everything would be repaired to 0: check the "
                     "names in its description; nothing was changed"
                 )
-            self._settle(outcome)
-            return outcome
+            self._settle()
+            return self._outcome
 
-    def _scan(self, session: ClientSession) -> Comparison:
-        """Read everything once, and put down what differs."""
-        outcome = Comparison(datetime.now(UTC), self._settle_seconds)
+    def _scan(self, session: ClientSession) -> None:
+        """Read everything once, and put down what differs; perhaps once more, from the start."""
+        outcome = self._outcome = Comparison(datetime.now(UTC), self._settle_seconds)
         self._suspects.clear()
+        self._old_buckets = 0
         documents = self._old.count(self._client)
-        suspects: list[Suspect] = []
-        olds = self._old_users(outcome, suspects)
-        for user_id, old, ledger in outer_join(
-            olds, LedgerScores(self._read_model, session).users()
-        ):
-            self._scan_user(user_id, old, ledger or _NOTHING, outcome, suspects)
-            if len(suspects) >= _SUSPECTS_AT_ONCE:
-                self._suspects.put(suspects)
-                suspects.clear()
-            if outcome.users % _SUSPECTS_AT_ONCE == 0:
+        ledger_users = LedgerScores(self._read_model, session).users()
+        for user_id, old, ledger in outer_join(self._old_users(), ledger_users):
+            self._scan_user(user_id, old, ledger or _NOTHING)
+            if outcome.users % _USERS_TOLD_AT_ONCE == 0:
                 done = outcome.buckets if self._old.buckets is None else outcome.users
                 self._tell_progress("comparing", done, documents)
-        self._suspects.put(suspects)
-        return outcome
 
-    def _old_users(
-        self, outcome: Comparison, suspects: list[Suspect]
-    ) -> Iterator[tuple[str, OldGlance]]:
+    def _old_users(self) -> Iterator[tuple[str, OldGlance]]:
         """Yield the users of the old collection, sorted as Python sorts their ids."""
         last = ""
         for user in self._old.glance(self._client):
             if user.user_id is None:
                 for reject in user.take().rejects:
-                    self._report(outcome, without_place(reject))
+                    self._report(without_place(reject))
             elif user.user_id > last:
                 last = user.user_id
                 yield last, user
             else:
                 # MongoDB sorts ObjectIds and numbers otherwise than their texts.
-                old = self._taken(user, outcome)
-                suspects += (
-                    Suspect(user.user_id, pair.key) for pair in differing_pairs(old, _NOTHING)
-                )
+                pairs = differing_pairs(self._taken(user), _NOTHING)
+                self._suspects.put(Suspect(user.user_id, pair.key) for pair in pairs)
 
-    def _taken(self, glance: OldGlance, outcome: Comparison) -> OldUser:
+    def _taken(self, glance: OldGlance) -> OldUser:
         """Take what is acceptable, and report what cannot be looked for in the ledger."""
         old = glance.take()
         self._old_buckets += len(old.buckets)
         for reject in old.rejects:
             if comparable_key(reject) is None:
-                self._report(outcome, without_place(reject))
+                self._report(without_place(reject))
         return old
 
-    def _scan_user(
-        self,
-        user_id: str,
-        glance: OldGlance | None,
-        ledger: LedgerUser,
-        outcome: Comparison,
-        suspects: list[Suspect],
-    ) -> None:
+    def _scan_user(self, user_id: str, glance: OldGlance | None, ledger: LedgerUser) -> None:
+        outcome = self._outcome
         outcome.users += 1
         outcome.ledger_points += ledger.total
         plain, total = glance.look() if glance is not None else (None, None)
@@ -196,15 +181,15 @@ class OldComparison:
             outcome.buckets += len(ledger.buckets)
             outcome.old_points += ledger.total
             return
-        old = OldUser(user_id) if glance is None else self._taken(glance, outcome)
+        old = OldUser(user_id) if glance is None else self._taken(glance)
         outcome.buckets += len(old.buckets.keys() | ledger.buckets.keys())
         outcome.old_points += TotalPair.of(old, ledger).old
         now = time.monotonic()
-        suspects += (
+        self._suspects.put(
             Suspect(user_id, pair.key, pair.seen, now) for pair in differing_pairs(old, ledger)
         )
 
-    def _settle(self, outcome: Comparison) -> None:
+    def _settle(self) -> None:
         """Look again at what differs, until all of it is decided."""
         total = left = len(self._suspects)
         while left:
@@ -212,10 +197,10 @@ class OldComparison:
             due = self._suspects.newest() + self._settle_seconds
             time.sleep(max(0.0, due - time.monotonic()))
             for page in self._suspects.pages():
-                self._look(page, outcome)
+                self._look(page)
             left = len(self._suspects)
 
-    def _look(self, page: list[Suspect], outcome: Comparison) -> None:
+    def _look(self, page: list[Suspect]) -> None:
         pairs = self._read_again(page)
         now = time.monotonic()
         changed, decided = [], []
@@ -223,20 +208,20 @@ class OldComparison:
         for suspect, pair in zip(page, pairs, strict=True):
             if not pair.differs:
                 decided.append(suspect)
-                outcome.passed += not suspect.repairs
+                self._outcome.passed += not suspect.repairs
             elif pair.seen != suspect.seen:
                 if suspect.looks < _MAX_LOOKS:
                     looks = suspect.looks + 1
                     changed.append(suspect._replace(seen=pair.seen, since=now, looks=looks))
                 else:
                     decided.append(suspect)
-                    outcome.in_flight += 1
+                    self._outcome.in_flight += 1
             elif now - suspect.since >= self._settle_seconds:
                 settled.append((suspect, pair))
         repairs = []
         for user_id, some in groupby(settled, key=lambda it: it[1].user_id):
-            repairs += self._decide(user_id, list(some), outcome)
-        repaired = self._repair(repairs, outcome)
+            repairs += self._decide(user_id, list(some))
+        repaired = self._repair(repairs)
         decided += [suspect for suspect, _ in settled if suspect not in repaired]
         self._suspects.drop(decided)
         self._suspects.put([*changed, *repaired.values()])
@@ -274,11 +259,9 @@ class OldComparison:
             for place in places
         ]
 
-    def _decide(
-        self, user_id: str, settled: list[tuple[Suspect, Pair]], outcome: Comparison
-    ) -> list[_Repair]:
+    def _decide(self, user_id: str, settled: list[tuple[Suspect, Pair]]) -> list[_Repair]:
         """Report what stays, and return what is to be repaired."""
-        is_shown = len(outcome.differences) < MAX_DIFFERENCES
+        is_shown = len(self._outcome.differences) < MAX_DIFFERENCES
         asked = {
             pair.key: pair.old_bucket
             for _, pair in settled
@@ -289,18 +272,18 @@ class OldComparison:
         for suspect, pair in settled:
             difference = pair.difference(histories.get(pair.key, KeyHistory()))
             if self._contribute_many is None:
-                self._report(outcome, difference)
+                self._report(difference)
                 continue
             if suspect.repairs >= _MAX_REPAIRS:
                 reason = f"it differed again, though it was repaired {suspect.repairs} times"
-                self._report(outcome, replace(difference, reason=reason))
+                self._report(replace(difference, reason=reason))
                 continue
             contribution = repairing(pair)
             if contribution is not None and self._needs_time(contribution):
                 reason = "it becomes a grant, and nothing says when it was earned: give that"
                 difference, contribution = replace(difference, reason=reason), None
             if contribution is None:
-                self._report(outcome, difference)
+                self._report(difference)
             else:
                 repairs.append(_Repair(suspect, difference, contribution))
         return repairs
@@ -313,11 +296,10 @@ class OldComparison:
         claim = claim_stream_id(derived_grant_id(user_id, key))
         return not read_event_store(lambda: self._app.recorder.select_events(claim, limit=1))
 
-    def _repair(self, repairs: list[_Repair], outcome: Comparison) -> dict[Suspect, Suspect]:
+    def _repair(self, repairs: list[_Repair]) -> dict[Suspect, Suspect]:
         """Contribute, and return which suspects were repaired, as they are to be known now."""
         repaired = {}
         while repairs and self._contribute_many is not None:
-            refused = None
             try:
                 receipts = self._contribute_many([each.contribution for each in repairs])
             except BatchFailed as failed:
@@ -325,23 +307,21 @@ class OldComparison:
                     raise
                 receipts = failed.receipts_so_far
                 refused = repairs.pop(failed.index)
-                self._report(outcome, replace(refused.difference, reason=failed.reason))
+                self._report(replace(refused.difference, reason=failed.reason))
             for each, receipt in zip(repairs, receipts, strict=False):
                 suspect = each.suspect
                 if not suspect.repairs:
-                    self._report(outcome, replace(each.difference, repaired=True))
-                    outcome.conflicts += receipt.status is GrantStatus.CONFLICT
+                    self._report(replace(each.difference, repaired=True))
+                    self._outcome.conflicts += receipt.status is GrantStatus.CONFLICT
                 # Whoever wrote the key at the same time may have been overwritten by this.
-                repaired[suspect] = Suspect(
-                    *(suspect.user_id, suspect.key, "", time.monotonic()),
-                    looks=suspect.looks,
-                    repairs=suspect.repairs + 1,
+                repaired[suspect] = suspect._replace(
+                    seen="", since=time.monotonic(), repairs=suspect.repairs + 1
                 )
             repairs = repairs[len(receipts) :]
         return repaired
 
-    def _report(self, outcome: Comparison, difference: ScoreDifference) -> None:
-        outcome.report(difference)
+    def _report(self, difference: ScoreDifference) -> None:
+        self._outcome.report(difference)
         if self._on_difference is not None:
             self._on_difference(difference)
 
