@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tenacity import (
     RetryCallState,
@@ -15,7 +15,7 @@ from tenacity import (
 )
 
 from projections.errors import ReadModelUnavailable
-from scoring.retries import PACE, STORE_ERRORS, Retries, is_hopeless
+from scoring.retries import PACE, STORE_ERRORS, Retries, in_words, is_hopeless
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +33,25 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, STORE_ERRORS) and not is_hopeless(error)
 
 
-def retries_until(stop: Event, *, may_pass: Callable[[BaseException], bool] = _may_pass) -> Retries:
+def retries_until(
+    stop: Event,
+    *,
+    may_pass: Callable[[BaseException], bool] = _may_pass,
+    in_words: Callable[[Any], str] = in_words,
+) -> Retries:
     """Return retries for ``RETRY_SECONDS``; when ``stop`` is set, they and their pauses end.
 
     Args:
         stop: Set by whoever does not want to wait any longer.
         may_pass: Tells the failures after which to try again; default, those of MongoDB and of the
             event store that may pass by themselves.
+        in_words: Tells what the log says of a failure.
     """
+
+    def log(state: RetryCallState) -> None:
+        if state.outcome is not None:
+            logger.info("trying again: %s", in_words(state.outcome.exception()))
+
     return Retries(
         Retrying(
             retry=retry_if_exception(may_pass),
@@ -49,12 +60,7 @@ def retries_until(stop: Event, *, may_pass: Callable[[BaseException], bool] = _m
             stop=stop_when_event_set(stop) | stop_after_delay(RETRY_SECONDS),
             wait=PACE,
             sleep=sleep_using_event(stop),
-            before_sleep=_log,
+            before_sleep=log,
             reraise=True,
         )
     )
-
-
-def _log(state: RetryCallState) -> None:
-    if state.outcome is not None:
-        logger.info("trying again: %s", state.outcome.exception())

@@ -30,7 +30,7 @@ from scoring.grant_recorder import GrantRecorder
 from scoring.grants import Grant
 from scoring.known_versions import KnownVersions
 from scoring.recorder import RefusedAt, WriteSide, commit_together
-from scoring.retries import STORE_ERRORS, open_event_store, read_event_store
+from scoring.retries import STORE_ERRORS, in_words, open_event_store, read_event_store
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientDatastore
 from scoring.topics import ImportedTopicsMapper
@@ -418,8 +418,8 @@ class Scoring(Application[UUID]):
             return self._queue.alone(lambda: self._scores.close_gaps(user_id))
         except STORE_ERRORS as error:
             raise ScoringError(
-                f"the gaps in the stream of user {user_id!r} are not all closed ({error}): "
-                "close them again, which is safe"
+                f"the gaps in the stream of user {user_id!r} are not all closed "
+                f"({in_words(error)}): close them again, which is safe"
             ) from error
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from scoring.retries import (
     STORE_FAILURES,
     Retries,
     TimeLimit,
+    in_words,
     is_hopeless,
     read_event_store,
 )
@@ -365,7 +366,9 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
                 # A taken id is answered even where a new one would be refused.
                 failure = refused
             except STORE_ERRORS as error:
-                failure = _passing(error, f"the event store refused {self._subject}: {error}")
+                failure = _passing(
+                    error, f"the event store refused {self._subject}: {in_words(error)}"
+                )
             is_alone = True
             try:
                 # Asked after any failure: the commit may have been done and its answer lost.
@@ -446,8 +449,8 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
 
     def _unknown(self, what: str, failure: Exception) -> str:
         return (
-            f"the event store {what} ({failure}), so it is unknown whether {self._subject} are "
-            f"recorded: {self._cure}"
+            f"the event store {what} ({in_words(failure)}), so it is unknown whether "
+            f"{self._subject} are recorded: {self._cure}"
         )
 
 

@@ -112,10 +112,11 @@ def is_hopeless(error: BaseException) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """Return what a store's error says; some of the library's say nothing."""
+    """Return what a store's error says, in one line; some of the library's say nothing."""
     if isinstance(error, ConnectionPoolClosedError):
         return "it was closed, so open it again"
-    return str(error) or type(error).__name__
+    # PostgreSQL goes on with hints, and with where in the statement it was.
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 class Retries:

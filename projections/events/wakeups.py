@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from eventsourcing.popo import POPOApplicationRecorder
 from eventsourcing.sqlite import SQLiteRecorder
 
+from scoring.retries import in_words
 from scoring.sqlite import PatientConnectionPool
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class WakeUps:
             try:
                 self._listen_on_a_connection(channel)
             except Exception as error:  # noqa: BLE001 - until the store is back, looking must do
-                logger.info("not listening to the event store for now: %s", error)
+                logger.info("not listening to the event store for now: %s", in_words(error))
             self._covers_all_writers = False
             self._closed.wait(_PAUSE_AFTER_ERROR_SECONDS)
 

@@ -262,26 +262,31 @@ def is_without_sessions(error: BaseException) -> bool:
 
 def refusal(error: PyMongoError) -> str | None:
     """Return why the server refuses what is in a write, if that is what it does."""
-    items = _write_errors(error)
-    codes = {item["code"] for item in items} or _codes(error)
+    codes = {item["code"] for item in _write_errors(error)} or _codes(error)
     if not codes or not codes <= _REFUSALS:
         return None
-    return str(items[0]["errmsg"]) if items else str(error)
+    return _reason(error)
 
 
 def _codes(error: PyMongoError) -> set[int]:
     """Return all codes in an error: its own, of the single writes in it, of their replication."""
-    details = error.details if isinstance(error, OperationFailure) else None
-    concerns = (details or {}).get("writeConcernErrors") or ()
-    codes = {item["code"] for item in [*_write_errors(error), *concerns]}
+    codes = {item["code"] for item in [*_write_errors(error), *_concern_errors(error)]}
     if isinstance(error, OperationFailure) and error.code is not None:
         codes.add(error.code)
     return codes
 
 
 def _write_errors(error: PyMongoError) -> list[dict[str, Any]]:
+    return _items(error, "writeErrors")
+
+
+def _concern_errors(error: PyMongoError) -> list[dict[str, Any]]:
+    return _items(error, "writeConcernErrors")
+
+
+def _items(error: PyMongoError, name: str) -> list[dict[str, Any]]:
     details = error.details if isinstance(error, OperationFailure) else None
-    return list((details or {}).get("writeErrors") or ())
+    return list((details or {}).get(name) or ())
 
 
 @contextmanager
@@ -306,7 +311,7 @@ def translated() -> Iterator[None]:
 
 def in_words(error: PyMongoError) -> str:
     """Return one sentence, with the cure where there is one."""
-    said = _first_line(error)
+    said = _reason(error)
     if is_without_sessions(error):
         sentence = (
             "MongoDB cannot be used over a connection that was made while the server was starting, "
@@ -344,8 +349,10 @@ def in_words(error: PyMongoError) -> str:
     return sentence
 
 
-def _first_line(error: Exception) -> str:
-    # Server selection errors append a page of topology; the beginning says what happened.
-    return str(error).partition(", Timeout:")[0].partition(", full error:")[0].strip() or repr(
-        error
-    )
+def _reason(error: PyMongoError) -> str:
+    # Of writes that were sent together the driver says only that there were errors.
+    for item in [*_write_errors(error), *_concern_errors(error)]:
+        return str(item["errmsg"])
+    # It appends a page of topology, or the whole answer; the beginning says what happened.
+    said = str(error).partition(", Timeout:")[0].partition(", full error:")[0].strip()
+    return said or repr(error)

@@ -24,6 +24,7 @@ from projections.mongo.collections import INDEXES, WIRE_VERSION_OF_6_0
 from projections.mongo.errors import (
     ANSWER_SECONDS,
     answered,
+    in_words,
     is_name_taken,
     is_other_collection,
     is_transient,
@@ -340,7 +341,7 @@ class Inventory:
                 limits = index.get("unique") or "expireAfterSeconds" in index
                 is_like_ours = _keys(index) in map(_keys, models)
                 if (limits or is_like_ours) and _signature(index) not in map(_signature, models):
-                    reason = f"it has an index {index['name']} {_in_words(index)}"
+                    reason = f"it has an index {index['name']} {_indexed(index)}"
         if reason is not None:
             database = self._collections.database.name
             raise NameTaken(database=database, collection=name, reason=reason)
@@ -392,9 +393,9 @@ class Inventory:
                 expected = model.document
                 if _signature(expected) not in map(_signature, indexes):
                     same = [index for index in indexes if index["name"] == expected["name"]]
-                    found = _in_words(same[0]) if same else None
+                    found = _indexed(same[0]) if same else None
                     what = f"index {expected['name']} of {name}"
-                    yield Damage(what, _in_words(expected), found, name, model)
+                    yield Damage(what, _indexed(expected), found, name, model)
 
     def _places(self) -> Iterator[tuple[str, str]]:
         """Yield the collections of this generation, and the names they have."""
@@ -413,7 +414,7 @@ class Inventory:
         except OperationFailure as error:
             if is_transient(error):
                 raise
-            logger.warning("%s, and cannot be made again: %s", damage, error)
+            logger.warning("%s, and cannot be made again: %s", damage, in_words(error))
             return False
         logger.warning("%s: it is made again", damage)
         return True
@@ -429,7 +430,7 @@ def _keys(index: Document) -> list[tuple[str, object]]:
     return [(k, int(way) if isinstance(way, float) else way) for k, way in index["key"].items()]
 
 
-def _in_words(index: Document) -> str:
+def _indexed(index: Document) -> str:
     keys = ", ".join(f"{field}: {way}" for field, way in _keys(index))
     options = [
         name if index[name] is True else f"{name} {index[name]}"

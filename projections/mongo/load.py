@@ -21,7 +21,7 @@ from pymongo.errors import DuplicateKeyError
 
 from projections.errors import ProjectionError
 from projections.mongo.collections import LOADING
-from projections.mongo.errors import translated
+from projections.mongo.errors import in_words, translated
 from projections.mongo.ranks import RANKED, first_pages, page_document, scores_down
 from projections.mongo.sessions import in_session
 from projections.mongo.switch import in_transaction
@@ -72,7 +72,7 @@ def finish_load(building: ReadModel, application_name: str) -> None:
             try:
                 building.inventory.create_indexes()
             except DuplicateKeyError as error:
-                raise GrantIdTwice(str(error)) from error
+                raise GrantIdTwice(in_words(error)) from error
             counted, pages = in_session(building.client, count, causal_consistency=True)
             in_transaction(building, partial(_put, building, counted, pages))
 

@@ -22,6 +22,7 @@ from pymongo.write_concern import WriteConcern
 
 from projections.errors import BatchTooSlow
 from projections.mongo.errors import (
+    in_words,
     is_conflict,
     is_outcome_unknown,
     is_too_large_for_cache,
@@ -80,7 +81,7 @@ class TransactionRunner:
                 its size.
             PyMongoError: what the last attempt failed with; the transaction is aborted.
         """
-        retries = retries_until(stop or Event(), may_pass=_may_pass)
+        retries = retries_until(stop or Event(), may_pass=_may_pass, in_words=in_words)
         while True:
             began = time.monotonic()
             try:

@@ -320,6 +320,26 @@ def test_a_server_that_is_gone_ends_in_a_clear_error_and_comes_back(
             assert (receipt.status, receipt.total_before) == (GrantStatus.RECORDED, 5)
 
 
+def test_what_postgresql_says_on_several_lines_is_told_in_one_sentence(
+    postgres: PostgresServer,
+) -> None:
+    """Where in the statement it was comes on lines of its own."""
+    env = postgres.new_env()
+    with Scoring(env) as app:
+        app.grant(**make_grant(1).model_dump())
+        table = sql.Identifier(env["POSTGRES_SCHEMA"], "scoring_events")
+        postgres.execute(sql.SQL("DROP TABLE {}").format(table))
+        for call in (
+            lambda: app.grant(**make_grant(2).model_dump()),
+            lambda: app.grant_many([make_grant(3)]),
+            lambda: app.score_of("user-1"),
+            lambda: app.close_gaps("user-1"),
+        ):
+            with pytest.raises(ScoringError, match="does not exist") as failed:
+                call()
+            assert "\n" not in str(failed.value)
+
+
 # --- what is refused at start --------------------------------------------------------------------
 
 

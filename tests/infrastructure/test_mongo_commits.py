@@ -30,6 +30,7 @@ from heard_commands import HeardCommands
 from projections.mongo import connect
 from projections.mongo.event_store import (
     GaplessMongoRecorder,
+    MongoAggregateRecorder,
     MongoApplicationRecorder,
     MongoProcessRecorder,
 )
@@ -307,6 +308,29 @@ def test_what_may_be_recorded_is_not_said_to_be_refused(
     while not recorded(recorder):  # by a majority: nobody has waited for that
         time.sleep(0.01)
     assert recorded(recorder) == [(1, "a", 1)]
+
+
+def test_what_fails_together_is_said_to_fail_for_the_servers_reason(
+    client: MongoClient[Any], database: str, mongo_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of what it sends together the driver says only that errors occurred."""
+    snapshots = MongoAggregateRecorder(client, database, "test_snapshots")
+    failure = {"code": 91, "errmsg": "shutting down"}
+    with (
+        failing(mongo_uri, "insert", writeConcernError=failure),
+        pytest.raises(OperationalError, match=r"^MongoDB refused: shutting down$"),
+    ):
+        snapshots.insert_events(events("a", 2))
+    snapshots.insert_events(events("a", 2))
+    with pytest.raises(IntegrityError, match=r"^MongoDB refused: E11000 .*}$"):
+        snapshots.insert_events(events("a", 2))
+    caplog.set_level("INFO", "projections")
+    recorder = MongoApplicationRecorder(client, database, "test")
+    with failing(mongo_uri, "insert", mode={"times": 1}, errorCode=50):
+        recorder.insert_events(events("a", 1))
+    assert [text.partition(" to append events: ")[2] for text in caplog.messages] == [
+        "MongoDB refused: Failing command via 'failCommand' failpoint"
+    ]
 
 
 def test_a_closed_recorder_takes_no_positions(recorder: MongoProcessRecorder) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import signal
@@ -30,8 +29,7 @@ from scoring import Scoring
 from support import NOON
 
 PROCESSES = 3
-
-logger = logging.getLogger(__name__)
+SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "600"))
 
 
 class Site:
@@ -146,15 +144,18 @@ def _has_open_transaction(client: MongoClient[Any]) -> bool:
     ("seconds", "pause", "faults"),
     [
         (8, 1.0, FAULTS),
-        pytest.param(600, 5.0, (*FAULTS, Site.kill_inside_batch), marks=pytest.mark.soak),
+        pytest.param(SOAK_SECONDS, 5.0, (*FAULTS, Site.kill_inside_batch), marks=pytest.mark.soak),
     ],
     ids=["short", "long"],
 )
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(SOAK_SECONDS + 300)
 def test_what_was_acknowledged_is_there_once_and_whole_and_readers_see_a_beginning(
     replica_set: ReplicaSet, tmp_path: Path, seconds: int, pause: float, faults: Sequence[Fault]
 ) -> None:
-    """Step-downs, kills, freezes, roll-backs and killed writers, also inside large batches."""
+    """Step-downs, kills, freezes, roll-backs and killed writers, also inside large batches.
+
+    ``-s`` shows how many of each. ``SOAK_SECONDS`` is how long the long one takes.
+    """
     rng = random.Random(time.time_ns())
     site = Site(replica_set, tmp_path, rng)
     stop = Event()
@@ -204,10 +205,10 @@ def test_what_was_acknowledged_is_there_once_and_whole_and_readers_see_a_beginni
         threads[1].join(60)
         answers = acknowledged(site.output())
         commits = client[site.database]["scoring_events"].distinct("c")
-        logger.info(
-            "%s, %s transactions left open; %s answers, %s commits, %s events",
-            *(dict(caused), site.left_open, len(answers), len(commits), len(reader.seen)),
-        )
+        caused["transactions left open"] = site.left_open
+        caused.update({"commits": len(commits), "events": len(reader.seen)})
+        caused.update(f"answers {said}" for _, said, _ in answers)
+        print(*(f"{number:10,} {what}" for what, number in caused.items()), sep="\n")  # noqa: T201
         assert (
             violations(replica_set.uri, site.database, answers, [reader.seen, subscriber.seen])
             == []

@@ -48,6 +48,7 @@ from pymongo.write_concern import WriteConcern
 from projections.mongo.collections import WIRE_VERSION_OF_6_0
 from projections.mongo.errors import (
     duplicate_key,
+    in_words,
     is_access_refused,
     is_duplicate_key,
     is_other_collection,
@@ -163,7 +164,7 @@ class EventChain:
                     _fail(waiting, as_persistence_error(error), error)
                     return
                 self._writers.abort_the_dead()
-                logger.info("trying again to append events: %s", error)
+                logger.info("trying again to append events: %s", as_persistence_error(error))
             except BaseException:
                 for commit in waiting:
                     commit.is_unknown = True
@@ -313,7 +314,7 @@ class EventChain:
                     commit.write(session)
                 except PyMongoError as error:
                     if is_duplicate_key(error):
-                        raise _Refused(str(error)) from error
+                        raise _Refused(in_words(error)) from error
                     raise
 
     def _recognise(self, commits: Sequence[Commit]) -> None:
