@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -125,6 +126,8 @@ class CommitQueue(Generic[MemberT]):
         except BaseException:
             if ticket is not None:
                 ticket.is_over = True
+                with suppress(ValueError):  # whoever leads has it already
+                    self._waiting.remove(ticket)
             self._wake_next()  # for it may have been this one's turn
             raise
 

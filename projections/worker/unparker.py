@@ -64,7 +64,7 @@ class Unparker:
 
         Args:
             scoring: Whose streams.
-            view: Where they are parked.
+            view: Where they are parked; the live one, for one that is loading counts no ranks yet.
             stop: When set, stop after the next transaction.
             on_grants: Told how many grants each transaction has projected.
         """

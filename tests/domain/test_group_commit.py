@@ -605,9 +605,12 @@ def test_wherever_one_is_interrupted_the_others_are_answered(
 
 
 def test_whoever_stops_waiting_is_left_out(sqlite: Watched) -> None:
-    """Nothing is recorded later for a caller who was told of an interrupt."""
+    """Nothing is recorded later for a caller who was told of an interrupt, nor is it waited for."""
     grants = [make_grant(number) for number in range(3)]
     calls = [granting(sqlite, grant) for grant in grants]
+
+    def waiting() -> set[str]:
+        return {ticket.member._commands[0].grant_id for ticket in sqlite._queue._waiting.copy()}
 
     class _Interrupted(scoring.commit_queue._Ticket[Any]):
         def wait(self, seconds: float) -> None:
@@ -619,7 +622,7 @@ def test_whoever_stops_waiting_is_left_out(sqlite: Watched) -> None:
         patch.setattr(scoring.commit_queue, "_Ticket", _Interrupted)
         with commit_under_way(sqlite):
             futures = [threads.submit(call) for call in calls]
-            until(lambda: len(sqlite._queue._waiting) == 3 and futures[1].done())
+            until(lambda: waiting() == {"grant-0", "grant-2"} and futures[1].done())
     assert isinstance(futures[1].exception(), KeyboardInterrupt)
     assert futures[0].result().status is futures[2].result().status is GrantStatus.RECORDED
     assert read_ledger(sqlite).events.keys() == {"grant-0", "grant-2"}
