@@ -14,11 +14,12 @@ from uuid import UUID
 
 from eventsourcing import utils
 from eventsourcing.domain import CanSnapshotAggregate, HasOriginatorIDVersion
-from eventsourcing.persistence import Mapper, StoredEvent
-from eventsourcing.utils import TopicError, get_topic, register_topic
+from eventsourcing.persistence import Mapper
+from eventsourcing.utils import TopicError, register_topic
 
 if TYPE_CHECKING:
     from eventsourcing.domain import DomainEventProtocol
+    from eventsourcing.persistence import StoredEvent
 
 _ABSENT: Final = object()
 
@@ -29,21 +30,6 @@ class ImportedTopicsMapper(Mapper[UUID]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._resolved: set[str] = set()
-
-    def to_stored_event(self, domain_event: DomainEventProtocol[UUID]) -> StoredEvent:
-        """Convert a domain event, as the library does, in two thirds of the time."""
-        state = vars(domain_event).copy()
-        stream, version = state.pop("originator_id"), state.pop("originator_version")
-        cls = type(domain_event)
-        class_version = getattr(cls, "class_version", 1)
-        if class_version > 1:
-            state["class_version"] = class_version
-        encoded = self.transcoder.encode(state)
-        if self.compressor:
-            encoded = self.compressor.compress(encoded)
-        if self.cipher:
-            encoded = self.cipher.encrypt(encoded)
-        return StoredEvent(stream, version, get_topic(cls), encoded)
 
     def to_domain_event(self, stored_event: StoredEvent) -> DomainEventProtocol[UUID]:
         """Convert a stored event, as the library does.
