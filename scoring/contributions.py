@@ -5,11 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from scoring.errors import InvalidGrant
 from scoring.identity import is_grant_shaped
-from scoring.rules import MAX_KEY_LENGTH, RULES, Key, Label, Points, UserId, UtcDatetime
+from scoring.rules import (
+    MAX_KEY_LENGTH,
+    RULES,
+    CheckedModel,
+    Key,
+    Label,
+    Points,
+    UserId,
+    UtcDatetime,
+)
 
 
 class Bucket(NamedTuple):
@@ -20,14 +27,12 @@ class Bucket(NamedTuple):
     source: str
 
 
-class Contribution(BaseModel):
+class Contribution(CheckedModel):
     """Sets the bucket of ``key`` to ``points``; valid by construction, like a ``Grant``.
 
     Raises:
         InvalidGrant: naming the field, the value and the rule that it breaks.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     user_id: UserId
     key: Key
@@ -56,14 +61,9 @@ class Contribution(BaseModel):
             points: What the bucket holds from now on, 0 to 1,000,000,000.
             at: When it was earned; timezone-aware. Only a grant-shaped key has use for it.
         """
-        try:
-            super().__init__(
-                user_id=user_id, key=key, category=category, source=source, points=points, at=at
-            )
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            field = str(first["loc"][0])
-            raise InvalidGrant(field=field, value=first["input"], rule=RULES[field]) from None
+        super().__init__(
+            user_id=user_id, key=key, category=category, source=source, points=points, at=at
+        )
 
     @property
     def bucket(self) -> Bucket:

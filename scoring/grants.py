@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from operator import attrgetter
-from typing import Any, Final, Self
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, Final
 
 from scoring.errors import InvalidGrant
 from scoring.identity import derived_grant_id, is_grant_shaped
@@ -16,6 +13,7 @@ from scoring.rules import (
     MAX_GRANT_ID_LENGTH,
     RULES,
     Amount,
+    CheckedModel,
     GrantId,
     Key,
     Label,
@@ -24,7 +22,7 @@ from scoring.rules import (
 )
 
 
-class Grant(BaseModel):
+class Grant(CheckedModel):
     """One award of points.
 
     Every instance satisfies the rules of ``scoring.rules``: ids are NFC-normalised, and
@@ -34,8 +32,6 @@ class Grant(BaseModel):
     Raises:
         InvalidGrant: naming the field, the value and the rule that it breaks.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     user_id: UserId
     grant_id: GrantId
@@ -67,20 +63,15 @@ class Grant(BaseModel):
             amount: Points, 1 to 1,000,000,000.
             granted_at: When the award was earned; timezone-aware.
         """
-        try:
-            super().__init__(
-                user_id=user_id,
-                grant_id=grant_id,
-                key=key,
-                category=category,
-                source=source,
-                amount=amount,
-                granted_at=granted_at,
-            )
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            field = str(first["loc"][0])
-            raise InvalidGrant(field=field, value=first["input"], rule=RULES[field]) from None
+        super().__init__(
+            user_id=user_id,
+            grant_id=grant_id,
+            key=key,
+            category=category,
+            source=source,
+            amount=amount,
+            granted_at=granted_at,
+        )
         self._check_grant_id()
 
     def _check_grant_id(self) -> None:
@@ -94,19 +85,6 @@ class Grant(BaseModel):
         _, slash, tail = self.grant_id.rpartition("/")
         if slash and is_grant_shaped(tail):
             raise InvalidGrant(field="grant_id", value=self.grant_id, rule=DERIVED_ID_RULE)
-
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a changed copy, checked like any other grant."""
-        del deep  # every field is immutable
-        return type(self)(**{**self.model_dump(), **(update or {})})
-
-    @classmethod
-    def model_construct(  # type: ignore[override]  # the plugin types it by field
-        cls, _fields_set: set[str] | None = None, **values: Any
-    ) -> Self:
-        """Return a checked grant: there is no way to build an invalid one."""
-        del _fields_set
-        return cls(**values)
 
 
 _FIELDS: Final = tuple(Grant.model_fields)

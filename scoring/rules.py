@@ -7,11 +7,21 @@ may be tightened later without making an old stream unloadable.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, AwareDatetime, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 
 from scoring.errors import InvalidGrant
 
@@ -124,3 +134,34 @@ def normalised_user_id(value: object) -> str:
         return _USER_ID.validate_python(value)
     except ValidationError:
         raise InvalidGrant(field="user_id", value=value, rule=RULES["user_id"]) from None
+
+
+class CheckedModel(BaseModel):
+    """Fields that satisfy their rules, however an object is made; it never changes.
+
+    Raises:
+        InvalidGrant: naming the first field that breaks its rule, the value and the rule.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            field = str(first["loc"][0])
+            raise InvalidGrant(field=field, value=first["input"], rule=RULES[field]) from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a changed copy, checked like any other."""
+        del deep  # every field is immutable
+        return type(self)(**{**self.model_dump(), **(update or {})})
+
+    @classmethod
+    def model_construct(  # type: ignore[override]  # the plugin types it by field
+        cls, _fields_set: set[str] | None = None, **values: Any
+    ) -> Self:
+        """Return a checked object: there is no way to build an invalid one."""
+        del _fields_set
+        return cls(**values)

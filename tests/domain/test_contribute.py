@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from concurrency import at_once
-from scoring import ContributionReceipt, GrantStatus, InvalidGrant, Scoring, UserScore
+from scoring import Contribution, ContributionReceipt, GrantStatus, InvalidGrant, Scoring, UserScore
 from scoring.contributions import Bucket
 from scoring.identity import user_stream_id
 from support import NOON, sqlite_env
@@ -263,11 +263,17 @@ def test_an_id_that_makes_no_grant_shaped_key_is_refused_by_name(
 def test_a_bad_contribution_writes_nothing(
     scoring: Scoring, key: str, changes: dict[str, Any], field: str
 ) -> None:
-    """Field, value and rule are named, whichever way it would have gone."""
+    """Field, value and rule are named, whichever way it would have gone, and however it is made."""
+    values: dict[str, Any]
     values = {"user_id": "ada", "key": key, "category": "x", "source": "s", "points": 5, "at": NOON}
-    with pytest.raises(InvalidGrant) as refused:
-        scoring.contribute(**{**values, **changes})
-    assert refused.value.field == field
+    for door in (
+        lambda: scoring.contribute(**{**values, **changes}),
+        lambda: Contribution.model_construct(**{**values, **changes}),
+        lambda: Contribution(**values).model_copy(update=changes),
+    ):
+        with pytest.raises(InvalidGrant) as refused:
+            door()
+        assert refused.value.field == field
     assert scoring.recorder.max_notification_id() is None
 
 
