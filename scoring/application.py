@@ -15,9 +15,10 @@ from eventsourcing.utils import resolve_topic, strtobool
 
 from scoring.batches import COMMANDS_PER_COMMIT, record_in_chunks
 from scoring.checkout import CheckOutCache
+from scoring.command_handler import RefusedAt, WriteSide, commit_together
 from scoring.commit_queue import CommitQueue
 from scoring.conflicts import ConflictLog
-from scoring.contribution_recorder import ContributionRecorder
+from scoring.contribution_handler import ContributionHandler
 from scoring.contributions import Contribution, grant_shaped_key
 from scoring.errors import InvalidSetting, ScoringError
 from scoring.event_store import (
@@ -26,10 +27,9 @@ from scoring.event_store import (
     ScoringSnapshotStore,
     StoreWentBack,
 )
-from scoring.grant_recorder import GrantRecorder
+from scoring.grant_handler import GrantHandler
 from scoring.grants import Grant
 from scoring.known_versions import KnownVersions
-from scoring.recorder import RefusedAt, WriteSide, commit_together
 from scoring.retries import STORE_ERRORS, in_words, open_event_store, read_event_store
 from scoring.rules import normalised_user_id
 from scoring.sqlite import PatientDatastore
@@ -235,7 +235,7 @@ class Scoring(Application[UUID]):
             granted_at=granted_at,
         )
         try:
-            return self._grant_recorder([grant]).receipts()[0]
+            return self._grant_handler([grant]).receipts()[0]
         except RefusedAt as refused:
             raise refused.error from None
 
@@ -250,10 +250,10 @@ class Scoring(Application[UUID]):
                 is a ``StreamHasGap``: then everything before that user's grant was. Granting the
                 same input again is safe.
         """
-        return record_in_chunks(grants, of=Grant, recorder=self._grant_recorder)
+        return record_in_chunks(grants, of=Grant, make_handler=self._grant_handler)
 
-    def _grant_recorder(self, grants: Sequence[Grant]) -> GrantRecorder:
-        return GrantRecorder(self._write_side, grants)
+    def _grant_handler(self, grants: Sequence[Grant]) -> GrantHandler:
+        return GrantHandler(self._write_side, grants)
 
     def contribute(
         self,
@@ -307,7 +307,7 @@ class Scoring(Application[UUID]):
             user_id=user_id, key=key, category=category, source=source, points=points, at=at
         )
         try:
-            return self._contribution_recorder([contribution]).receipts()[0]
+            return self._contribution_handler([contribution]).receipts()[0]
         except RefusedAt as refused:
             raise refused.error from None
 
@@ -332,13 +332,13 @@ class Scoring(Application[UUID]):
         return record_in_chunks(
             contributions,
             of=Contribution,
-            recorder=partial(self._contribution_recorder, overwrite=overwrite),
+            make_handler=partial(self._contribution_handler, overwrite=overwrite),
         )
 
-    def _contribution_recorder(
+    def _contribution_handler(
         self, contributions: Sequence[Contribution], *, overwrite: bool = True
-    ) -> ContributionRecorder:
-        return ContributionRecorder(
+    ) -> ContributionHandler:
+        return ContributionHandler(
             self._write_side, contributions, clock=self._clock, overwrite=overwrite
         )
 

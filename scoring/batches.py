@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from scoring.command_handler import RefusedAt
 from scoring.errors import BatchFailed, StreamHasGap
-from scoring.recorder import RefusedAt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from scoring.command_handler import CommandHandler, CommandT
     from scoring.receipts import ReceiptT
-    from scoring.recorder import ChunkRecorder, CommandT
 
 COMMANDS_PER_COMMIT: Final = 1000
 """So many grants or contributions are committed in one transaction."""
@@ -22,14 +22,14 @@ def record_in_chunks(
     commands: Iterable[CommandT],
     *,
     of: type[CommandT],
-    recorder: Callable[[Sequence[CommandT]], ChunkRecorder[CommandT, ReceiptT, Any]],
+    make_handler: Callable[[Sequence[CommandT]], CommandHandler[CommandT, ReceiptT, Any]],
 ) -> list[ReceiptT]:
     """Record commands in as few transactions as there are chunks, and return all receipts.
 
     Args:
         commands: Taken from as each chunk is recorded.
         of: Their class.
-        recorder: Makes what records one chunk.
+        make_handler: Makes the handler of one chunk.
 
     Raises:
         BatchFailed: as ``Scoring.grant_many`` describes it.
@@ -51,16 +51,16 @@ def record_in_chunks(
         if not chunk:
             return receipts
         try:
-            chunk_recorder = recorder(chunk)
-            receipts += chunk_recorder.receipts(ask_first=ids_are_taken)
-            ids_are_taken = chunk_recorder.found_taken_ids
+            handler = make_handler(chunk)
+            receipts += handler.receipts(ask_first=ids_are_taken)
+            ids_are_taken = handler.found_taken_ids
         except RefusedAt as refused:
             index = len(receipts) + refused.index
             if isinstance(refused.error, StreamHasGap) and refused.index > 0:
                 # So that whoever goes on behind it has the commands of all others recorded.
                 before = chunk[: refused.index]
                 try:
-                    receipts += record_in_chunks(before, of=of, recorder=recorder)
+                    receipts += record_in_chunks(before, of=of, make_handler=make_handler)
                 except BatchFailed as failed:  # there was another one to fail
                     raise BatchFailed(
                         receipts + failed.receipts_so_far,

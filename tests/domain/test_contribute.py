@@ -334,7 +334,7 @@ def test_a_key_that_becomes_grant_shaped_later_is_migrated_by_its_next_delivery(
 ) -> None:
     """The bucket from its recompute days gives way to the grant; this is how kinds are added."""
     scoring.contribute("ada", "award:medal:gold", "award", "medal", 30)
-    for module in ("user_score", "contribution_recorder", "grants"):
+    for module in ("user_score", "contribution_handler", "grants"):
         monkeypatch.setattr(f"scoring.{module}.is_grant_shaped", lambda key: "medal" in key)
     receipt = scoring.contribute("ada", "award:medal:gold", "award", "medal", 30, NOON)
     assert outcome(receipt) == (RECORDED, 30, 30)
@@ -347,7 +347,7 @@ def test_a_grant_from_before_its_key_was_grant_shaped_did_not_make_the_bucket(
     """It decides the status only: what it put into the recomputed total was nothing."""
     key = "award:medal:gold"
     scoring.grant("ada", f"ada/{key}", key, "award", "medal", 30, NOON)
-    for module in ("user_score", "contribution_recorder", "grants"):
+    for module in ("user_score", "contribution_handler", "grants"):
         monkeypatch.setattr(f"scoring.{module}.is_grant_shaped", lambda key: "medal" in key)
     assert outcome(scoring.contribute("ada", key, "award", "medal", 30)) == (DUPLICATE, 0, 30)
     assert outcome(scoring.contribute("ada", key, "award", "medal", 8)) == (CONFLICT, 30, 8)

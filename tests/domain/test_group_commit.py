@@ -30,9 +30,9 @@ from group_commit import Watched, commit_under_way, failing, together
 from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, GrantStatus, InvalidGrant, Scoring, ScoringError, UserScore
 from scoring.checkout import CheckOutCache
-from scoring.grant_recorder import GrantRecorder
+from scoring.command_handler import commit_together
+from scoring.grant_handler import GrantHandler
 from scoring.identity import claim_stream_id
-from scoring.recorder import commit_together
 from scoring.user_score import GrantClaimed
 from support import NOON, make_grant, sqlite_env
 from telemetry import Telemetry
@@ -536,7 +536,7 @@ def test_who_is_interrupted_in_a_commit_leaves_the_others_unharmed(
 def test_whose_attempt_was_cut_short_finds_out_about_it_first(app: Watched) -> None:
     """Or it would take its own grant for somebody else's."""
     first, second, third = (
-        GrantRecorder(app._write_side, [make_grant(number)]) for number in range(3)
+        GrantHandler(app._write_side, [make_grant(number)]) for number in range(3)
     )
     app.instead.append(failing(KeyboardInterrupt(), done=True))
     with pytest.raises(KeyboardInterrupt):

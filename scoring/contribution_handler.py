@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from eventsourcing.persistence import IntegrityError
 
+from scoring.command_handler import CommandHandler, Conflict, RefusedAt
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant
 from scoring.identity import derived_grant_id, is_grant_shaped
 from scoring.receipts import ContributionReceipt, GrantStatus
-from scoring.recorder import ChunkRecorder, Conflict, RefusedAt
 from scoring.user_score import UserScore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
-    from scoring.recorder import Attempt, WriteSide
+    from scoring.command_handler import Attempt, WriteSide
 
 
 class _Step(NamedTuple):
@@ -36,7 +36,7 @@ class _Step(NamedTuple):
     """The grant of its key from before it."""
 
 
-class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Step]):
+class ContributionHandler(CommandHandler[Contribution, ContributionReceipt, _Step]):
     """Answers every contribution of one caller as if it had been made alone; used once."""
 
     # Whether there is anything to record depends on them, and a commit of nothing would not find
@@ -71,7 +71,7 @@ class ContributionRecorder(ChunkRecorder[Contribution, ContributionReceipt, _Ste
             return derived_grant_id(command.user_id, command.key)
         return None
 
-    def receiving(self) -> Collection[str]:
+    def receiving_users(self) -> Collection[str]:
         """Return nobody: those who have nothing yet are made when it is decided."""
         return ()
 

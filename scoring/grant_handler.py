@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from scoring.command_handler import CommandHandler, Conflict, RefusedAt
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant, payload_of
 from scoring.receipts import GrantReceipt, GrantStatus
-from scoring.recorder import ChunkRecorder, Conflict, RefusedAt
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from scoring.recorder import Attempt
+    from scoring.command_handler import Attempt
     from scoring.user_score import UserScore
 
 
@@ -21,7 +21,7 @@ _Step: TypeAlias = "tuple[UserScore.GrantRecorded, int | None, int]"
 before it, ``None`` if it is not recorded; the user's balance after it."""
 
 
-class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Step]):
+class GrantHandler(CommandHandler[Grant, GrantReceipt, _Step]):
     """Answers every grant of one caller, each id once; used once."""
 
     needs_current_scores = False
@@ -31,7 +31,7 @@ class GrantRecorder(ChunkRecorder[Grant, GrantReceipt, _Step]):
     def _grant_id_of(self, command: Grant) -> str:
         return command.grant_id
 
-    def receiving(self) -> Collection[str]:
+    def receiving_users(self) -> Collection[str]:
         """Return the users of grants whose ids are not known to be taken."""
         if not self._originals:
             return self.users

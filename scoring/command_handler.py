@@ -1,4 +1,4 @@
-"""Recording the commands of one caller, or of several together, with a truthful receipt for each.
+"""Handling the commands of one caller, or of several together: a truthful receipt for each.
 
 The event store decides: commands are committed hopefully, without asking first which ids are free.
 If the store refuses them, the claims tell why: an id that was taken is answered from the original,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from scoring.event_store import Place, RecordedEvents
     from scoring.user_scores import UserScores
 
-    AnyRecorder: TypeAlias = "ChunkRecorder[Any, Any, Any]"
+    AnyHandler: TypeAlias = "CommandHandler[Any, Any, Any]"
 
 CommandT = TypeVar("CommandT", Grant, Contribution)
 StepT = TypeVar("StepT")
@@ -93,7 +93,7 @@ class WriteSide:
     commit: Callable[[ProcessingEvent[UUID]], RecordedEvents]
     recorder: ApplicationRecorder
     scores: UserScores
-    queue: CommitQueue[AnyRecorder]
+    queue: CommitQueue[AnyHandler]
     conflicts: ConflictLog
 
 
@@ -105,14 +105,14 @@ class Attempt:
         write_side: What it works on.
         scores: By user id, the aggregates it works on, which nobody else has.
         granted: By grant id, the grants that it wants to record.
-        steps: By caller, what was decided for each command.
+        steps: By handler, what was decided for each command.
         events: What was sent to the store.
     """
 
     write_side: WriteSide
     scores: dict[str, UserScore] = field(default_factory=dict)
     granted: dict[str, UserScore.GrantRecorded] = field(default_factory=dict)
-    steps: dict[AnyRecorder, Sequence[Any]] = field(default_factory=dict)
+    steps: dict[AnyHandler, Sequence[Any]] = field(default_factory=dict)
     events: Sequence[Any] = ()
 
     @property
@@ -122,13 +122,13 @@ class Attempt:
         # Not the first one: whoever opens a user's stream at the same moment records the same.
         return next(claims, self.events[-1])
 
-    def carry_out(self, callers: Sequence[AnyRecorder]) -> None:
-        """Decide, commit and answer; callers for whom that is not possible are told why.
+    def carry_out(self, handlers: Sequence[AnyHandler]) -> None:
+        """Decide, commit and answer; handlers for which that is not possible are told why.
 
         Args:
-            callers: One, or several with one command each: that changes nothing if it is refused.
+            handlers: One, or several with one command each: that changes nothing if it is refused.
         """
-        self._decide(callers)
+        self._decide(handlers)
         if self.steps:
             self._commit()
             # Last, for whoever is not answered by now answers from these.
@@ -136,18 +136,18 @@ class Attempt:
                 score for score in self.scores.values() if not score.pending_events
             )
 
-    def _decide(self, callers: Sequence[AnyRecorder]) -> None:
+    def _decide(self, handlers: Sequence[AnyHandler]) -> None:
         scores = self.write_side.scores
-        if current := {each: each.users for each in callers if each.needs_current_scores}:
+        if current := {each: each.users for each in handlers if each.needs_current_scores}:
             self._load(scores.all_current, current)
         are_current = set(self.scores)
-        self._load(scores.take, {each: each.receiving() for each in callers})
-        for caller in callers:
-            if caller.refusal is None:
+        self._load(scores.take, {each: each.receiving_users() for each in handlers})
+        for handler in handlers:
+            if handler.refusal is None:
                 try:
-                    self.steps[caller] = caller.decide(self)
+                    self.steps[handler] = handler.decide(self)
                 except RefusedAt as refused:
-                    caller.refusal = refused
+                    handler.refusal = refused
         # Whose total is told, though nothing is recorded for them, by which they would be found to
         # be behind the store.
         if told := {each: each.users for each in self.steps if each.answers_for_others}:
@@ -166,22 +166,22 @@ class Attempt:
     def _load(
         self,
         load: Callable[[Sequence[str]], dict[str, UserScore]],
-        users: Mapping[AnyRecorder, Collection[str]],
+        users: Mapping[AnyHandler, Collection[str]],
     ) -> None:
         while missing := {
             user_id: None
-            for caller, of_caller in users.items()
-            if caller.refusal is None
-            for user_id in of_caller
+            for handler, of_handler in users.items()
+            if handler.refusal is None
+            for user_id in of_handler
             if user_id not in self.scores
         }:
             try:
                 self.scores |= load(list(missing))
             except StreamHasGap as error:
-                for caller, of_caller in users.items():
-                    if error.user_id in of_caller and caller.refusal is None:
-                        caller.refuse(error)
-                        self.steps.pop(caller, None)
+                for handler, of_handler in users.items():
+                    if error.user_id in of_handler and handler.refusal is None:
+                        handler.refuse(error)
+                        self.steps.pop(handler, None)
             else:
                 return
 
@@ -192,8 +192,8 @@ class Attempt:
         if changed:
             processing_event = collected(changed)
             self.events = processing_event.events
-            for caller in self.steps:
-                caller.sent.append(self)
+            for handler in self.steps:
+                handler.sent.append(self)
             recorded = self.write_side.commit(processing_event)
             self.write_side.scores.advanced(recorded, changed)
             positions = {
@@ -204,8 +204,8 @@ class Attempt:
             newest = max(positions.values())
         else:
             newest = self.write_side.recorder.max_notification_id() or 0
-        for caller in self.steps:
-            caller.answer(self, positions, newest)
+        for handler in self.steps:
+            handler.answer(self, positions, newest)
 
     def stored_positions(self) -> dict[int, int]:
         """Return the positions of its grants and buckets, found in the store, as ``_commit`` does.
@@ -236,7 +236,7 @@ class Attempt:
         return {id(event): found[place_of(event)] for event in answered_for}
 
 
-class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
+class CommandHandler(ABC, Generic[CommandT, ReceiptT, StepT]):
     """Commits the commands of one caller until there is a truthful receipt for each; used once.
 
     Attributes:
@@ -273,7 +273,7 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
         """Return the grant id that a command is about, if it is about one."""
 
     @abstractmethod
-    def receiving(self) -> Collection[str]:
+    def receiving_users(self) -> Collection[str]:
         """Return the users for whom something is to be recorded whatever was recorded before."""
 
     @abstractmethod
@@ -454,36 +454,36 @@ class ChunkRecorder(ABC, Generic[CommandT, ReceiptT, StepT]):
         )
 
 
-def commit_together(callers: Sequence[AnyRecorder]) -> None:
+def commit_together(handlers: Sequence[AnyHandler]) -> None:
     """Commit single commands of several callers; whoever is not answered by it goes on alone."""
     # Whoever was in an attempt that was cut short has to find out about that one first.
-    callers = [caller for caller in callers if not caller.sent]
-    if not callers:
+    handlers = [handler for handler in handlers if not handler.sent]
+    if not handlers:
         return
-    write_side = callers[0].write_side
+    write_side = handlers[0].write_side
     attempt = Attempt(write_side)
     try:
         try:
-            attempt.carry_out(callers)
+            attempt.carry_out(handlers)
         except IntegrityError:
             # Ids are taken, or others have granted to the same users, who are loaded again.
             sent = [attempt.proof] if attempt.events else []
-            if len(callers) == 1 or True in write_side.scores.are_recorded(sent):
+            if len(handlers) == 1 or True in write_side.scores.are_recorded(sent):
                 raise
             originals = write_side.scores.originals_of(
-                [grant_id for caller in callers for grant_id in caller.unknown_ids()]
+                [grant_id for handler in handlers for grant_id in handler.unknown_ids()]
             )
             if not originals:
                 write_side.scores.expect_others()
-            for caller in callers:
+            for handler in handlers:
                 try:
-                    caller.learn(originals)
+                    handler.learn(originals)
                 except RefusedAt as refused:
-                    caller.refusal = refused
-            Attempt(write_side).carry_out(callers)
+                    handler.refusal = refused
+            Attempt(write_side).carry_out(handlers)
     except STORE_ERRORS as error:
-        if len(callers) == 1:
-            callers[0].failure = error
+        if len(handlers) == 1:
+            handlers[0].failure = error
 
 
 def _passing(error: Exception, what: str) -> Exception:
