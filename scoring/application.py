@@ -132,7 +132,9 @@ class Scoring(Application[UUID]):
             CheckOutCache(maxsize=cache_size),
             KnownVersions(self.recorder),
         )
-        self._queue: CommitQueue[Any] = CommitQueue(commit_together, most=COMMANDS_PER_COMMIT)
+        self._queue: CommitQueue[Any] = CommitQueue(
+            commit_together, max_members=COMMANDS_PER_COMMIT
+        )
         self._write_side = WriteSide(
             self.commit, self.recorder, self._scores, self._queue, self.conflicts
         )

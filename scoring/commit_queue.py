@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MemberT = TypeVar("MemberT")
 
-_LOOKS_AGAIN_SECONDS: Final = 0.1
+_LOOK_AGAIN_SECONDS: Final = 0.1
 """After which those who wait notice that whoever was to lead was interrupted."""
 
-_GATHERS_SECONDS: Final = 0.0003
-_LONGEST_GATHERING: Final = 0.003
+_GATHER_SECONDS_EACH: Final = 0.0003
+_MAX_GATHER_SECONDS: Final = 0.003
 """How long, for each of the last group, and at most, the next one waits for them to come back.
 
 The more go together, the less each takes. Where the interpreter lock goes from thread to thread
@@ -40,7 +40,7 @@ between two cores, each takes some 0.05 ms to come back, and several times as lo
 processes want the cores, too.
 """
 
-_STOPS_GATHERING_FOR: Final = 4
+_COMMITS_WITHOUT_GATHERING: Final = 4
 """For so many commits nobody is waited for, after some did not come back in time."""
 
 
@@ -84,13 +84,13 @@ class _Ticket(Generic[MemberT]):
 class CommitQueue(Generic[MemberT]):
     """Has members of several threads committed together, and nothing else meanwhile."""
 
-    def __init__(self, commit: Callable[[Sequence[MemberT]], None], *, most: int) -> None:
+    def __init__(self, commit: Callable[[Sequence[MemberT]], None], *, max_members: int) -> None:
         """Have members committed by a function, at most so many at a time.
 
         It tells each member what came of it, and raises only what interrupts its thread.
         """
         self._commit = commit
-        self._most = most
+        self._max_members = max_members
         self.reset_after_fork()
         call_in_child(self, CommitQueue.reset_after_fork)
 
@@ -100,7 +100,7 @@ class CommitQueue(Generic[MemberT]):
         self._waiting: deque[_Ticket[MemberT]] = deque()
         self._expected = 0
         self._ended_at = 0.0
-        self._gathers_not_for = 0
+        self._commits_without_gathering = 0
 
     def join(self, member: MemberT) -> None:
         """Have a member committed: at once if nobody is committing, else with all who wait.
@@ -113,14 +113,14 @@ class CommitQueue(Generic[MemberT]):
             while True:
                 seconds = self._seconds_to_gather(ticket)
                 if seconds <= 0.0:
-                    if self._has_led([member], ticket):
+                    if self._try_to_lead([member], ticket):
                         return
-                    seconds = _LOOKS_AGAIN_SECONDS
+                    seconds = _LOOK_AGAIN_SECONDS
                 if ticket is None:
                     ticket = _Ticket(member, keeps_time=not self._waiting)
                     self._waiting.append(ticket)
                     continue  # for whoever led may just have ended
-                ticket.wait(seconds if ticket.keeps_time else _LOOKS_AGAIN_SECONDS)
+                ticket.wait(seconds if ticket.keeps_time else _LOOK_AGAIN_SECONDS)
                 if ticket.is_over:
                     return
         except BaseException:
@@ -155,10 +155,11 @@ class CommitQueue(Generic[MemberT]):
         # second commit is nearly empty.
         if len(self._waiting) + (own is None) >= self._expected:
             return 0.0
-        seconds = min(self._expected * _GATHERS_SECONDS, _LONGEST_GATHERING)
+        seconds = min(self._expected * _GATHER_SECONDS_EACH, _MAX_GATHER_SECONDS)
         return self._ended_at + seconds - time.monotonic()
 
-    def _has_led(self, group: list[MemberT], own: _Ticket[MemberT] | None) -> bool:
+    def _try_to_lead(self, group: list[MemberT], own: _Ticket[MemberT] | None) -> bool:
+        """Commit a group and all who wait, unless somebody else leads; return whether it did."""
         try:
             # Nothing written in Python is called before it, where an exception might come from.
             if not self._leadership.acquire(blocking=False):
@@ -180,7 +181,7 @@ class CommitQueue(Generic[MemberT]):
         # Nobody is waited for by what is called from within the commit.
         expected, self._expected = self._expected, 0
         try:
-            while self._waiting and len(group) < self._most:
+            while self._waiting and len(group) < self._max_members:
                 ticket = self._waiting.popleft()
                 if not ticket.is_over:
                     tickets.append(ticket)
@@ -189,9 +190,9 @@ class CommitQueue(Generic[MemberT]):
                 self._commit(group)
         finally:
             if len(group) < expected:
-                self._gathers_not_for = _STOPS_GATHERING_FOR
-            elif self._gathers_not_for:
-                self._gathers_not_for -= 1
+                self._commits_without_gathering = _COMMITS_WITHOUT_GATHERING
+            elif self._commits_without_gathering:
+                self._commits_without_gathering -= 1
             else:
                 self._expected = len(group) + len(self._waiting)
             self._ended_at = time.monotonic()

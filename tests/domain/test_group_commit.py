@@ -55,7 +55,13 @@ def sqlite(tmp_path: Path) -> Iterator[Watched]:
 @pytest.fixture(autouse=True)
 def _nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is not woken goes on alone after half a minute, which shows in the commits."""
-    monkeypatch.setattr(scoring.commit_queue, "_LOOKS_AGAIN_SECONDS", 600.0)
+    monkeypatch.setattr(scoring.commit_queue, "_LOOK_AGAIN_SECONDS", 600.0)
+
+
+def gather_for(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let a commit wait so long for those of the one before, however slow the machine is."""
+    monkeypatch.setattr(scoring.commit_queue, "_GATHER_SECONDS_EACH", seconds)
+    monkeypatch.setattr(scoring.commit_queue, "_MAX_GATHER_SECONDS", seconds)
 
 
 def granting(app: Scoring, grant: Grant) -> Callable[[], GrantReceipt]:
@@ -126,8 +132,8 @@ def test_whoever_is_alone_commits_at_once(sqlite: Watched) -> None:
 def test_no_more_than_a_thousand_go_together(
     sqlite: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite._queue, "_most", 4)
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite._queue, "_max_members", 4)
+    gather_for(monkeypatch, 0.05)
     grants = [make_grant(number) for number in range(10)]
     answers = granted_together(sqlite, grants)
     assert [len(grants_in(events)) for events in sqlite.commits] == [4, 4, 2]
@@ -216,17 +222,17 @@ def test_those_of_a_group_come_back_together(
 ) -> None:
     """Who is first waits for the others, and no longer; later on, whoever is alone for nobody."""
     granted_together(sqlite, [make_grant(number) for number in range(3)])
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 600.0)
+    gather_for(monkeypatch, 600.0)
     with ThreadPoolExecutor(3) as threads:
         futures = [threads.submit(granting(sqlite, make_grant(number))) for number in (3, 4)]
         until(lambda: sqlite._queue._waiting)  # one of them, for the other one and a third
         futures.append(threads.submit(granting(sqlite, make_grant(5))))
         for future in futures:
             future.result(timeout=60)
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.0)
+    gather_for(monkeypatch, 0.0)
     for number in (6, 7):
         sqlite.grant(**make_grant(number).model_dump())
-        monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 600.0)
+        gather_for(monkeypatch, 600.0)
     assert [len(grants_in(events)) for events in sqlite.commits] == [3, 3, 1, 1]
 
 
@@ -235,10 +241,10 @@ def test_nobody_is_waited_for_soon_after_some_did_not_come_back(
 ) -> None:
     """As under calls that come at any time, which have nothing to gain from it."""
     granted_together(sqlite, [make_grant(number) for number in range(3)])
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 0.1)
+    gather_for(monkeypatch, 0.1)
     began = time.monotonic()
     sqlite.grant(**make_grant(3).model_dump())
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 20.0)
+    gather_for(monkeypatch, 20.0)
     granted_together(sqlite, [make_grant(number) for number in range(4, 7)])
     sqlite.grant(**make_grant(7).model_dump())
     assert time.monotonic() - began < 15
@@ -249,7 +255,7 @@ def test_who_came_during_a_commit_waits_for_those_who_were_in_it(
     sqlite: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or two groups go on in turns for ever, each in the other's way."""
-    monkeypatch.setattr(scoring.commit_queue, "_GATHERS_SECONDS", 600.0)
+    gather_for(monkeypatch, 600.0)
     with ThreadPoolExecutor(3) as threads:
 
         def grant(number: int) -> Future[Any]:
@@ -579,7 +585,7 @@ def test_wherever_one_is_interrupted_the_others_are_answered(
     sqlite: Watched, victim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One who leads and one who follows, in every place in turn."""
-    monkeypatch.setattr(scoring.commit_queue, "_LOOKS_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(scoring.commit_queue, "_LOOK_AGAIN_SECONDS", 0.01)
     answers: list[tuple[Grant, GrantReceipt]] = []
     with ThreadPoolExecutor(3) as threads:
         for place in count(1):

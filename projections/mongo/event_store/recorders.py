@@ -61,7 +61,7 @@ class _ChainRecorder(MongoRecorder):
         self._chain = EventChain(
             client, self._events, self._tracking, foundations=self._foundations()
         )
-        self._queue: CommitQueue[Commit] = CommitQueue(self._append, most=MOST_EVENTS)
+        self._queue: CommitQueue[Commit] = CommitQueue(self._append, max_members=MOST_EVENTS)
         self.listeners = Listeners(self._events)
 
     def _foundations(self) -> Foundations | None:
