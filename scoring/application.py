@@ -57,7 +57,7 @@ _POSTGRES_MODULE: Final = "eventsourcing.postgres"
 
 _RECORDERS: Final = {
     "eventsourcing.sqlite": "scoring.sqlite:GaplessSQLiteRecorder",
-    _POSTGRES_MODULE: "scoring.postgres:FlushingApplicationRecorder",
+    _POSTGRES_MODULE: "scoring.postgres:GaplessPostgresRecorder",
     "projections.mongo": "projections.mongo.event_store:GaplessMongoRecorder",
 }
 _SNAPSHOT_RECORDERS: Final = {
@@ -177,7 +177,7 @@ class Scoring(Application[UUID]):
         if isinstance(self.factory, SQLiteFactory):
             self.factory.datastore = PatientDatastore(self.factory.datastore)
         elif self.env.get("PERSISTENCE_MODULE") == _POSTGRES_MODULE:
-            from scoring.postgres import bounded_pool  # noqa: PLC0415 - an optional dependency
+            from scoring.postgres_pool import bounded_pool  # noqa: PLC0415 - an optional dependency
 
             theirs: Any = self.factory
             theirs.datastore.pool = bounded_pool(theirs.datastore)

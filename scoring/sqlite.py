@@ -1,50 +1,23 @@
-"""SQLite's connections: never closed under a statement that runs, never inherited over a fork.
-
-The library's pool, when it is closed, closes connections that other threads are using. SQLite does
-not allow that: the process may crash. A pool of ours waits until they are returned.
-
-SQLite keeps its file locks in tables of the process. A forked child inherits the tables but not the
-locks, so a connection that the child opens on the same file believes in locks that nobody holds,
-and the next process to close the file deletes the write-ahead log under it: grants that the child
-was told are recorded would be lost (https://www.sqlite.org/howtocorrupt.html, section 2.6). Idle
-connections are therefore closed for the moment of the fork; the pool opens new ones when asked.
-"""
+"""SQLite as the event store: what the library's recorders need besides."""
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import time
 from contextlib import contextmanager
-from pathlib import Path
-from threading import Condition, Lock, RLock, get_ident
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
-from weakref import WeakSet
 
-from eventsourcing.persistence import (
-    ConnectionNotFromPoolError,
-    ConnectionPoolClosedError,
-    ConnectionUnavailableError,
-    InterfaceError,
-    StoredEvent,
-)
+from eventsourcing.persistence import StoredEvent
 from eventsourcing.sqlite import (
-    SQLITE3_DEFAULT_LOCK_TIMEOUT,
     SQLiteAggregateRecorder,
     SQLiteApplicationRecorder,
-    SQLiteConnection,
-    SQLiteConnectionPool,
     SQLiteDatastore,
     SQLiteTransaction,
 )
 
-from scoring.errors import ScoringError
 from scoring.event_store import GaplessRecorder, StoreWentBack
-from scoring.forks import keep_for_ever
-from scoring.sqlite_files import OpenFiles
+from scoring.sqlite_pool import PatientConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,30 +25,6 @@ if TYPE_CHECKING:
     from eventsourcing.sqlite import SQLiteCursor
 
     from scoring.event_store import Place
-
-PATIENCE_SECONDS: Final = 20.0
-"""How long forking and closing wait for transactions of other threads: longer than these wait for
-the file."""
-
-_CACHE_KIBIBYTES: Final = 16_384
-"""Claims lie anywhere in their index, as their ids are hashes: from a million grants on, a batch
-touches some 2,500 pages of 4 kB. SQLite's default, 2 MB, has it read twice as many from the file.
-"""
-
-_LOG_PAGES: Final = 2000
-"""A commit after which the log has so many copies these to the file. SQLite's default, 1,000, is no
-more than a batch changes, so each batch was written twice, though the next one changes most of the
-same pages. With 4,000 the slowest hundredth of single grants, which wait for it, took a third more.
-"""
-
-_pools: WeakSet[PatientConnectionPool] = WeakSet()
-_inherited: set[Path] = set()
-"""Files that were in use when this process was forked."""
-
-_fork_lock = RLock()
-_held: list[PatientConnectionPool] = []
-_in_use: set[Path] = set()
-"""What a fork that is under way keeps until it is over; one thread forks at a time."""
 
 
 class PatientDatastore(SQLiteDatastore):
@@ -238,256 +187,3 @@ class SQLiteSnapshotRecorder(SQLiteAggregateRecorder):
 
 def _as_text(stream: UUID | str) -> str:
     return stream.hex if isinstance(stream, UUID) else stream
-
-
-class PatientConnectionPool(SQLiteConnectionPool):
-    """A pool that waits for its connections before it is closed, and before the process forks."""
-
-    def __init__(self, *, db_name: str, lock_timeout: int | None = None) -> None:
-        """Connect to a file when first asked for a connection.
-
-        Raises:
-            ScoringError: if this process itself was forked while its parent used the file.
-        """
-        self._retired = False
-        # Who uses each connection, by the thread's number.
-        self._users: dict[int, int] = {}
-        super().__init__(db_name=_absolute(db_name), lock_timeout=lock_timeout)
-        self._make_locks()
-        path = self.db_name
-        if path.startswith("file:"):
-            path = unquote(path.removeprefix("file:").partition("?")[0])
-        self.file = Path(path).resolve()
-        self._path, self._files = path, OpenFiles(path, self.file)
-        # One in memory would be lost with its connections, and no other process can see it.
-        if not self.is_sqlite_memory_mode:
-            self._check_inheritance()
-            with _fork_lock:
-                _pools.add(self)
-
-    @property
-    def closed(self) -> bool:
-        """Whether no connection is given out any more."""
-        return self._retired
-
-    def _make_locks(self) -> None:
-        # These are entered without calling anything in Python, unlike a semaphore and a condition.
-        self._get_semaphore: Any = Lock()
-        self._lock = RLock()
-        self._put_condition = Condition(self._lock)
-
-    def get_connection(
-        self, timeout: float | None = None, *, is_writer: bool | None = None
-    ) -> SQLiteConnection:
-        """Return a connection, as the library does, at a third of the cost.
-
-        Raises:
-            ConnectionPoolClosedError: if the pool was closed, if only while this thread waited.
-            ConnectionUnavailableError: if none is to be had in time.
-        """
-        patience = self.pool_timeout if timeout is None else timeout
-        ends_at = time.monotonic() + patience
-        # So that connections are given out in the order in which they are asked for.
-        if not self._get_semaphore.acquire(timeout=patience):
-            raise ConnectionUnavailableError("others wait for a connection, too")
-        try:
-            with self._lock:
-                while self._in_use and self._has_to_wait(is_writer=is_writer):
-                    if not self._put_condition.wait(ends_at - time.monotonic()):
-                        raise ConnectionUnavailableError("no connection was returned in time")
-                self._check_inheritance()
-                if self._retired:
-                    raise ConnectionPoolClosedError
-                # Before anything is written, too: the log would be taken for that of the file which
-                # has the name now.
-                self._files.check_file()
-                connection = self._pool.popleft() if self._pool else self._create_connection()
-                connection.is_writer = is_writer
-                self._in_use[id(connection)] = connection
-                self._users[id(connection)] = get_ident()
-                return connection
-        finally:
-            self._get_semaphore.release()
-
-    def _has_to_wait(self, *, is_writer: bool | None) -> bool:
-        if self._retired:
-            return False
-        used_for = [connection.is_writer for connection in self._in_use.values()]
-        if len(used_for) >= self.pool_size + self.max_overflow:
-            return True
-        if self.is_sqlite_memory_mode:  # where readers and a writer exclude each other
-            return is_writer is not None and (True in used_for or (is_writer and False in used_for))
-        return is_writer is True and True in used_for
-
-    def put_connection(self, conn: SQLiteConnection) -> None:
-        """Take a connection back; once the pool is closed, close it."""
-        with self._lock:
-            if self._in_use.pop(id(conn), None) is None:
-                raise ConnectionNotFromPoolError("it is not in use in this pool")
-            del self._users[id(conn)]
-            if self._retired or len(self._pool) >= self.pool_size:
-                conn.close()
-            elif not conn.closed:
-                # What an exception from a signal handler, say, has left open would keep all other
-                # processes from writing, and this one from beginning anything.
-                conn.rollback()
-                # The last one used is the next one given out: whoever writes again finds the file's
-                # pages in its cache, which every other connection's commit empties.
-                self._pool.appendleft(conn)
-            self._put_condition.notify_all()
-
-    def close(self) -> None:
-        """Close all connections, as soon as other threads have returned theirs.
-
-        None is given out from now on. What is not returned in ``PATIENCE_SECONDS``, and what the
-        calling thread itself uses, as in a signal handler, is closed when it is returned.
-        """
-        with self._put_condition:
-            self._retired = True
-            self._put_condition.notify_all()
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while self._others_use_connections() and self._put_condition.wait(
-                max(0.0, deadline - time.monotonic())
-            ):
-                pass
-            self._close_idle()
-
-    def hold(self) -> bool:
-        """Close all connections and keep others from opening any; false if some stay in use."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        if get_ident() in self._users.values():
-            return False  # for it would wait for itself
-        if not self._get_semaphore.acquire(timeout=PATIENCE_SECONDS):
-            return False
-        self._put_condition.acquire()
-        is_empty = False
-        try:
-            while self._in_use:
-                if not self._put_condition.wait(max(0.0, deadline - time.monotonic())):
-                    return False
-            self._close_idle()
-            is_empty = True
-        finally:
-            if not is_empty:  # nor when Ctrl-C ends the waiting
-                self.release()
-        return True
-
-    def release(self) -> None:
-        """End a ``hold``."""
-        try:
-            self._put_condition.release()
-        finally:
-            self._get_semaphore.release()
-
-    def reset_after_fork(self) -> None:
-        """Forget, in a child that was forked, the parent's threads, connections and locks.
-
-        A thread of the parent may have held any of the locks, or waited for it; here it never
-        lets go.
-        """
-        # Closing them here could delete the log that the parent goes on writing.
-        keep_for_ever([*self._pool, *self._in_use.values()])
-        self._pool.clear()
-        self._in_use.clear()
-        self._users.clear()
-        self._make_locks()
-
-    def _create_connection(self) -> SQLiteConnection:
-        # As the library does, which however keeps one prepared statement a connection, and so
-        # prepares each anew every time.
-        if self.db_name == self._path and not self.is_sqlite_memory_mode:
-            self._files.make_private()
-        try:
-            opened = sqlite3.connect(
-                self.db_name,
-                uri=True,
-                check_same_thread=False,
-                isolation_level=None,
-                timeout=self.lock_timeout or SQLITE3_DEFAULT_LOCK_TIMEOUT,
-            )
-        except sqlite3.Error as error:
-            raise InterfaceError(error) from error
-        if not self.is_sqlite_memory_mode:
-            if not self.is_journal_mode_wal:
-                opened.execute("PRAGMA journal_mode=WAL")
-                self.is_journal_mode_wal = True
-            opened.execute(f"PRAGMA cache_size=-{_CACHE_KIBIBYTES}")
-            opened.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
-            # So that it has the log open: else the last connection of another process removes it.
-            opened.execute("PRAGMA schema_version").fetchone()
-            self._files.opened()
-            self.check_files()
-        opened.row_factory = sqlite3.Row
-        return SQLiteConnection(opened, max_age=self.max_age)
-
-    def check_files(self) -> None:
-        """Check that what is open is what has the file's name, and the name of its log.
-
-        Raises:
-            ScoringError: if one of them was removed, renamed or replaced.
-        """
-        if not (self.is_sqlite_memory_mode or self._files.are_in_settled_folder()):
-            # With the last connection, which another thread may just be closing, goes the log.
-            with self._put_condition:
-                self._files.check(log_may_be_gone=self._retired)
-
-    def _check_inheritance(self) -> None:
-        if _inherited and self.file in _inherited:
-            raise ScoringError(
-                f"{self.file} was in use when this process was forked, so SQLite's locks on it "
-                "cannot be trusted here: fork again when no transaction is open, or start the "
-                "process with multiprocessing's method spawn"
-            )
-
-    def _others_use_connections(self) -> bool:
-        return any(user != get_ident() for user in self._users.values())
-
-    def _close_idle(self) -> None:
-        while self._pool:
-            self._pool.popleft().close()
-        if not self._in_use:
-            self._files.log_closed()
-
-
-def _absolute(db_name: str) -> str:
-    """Return a name that means the same file after the process has changed its directory."""
-    if SQLiteConnectionPool.detect_memory_mode(db_name):
-        return db_name
-    if db_name.startswith("file:"):
-        name = db_name.removeprefix("file:")
-        return db_name if name.startswith("/") else f"file:{quote(str(Path.cwd()))}/{name}"
-    return str(Path.cwd() / db_name)
-
-
-def _before() -> None:
-    _fork_lock.acquire()
-    pools = list(_pools)
-    try:
-        for pool in pools:
-            if pool.hold():
-                _held.append(pool)  # noqa: PERF401 - is to be there if the next one raises
-    finally:
-        _in_use.update(pool.file for pool in pools if pool not in _held)
-
-
-def _after_in_parent() -> None:
-    try:
-        while _held:
-            _held.pop().release()
-        _in_use.clear()
-    finally:
-        _fork_lock.release()
-
-
-def _after_in_child() -> None:
-    _inherited.update(_in_use)
-    _in_use.clear()
-    _held.clear()
-    for pool in list(_pools):
-        pool.reset_after_fork()
-    _fork_lock.release()
-
-
-os.register_at_fork(
-    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-)

@@ -12,7 +12,7 @@ from eventsourcing.popo import POPOApplicationRecorder
 from eventsourcing.sqlite import SQLiteRecorder
 
 from scoring.retries import in_words
-from scoring.sqlite import PatientConnectionPool
+from scoring.sqlite_pool import PatientConnectionPool
 
 if TYPE_CHECKING:
     from typing import Self

@@ -10,7 +10,7 @@ from eventsourcing.persistence import StoredEvent
 from projections.errors import ProjectionError
 from projections.events.stores import MONGO, POSTGRES, SQLITE, kind_of
 from projections.relocation.copyable import Copyable
-from scoring.sqlite import PatientConnectionPool
+from scoring.sqlite_pool import PatientConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

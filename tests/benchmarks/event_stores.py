@@ -29,7 +29,8 @@ from read_side import add_percentiles, following, served, waits_for_another_proc
 from replica_set import running_replica_set
 from scoring import Scoring, UserScore
 from scoring.identity import user_stream_id
-from scoring.postgres import BoundedConnection, FlushingApplicationRecorder
+from scoring.postgres import GaplessPostgresRecorder
+from scoring.postgres_pool import BoundedConnection
 from write_side import fill, grant_each, grants, opened, same_rows
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ POSTGRES_LEDGER = "ledger on PostgreSQL"
 WITH_LIBRARYS_INSERT = "ledger with library's insert"
 
 
-class LibrarysInsert(FlushingApplicationRecorder):
+class LibrarysInsert(GaplessPostgresRecorder):
     """Inserts as the library's recorder does, without a check, but sends all of it."""
 
     def _insert_stored_events(

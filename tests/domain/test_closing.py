@@ -18,12 +18,12 @@ from eventsourcing.sqlite import SQLiteDatastore, SQLiteFactory
 from eventsourcing.utils import Environment
 from pymongo import MongoClient
 
-import scoring.sqlite
+import scoring.sqlite_pool
 from command_line import run_python
 from projections.mongo import MongoFactory, connect
 from receipts_check import read_ledger
 from scoring import Scoring, ScoringError
-from scoring.sqlite import PatientConnectionPool
+from scoring.sqlite_pool import PatientConnectionPool
 from support import make_grant, sqlite_env
 
 # In a process of its own, as what it is to show is that the process survives.
@@ -183,7 +183,7 @@ def test_a_signal_handler_may_close_what_it_interrupts(app: Scoring) -> None:
         with datastore(app).transaction(commit=True) as cursor:
             signal.raise_signal(signal.SIGUSR1)
             cursor.execute("CREATE TABLE interrupted (i)")
-        assert time.monotonic() - began < scoring.sqlite.PATIENCE_SECONDS / 2
+        assert time.monotonic() - began < scoring.sqlite_pool.PATIENCE_SECONDS / 2
     finally:
         signal.signal(signal.SIGUSR1, before)
     with pytest.raises(ScoringError, match="was closed"):
@@ -194,7 +194,7 @@ def test_a_signal_handler_may_close_what_it_interrupts(app: Scoring) -> None:
 
 def test_closing_does_not_wait_for_ever(app: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is still in use then is closed by whoever returns it."""
-    monkeypatch.setattr(scoring.sqlite, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(scoring.sqlite_pool, "PATIENCE_SECONDS", 0.2)
     begun, end, kept = Event(), Event(), []
 
     def stuck() -> None:

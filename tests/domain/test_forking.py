@@ -13,7 +13,7 @@ from command_line import run_python
 # Each in a process of its own: a fork that hangs, or a store that is lost, must not be the test's.
 _BEGIN = """
 import os, sys, threading, time
-import scoring.sqlite
+import scoring.sqlite_pool
 from scoring import Scoring, ScoringError
 from support import make_grant, sqlite_env
 
@@ -58,7 +58,7 @@ assert set(out) == {("RECORDED", "DUPLICATE")}, set(out)
 assert grant(0) == "DUPLICATE"
 """
 _IN_USE_AT_THE_FORK = """
-scoring.sqlite.PATIENCE_SECONDS = 0.3
+scoring.sqlite_pool.PATIENCE_SECONDS = 0.3
 begun, end = threading.Event(), threading.Event()
 
 def busy():

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-import scoring.postgres
+import scoring.postgres_pool
 import scoring.retries
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
@@ -27,7 +27,7 @@ UNKNOWN = r"unknown whether the grants are recorded: .* which is safe"
 @pytest.fixture(autouse=True)
 def _short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 3.0)
-    monkeypatch.setattr(scoring.postgres, "ATTEMPT_SECONDS", 0.7)
+    monkeypatch.setattr(scoring.postgres_pool, "ATTEMPT_SECONDS", 0.7)
 
 
 @contextmanager

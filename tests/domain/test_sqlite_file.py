@@ -18,7 +18,7 @@ from eventsourcing.sqlite import SQLiteFactory
 from projections.connections import Stores
 from projections.settings import Settings
 from scoring import BatchFailed, Scoring, ScoringError
-from scoring.sqlite import PatientConnectionPool
+from scoring.sqlite_pool import PatientConnectionPool
 from support import make_grant, sqlite_env
 
 

@@ -10,7 +10,7 @@ import pytest
 from eventsourcing.persistence import ConnectionNotFromPoolError, ConnectionUnavailableError
 from eventsourcing.sqlite import SQLiteConnectionPool
 
-from scoring.sqlite import PatientConnectionPool
+from scoring.sqlite_pool import PatientConnectionPool
 
 KINDS = (PatientConnectionPool, SQLiteConnectionPool)
 
