@@ -20,8 +20,8 @@ class CheckOutCache:
     """A bounded cache whose objects leave it while they are worked on.
 
     The library's own cache hands the same object to several threads and advances it in place.
-    Here ``take`` removes the object, so nobody can see it half-advanced, and ``give_back`` returns
-    it only when its state is what the event store holds; after a failure it is simply dropped.
+    Here checking out removes the object, so nobody can see it half-advanced, and it is checked in
+    only when its state is what the event store holds; after a failure it is simply dropped.
     """
 
     def __init__(self, *, maxsize: int) -> None:
@@ -39,13 +39,13 @@ class CheckOutCache:
         """Forget who holds the lock: in a child that was forked, perhaps a thread of the parent."""
         self._lock = RLock()
 
-    def take(self, user_ids: Iterable[str]) -> dict[str, UserScore]:
+    def check_out(self, user_ids: Iterable[str]) -> dict[str, UserScore]:
         """Remove the aggregates of users, and return by user id those that were here."""
         with self._lock:
             found = {user_id: self._scores.pop(user_id, None) for user_id in user_ids}
         return {user_id: score for user_id, score in found.items() if score is not None}
 
-    def look(self, user_id: str, read: Callable[[UserScore], T]) -> T | None:
+    def peek(self, user_id: str, read: Callable[[UserScore], T]) -> T | None:
         """Return what is read from the user's aggregate, which stays here, or ``None``."""
         with self._lock:
             score = self._scores.get(user_id)
@@ -56,8 +56,8 @@ class CheckOutCache:
         with self._lock:
             self._scores.clear()
 
-    def give_back(self, scores: Iterable[UserScore]) -> None:
-        """Return aggregates that have no pending events; of two, the later one stays."""
+    def check_in(self, scores: Iterable[UserScore]) -> None:
+        """Keep aggregates that have no pending events; of two of one user, the later one stays."""
         with self._lock:
             for score in scores:
                 other = self._scores.get(score.user_id)

@@ -132,16 +132,16 @@ class Attempt:
         if self.steps:
             self._commit()
             # Last, for whoever is not answered by now answers from these.
-            self.write_side.scores.give_back(
+            self.write_side.scores.check_in(
                 score for score in self.scores.values() if not score.pending_events
             )
 
     def _decide(self, handlers: Sequence[AnyHandler]) -> None:
         scores = self.write_side.scores
         if current := {each: each.users for each in handlers if each.needs_current_scores}:
-            self._load(scores.all_current, current)
+            self._load(scores.check_out_current, current)
         are_current = set(self.scores)
-        self._load(scores.take, {each: each.receiving_users() for each in handlers})
+        self._load(scores.check_out, {each: each.receiving_users() for each in handlers})
         for handler in handlers:
             if handler.refusal is None:
                 try:
@@ -153,7 +153,7 @@ class Attempt:
         if told := {each: each.users for each in self.steps if each.answers_for_others}:
             for user_id in self.scores.keys() - are_current - {s.user_id for s in self._changed()}:
                 del self.scores[user_id]
-            self._load(scores.all_current, told)
+            self._load(scores.check_out_current, told)
 
     def _changed(self) -> list[UserScore]:
         # Not those that were only opened, for a command that recorded nothing.

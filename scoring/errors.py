@@ -94,9 +94,9 @@ class StreamHasGap(ScoringError):
         self.user_id = user_id
         self.missing = missing
         super().__init__(
-            f"the stream of user {user_id!r} lacks {in_words(missing)}, though later ones are "
-            "there: the event store was put back to an earlier state and then written to; restore "
-            "the right backup, or give the lost points up with Scoring.close_gaps()"
+            f"the stream of user {user_id!r} lacks {versions_in_words(missing)}, though later ones "
+            "are there: the event store was put back to an earlier state and then written to; "
+            "restore the right backup, or give the lost points up with Scoring.close_gaps()"
         )
 
 
@@ -129,7 +129,7 @@ def _blank(cls: type[LedgerError], args: tuple[object, ...]) -> LedgerError:
     return cls.__new__(cls, *args)
 
 
-def in_words(versions: range) -> str:
+def versions_in_words(versions: range) -> str:
     """Return ``version 7`` or ``versions 7 to 11``."""
     if len(versions) == 1:
         return f"version {versions.start}"

@@ -176,10 +176,10 @@ class RecordedEvents(NamedTuple):
         ]
 
 
-def is_put_back_unnoticed(recorder: AggregateRecorder) -> bool:
-    """Tell whether a commit may follow a step back of the store without finding out."""
+def notices_step_back(recorder: AggregateRecorder) -> bool:
+    """Tell whether no commit can follow a step back of the store without finding out."""
     # What is in memory cannot be put back under those who use it.
-    return not isinstance(recorder, GaplessRecorder | POPOApplicationRecorder)
+    return isinstance(recorder, GaplessRecorder | POPOApplicationRecorder)
 
 
 class ScoringEventStore(EventStore[UUID]):
@@ -188,7 +188,7 @@ class ScoringEventStore(EventStore[UUID]):
     def __init__(self, mapper: Mapper[UUID], recorder: AggregateRecorder) -> None:
         """Store events with this recorder."""
         super().__init__(mapper, recorder)
-        self._looks_back = is_put_back_unnoticed(recorder)
+        self._notices_step_back = notices_step_back(recorder)
         # Asked for once, as it takes as long as reading an event.
         self._many_places = recorder if isinstance(recorder, ManyPlacesRecorder) else None
         self._adjacent = recorder if isinstance(recorder, AdjacentEventsRecorder) else None
@@ -207,7 +207,7 @@ class ScoringEventStore(EventStore[UUID]):
         self, domain_events: Sequence[DomainEventProtocol[UUID]], **kwargs: Any
     ) -> RecordedEvents:
         """Store domain events in one transaction, as ``put`` does."""
-        if self._looks_back:
+        if not self._notices_step_back:
             self._look_for(predecessors_of(domain_events))
         stored_events = list(map(self.mapper.to_stored_event, domain_events))
         positions = self.recorder.insert_events(stored_events, **kwargs)

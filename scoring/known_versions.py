@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from scoring.event_store import GaplessRecorder, is_put_back_unnoticed
+from scoring.event_store import GaplessRecorder, notices_step_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +62,7 @@ class KnownVersions:
 
     def follow(self, recorded: RecordedEvents, scores: Iterable[UserScore]) -> None:
         """See what this process has just recorded, and the aggregates that it made so."""
-        if is_put_back_unnoticed(self._recorder):
+        if not notices_step_back(self._recorder):
             return
         if self._seen is not None and recorded.positions[0] == self._seen[0] + 1:
             self.learn(scores)

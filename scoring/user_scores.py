@@ -30,14 +30,14 @@ _LOADED_AT_ONCE: Final = 250
 _WORTH_A_LOOK: Final = 100
 """So many users together are looked up by what is new in the store, fewer each for itself."""
 
-_LOOKS: Final = 10
+_COMMITS_WITH_LOOKUP: Final = 10
 """For so many commits users are looked up first, after others were seen to have written."""
 
 
 class UserScores:
     """The users of one application, loaded from its store and kept in its cache.
 
-    What it returns is in nobody else's hands, until it is given back.
+    Aggregates that are checked out are in nobody else's hands, until they are checked in.
     """
 
     def __init__(
@@ -52,21 +52,21 @@ class UserScores:
         self._snapshots = snapshots
         self._cache = cache
         self._known = known
-        self._looks = 0
+        self._commits_with_lookup = 0
 
-    def take(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
+    def check_out(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
         """Return users' aggregates for a command, perhaps behind the store, perhaps new.
 
         Being behind is found out by the commit, which then fails, so it need not cost a read here,
         unless other processes write to the same users: then it costs less than what fails.
         """
-        if self._looks:
-            self._looks -= 1
-            scores = self.all_current(user_ids)
+        if self._commits_with_lookup:
+            self._commits_with_lookup -= 1
+            scores = self.check_out_current(user_ids)
             return {
                 user_id: scores.get(user_id) or UserScore(user_id=user_id) for user_id in user_ids
             }
-        scores = self._cache.take(user_ids)
+        scores = self._cache.check_out(user_ids)
         if len(scores) < len(user_ids):
             scores |= self._load([user_id for user_id in user_ids if user_id not in scores])
             for user_id in user_ids:
@@ -74,16 +74,12 @@ class UserScores:
                     scores[user_id] = UserScore(user_id=user_id)
         return scores
 
-    def current(self, user_id: str) -> UserScore | None:
-        """Return the user's aggregate with everything recorded so far, or ``None``."""
-        return self.all_current([user_id]).get(user_id)
-
-    def all_current(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
+    def check_out_current(self, user_ids: Sequence[str]) -> dict[str, UserScore]:
         """Return the aggregates of users with everything recorded so far.
 
         Those who have nothing yet are left out.
         """
-        taken = self._cache.take(user_ids)
+        taken = self._cache.check_out(user_ids)
         absent = [user_id for user_id in user_ids if user_id not in taken]
         scores: dict[str, UserScore] = {}
         in_memory = list(taken.values())
@@ -118,7 +114,7 @@ class UserScores:
     def state_of(self, user_id: str) -> Score:
         """Return a user's state with everything recorded so far; zeros for one who has nothing."""
         # What is in the cache stays there, for the commands that come meanwhile.
-        seen = self._cache.look(user_id, lambda score: (_state(score), score.id, score.modified_on))
+        seen = self._cache.peek(user_id, lambda score: (_state(score), score.id, score.modified_on))
         if seen is not None:
             state, stream, modified_on = seen
             newest: list[Any] = list(self._events.get(stream, gt=state.version - 1, limit=2))
@@ -126,16 +122,16 @@ class UserScores:
                 (state.version, modified_on)
             ]:
                 return state
-        score = self.current(user_id)
+        score = self.check_out_current([user_id]).get(user_id)
         if score is None:
             return Score(user_id, 0, {}, {}, 0, 0, 0)
         state = _state(score)
-        self.give_back([score])
+        self.check_in([score])
         return state
 
     def expect_others(self) -> None:
         """Look users up before the next commits, as other processes write to them, too."""
-        self._looks = _LOOKS
+        self._commits_with_lookup = _COMMITS_WITH_LOOKUP
 
     def forget(self) -> None:
         """Load everybody again, as the store is not the one that they were loaded from."""
@@ -146,9 +142,9 @@ class UserScores:
         """Take note of what was just recorded, and of the aggregates whose events these are."""
         self._known.follow(recorded, scores)
 
-    def give_back(self, scores: Iterable[UserScore]) -> None:
+    def check_in(self, scores: Iterable[UserScore]) -> None:
         """Keep aggregates whose state is committed."""
-        self._cache.give_back(scores)
+        self._cache.check_in(scores)
 
     def originals_of(
         self, grant_ids: Sequence[str]

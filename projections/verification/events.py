@@ -34,7 +34,7 @@ from projections.verification.report import (
     flat,
 )
 from scoring import UserScore
-from scoring.errors import in_words
+from scoring.errors import versions_in_words
 from scoring.event_store import missing_versions
 from scoring.retries import read_event_store
 
@@ -301,7 +301,7 @@ class _EventVerification:
             stream = UserScore.create_id(user_id)
             gaps = read_event_store(partial(missing_versions, self._scoring.recorder, stream))
             for gap in gaps:
-                outcome.report(Difference(user_id, "stream", in_words(gap), "missing"))
+                outcome.report(Difference(user_id, "stream", versions_in_words(gap), "missing"))
 
     def _compare_users(self, session: ClientSession, outcome: Verification) -> None:
         total, _ = self._expectation.counts()

@@ -321,15 +321,15 @@ def test_somebody_elses_contribution_is_not_undone_by_a_retry_of_the_batch(
 
 def overtake(scoring: Scoring, monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
     """Have something done once, when users were loaded for the next commit."""
-    load: Any = scoring._scores.all_current
+    load: Any = scoring._scores.check_out_current
 
     def all_current(user_ids: Sequence[str]) -> Any:
         loaded = load(user_ids)
-        monkeypatch.setattr(scoring._scores, "all_current", load)
+        monkeypatch.setattr(scoring._scores, "check_out_current", load)
         do()
         return loaded
 
-    monkeypatch.setattr(scoring._scores, "all_current", all_current)
+    monkeypatch.setattr(scoring._scores, "check_out_current", all_current)
 
 
 @pytest.mark.parametrize("theirs", [5, 7])

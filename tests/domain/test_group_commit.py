@@ -296,8 +296,8 @@ def test_of_two_that_are_given_back_the_later_one_is_kept() -> None:
     earlier, later = (UserScore(user_id="ada") for _ in range(2))
     later.record(make_grant(1, user_id="ada"))
     for score in (later, earlier):
-        cache.give_back([score])
-    assert cache.take(["ada", "eve"]) == {"ada": later}
+        cache.check_in([score])
+    assert cache.check_out(["ada", "eve"]) == {"ada": later}
 
 
 # --- each for its own ----------------------------------------------------------------------------

@@ -265,7 +265,7 @@ def test_a_commit_that_follows_a_step_back_drops_all_that_is_in_memory(
     written_anew(app, store)
     give(app, range(7, 8))
     give(app, range(40, 41), "eve", category="learning")
-    cached = app._scores._cache.take(["eve"])
+    cached = app._scores._cache.check_out(["eve"])
     assert cached["eve"].category_totals == {"learning": 20}
 
 
@@ -344,9 +344,9 @@ def test_users_who_are_loaded_together_are_as_if_loaded_alone(app: Scoring, stor
     app.snapshots.put([UserScore.Snapshot.take(ahead)])
     totals = {user: many * (many + 1) // 2 for user, many in counts.items()}
     with Scoring(store.env) as other:
-        alone = {user: other._scores.all_current([user]).get(user) for user in names}
+        alone = {user: other._scores.check_out_current([user]).get(user) for user in names}
     with Scoring(store.env) as other:
-        together = other._scores.all_current(names)
+        together = other._scores.check_out_current(names)
         assert {user: score.total_score for user, score in together.items()} == totals
         for user in names:
             assert vars(together.get(user) or object) == vars(alone[user] or object)
