@@ -16,6 +16,7 @@ from scoring.testing.strategies import grant_ids, grant_shaped_keys, grants, key
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
 
+_DERIVED: Final = "derived"
 _NOT_TEXT: Final = (None, 7, b"jane", ("jane",), True)
 _CONTROL_AND_LINE: Final = "\x00\x07\t\n\x1b\x7f\x85\u2028\u2029\ud800\udfff\ufdd0\U0010ffff"
 _SPACES: Final = " \u00a0\u1680\u2003\u202f\u3000"
@@ -53,12 +54,10 @@ _BAD_TIMES: Final = (
 @st.composite
 def invalid_grants(draw: DrawFn) -> tuple[dict[str, Any], str]:
     """Draw ``(kwargs, field)``: keyword arguments of a grant of which only ``field`` is wrong."""
-    grant = draw(grants(ledger_keys=keys()))
-    kwargs: dict[str, Any] = grant.model_dump()
-    field = draw(st.sampled_from(sorted(_BAD_VALUES)))
-    if field == "derived":
-        kwargs |= draw(_squatting())
-        return kwargs, "grant_id"
+    kwargs: dict[str, Any] = draw(grants(ledger_keys=keys())).model_dump()
+    field = draw(st.sampled_from(sorted([*_BAD_VALUES, _DERIVED])))
+    if field == _DERIVED:
+        return {**kwargs, **draw(_squatting())}, "grant_id"
     return {**kwargs, field: draw(_BAD_VALUES[field])}, field
 
 
@@ -66,34 +65,23 @@ def invalid_grants(draw: DrawFn) -> tuple[dict[str, Any], str]:
 def _squatting(draw: DrawFn) -> dict[str, str]:
     """Draw user, id and key such that the id is not the user's derived one, but should be."""
     user_id, other = draw(st.sampled_from((("jane", "carl"), ("a", "a/b"), ("é", "e"))))
-    shaped = draw(grant_shaped_keys())
-    return draw(
+    shaped, plain = draw(grant_shaped_keys()), "telemetry:activity"
+    grant_id, key = draw(
         st.sampled_from(
             (
                 # A key that is grant-shaped under an id of the caller's own.
-                {"user_id": user_id, "grant_id": "mine", "key": shaped},
+                ("mine", shaped),
                 # The derived id of somebody else, with that key and with another.
-                {"user_id": user_id, "grant_id": derived_grant_id(other, shaped), "key": shaped},
-                {
-                    "user_id": user_id,
-                    "grant_id": derived_grant_id(other, shaped),
-                    "key": "telemetry:activity",
-                },
+                (derived_grant_id(other, shaped), shaped),
+                (derived_grant_id(other, shaped), plain),
                 # The user's own, taken ahead of time by another key.
-                {
-                    "user_id": user_id,
-                    "grant_id": derived_grant_id(user_id, shaped),
-                    "key": "telemetry:activity",
-                },
+                (derived_grant_id(user_id, shaped), plain),
                 # The right user, and another badge.
-                {
-                    "user_id": user_id,
-                    "grant_id": derived_grant_id(user_id, shaped + "x"),
-                    "key": shaped,
-                },
+                (derived_grant_id(user_id, shaped + "x"), shaped),
             )
         )
     )
+    return {"user_id": user_id, "grant_id": grant_id, "key": key}
 
 
 def _bad_ids(valid: SearchStrategy[str], max_length: int) -> SearchStrategy[object]:
@@ -127,5 +115,4 @@ _BAD_VALUES: Final[dict[str, SearchStrategy[object]]] = {
     "source": st.sampled_from(_BAD_LABELS),
     "amount": st.sampled_from(_BAD_AMOUNTS),
     "granted_at": st.sampled_from(_BAD_TIMES),
-    "derived": st.nothing(),
 }
