@@ -143,7 +143,7 @@ def _error_in(line: str) -> str | None:
 def _manner(death: ServerDied) -> str:
     code = death.exit_code
     if death.reason is not None:
-        return "could not be executed"
+        return "could not be started"
     if code is None:
         return "ended"
     if code < 0:

@@ -142,7 +142,7 @@ def _try_to_join_or_start(layout: Layout, lease: Lease, order: Order, deadline: 
         time.sleep(_POLL_SECONDS)
     raise MongoUnavailable(
         f"the MongoDB in {layout.folder} was neither joined nor started in {attempts} attempts "
-        f"and {deadline.seconds:g} s: see {layout.log} and {layout.supervisor_log}"
+        f"within {deadline.seconds:g} s: see {layout.log} and {layout.supervisor_log}"
     )
 
 

@@ -90,9 +90,10 @@ def main(folder: str, order: str) -> None:
         # Not at once: somebody may be trying the lock to see whether there is one of us.
         if not lock.wait_exclusive(Deadline(2.0)):
             return
-        lock.write(str(os.getpid()))
         with FileLock(layout.users_lock) as users, FileLock(layout.release_lock) as release:
-            supervisor = _Supervisor(layout, Order.decode(order), users=users, release=release)
+            supervisor = _Supervisor(
+                layout, Order.decode(order), lock=lock, users=users, release=release
+            )
             failure = supervisor.run()
     if failure is not None:
         # Only now that the lock is free, since the starter's next step may be to try again.
@@ -100,9 +101,12 @@ def main(folder: str, order: str) -> None:
 
 
 class _Supervisor:
-    def __init__(self, layout: Layout, order: Order, *, users: FileLock, release: FileLock) -> None:
+    def __init__(
+        self, layout: Layout, order: Order, *, lock: FileLock, users: FileLock, release: FileLock
+    ) -> None:
         self._layout = layout
         self._order = order
+        self._lock = lock
         self._users = users
         self._release = release
         self._child: subprocess.Popen[bytes] | None = None
@@ -112,9 +116,10 @@ class _Supervisor:
 
     def run(self) -> dict[str, Any] | None:
         """Return what to tell the starter, if the server did not come up."""
-        if self._presence() is _Presence.NOBODY:
-            return None  # the starter was killed before it asked for anything
         try:
+            self._lock.write(str(os.getpid()))
+            if self._presence() is _Presence.NOBODY:
+                return None  # the starter was killed before it asked for anything
             mongod = running_mongod(self._layout) or self._spawn(self._order.port)
         except OSError as error:
             return {"event": "unstartable", "error": error.strerror or str(error)}

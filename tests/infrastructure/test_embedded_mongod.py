@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from pymongo.errors import OperationFailure
 import projections.embedded.launch as launch_module
 import projections.embedded.lease as lease_module
 import projections.embedded.server as server_module
+from command_line import run_python
 from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, open_server
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
@@ -864,6 +866,16 @@ def test_a_mongod_that_dies_at_once_is_quoted_with_the_cure(
         assert words in str(caught.value)
 
 
+def test_a_supervisor_that_cannot_write_its_files_says_so(folder: Path) -> None:
+    """As on a full disk, where it cannot write into its own log either."""
+    program = (
+        "import pathlib, resource, sys; from projections.embedded import open_server; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); open_server(pathlib.Path(sys.argv[1]))"
+    )
+    done = run_python("-c", program, folder)
+    assert re.search(r"MongoUnavailable: .* could not be started: File too large", done.stderr)
+
+
 def test_the_log_speaks_for_a_mongod_that_dies_with_one(folder: Path, tmp_path: Path) -> None:
     """Errors are picked out of the log as text, and earlier runs' errors are not."""
     complaint = {
@@ -888,7 +900,7 @@ def test_the_log_speaks_for_a_mongod_that_dies_with_one(folder: Path, tmp_path: 
 def test_a_program_for_another_machine_is_named_as_such(folder: Path, tmp_path: Path) -> None:
     """What cannot even be executed is no riddle either."""
     mongod = _script(tmp_path / "mongod", "\x7fELF and nothing that runs")
-    with pytest.raises(MongoUnavailable, match=r"could not be executed.*not a program for this"):
+    with pytest.raises(MongoUnavailable, match=r"could not be started.*not a program for this"):
         open_server(folder, mongod=str(mongod))
 
 
