@@ -23,7 +23,7 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from scoring.retries import ATTEMPT_SECONDS, remaining_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from eventsourcing.postgres import PostgresDatastore
 
@@ -58,6 +58,18 @@ class BoundedConnection(Connection[DictRow]):
     """
 
     _no_answer: NoAnswer | None = None
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> BoundedConnection:
+        """Connect, as psycopg does, and ``tell`` why if that failed; nothing if it did not."""
+        tell: Callable[[str], None] = kwargs.pop("tell")
+        try:
+            connection = super().connect(conninfo, **kwargs)
+        except psycopg.Error as error:
+            tell(" ".join(str(error).split()))
+            raise
+        tell("")
+        return connection
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         """Carry out an operation, as psycopg does.
@@ -119,8 +131,17 @@ class BoundedConnection(Connection[DictRow]):
 class BoundedConnectionPool(ConnectionPool[BoundedConnection]):
     """A pool of such connections, which are not waited for longer than the command has time.
 
-    Once closed it says so in the library's terms: what psycopg says would be tried again.
+    Once closed it says so in the library's terms: what psycopg says would be tried again. Without a
+    connection it says why there is none, which psycopg's pool only logs.
     """
+
+    _trouble = ""
+
+    def __init__(self, *, kwargs: dict[str, Any], **options: Any) -> None:
+        super().__init__(kwargs={**kwargs, "tell": self._note}, **options)
+
+    def _note(self, trouble: str) -> None:
+        self._trouble = trouble
 
     def open(self, *args: Any, **kwargs: Any) -> None:
         """Open the pool, as psycopg's does.
@@ -143,7 +164,7 @@ class BoundedConnectionPool(ConnectionPool[BoundedConnection]):
         try:
             return super().getconn(min(timeout or self.timeout, remaining_seconds()))
         except PoolTimeout as error:
-            raise NoAnswer(str(error)) from error
+            raise NoAnswer(f"{error}: {self._trouble}".rstrip(": ")) from error
 
 
 def bounded_pool(datastore: PostgresDatastore) -> BoundedConnectionPool:

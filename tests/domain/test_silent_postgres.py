@@ -18,7 +18,7 @@ import scoring.postgres_pool
 import scoring.retries
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
-from scoring import GrantReceipt, GrantStatus, Scoring, ScoringError
+from scoring import EventStoreNotOpened, GrantReceipt, GrantStatus, Scoring, ScoringError
 from support import make_grant
 
 UNKNOWN = r"unknown whether the grants are recorded: .* which is safe"
@@ -138,6 +138,13 @@ def test_a_process_of_the_server_that_is_frozen_is_done_without(
             receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
             assert receipt.status is GrantStatus.RECORDED
         assert app.score_of("jane").grant_count == 2
+
+
+def test_a_store_without_a_connection_says_why(postgres: PostgresServer) -> None:
+    """Psycopg's pool only logs it, and says itself how long it has waited."""
+    env = postgres.new_env(POSTGRES_DBNAME="nowhere", POSTGRES_CONNECT_TIMEOUT="1")
+    with pytest.raises(EventStoreNotOpened, match='database "nowhere" does not exist'):
+        Scoring(env)
 
 
 def test_a_network_that_swallows_everything_ends_in_a_clear_error(postgres: PostgresServer) -> None:
