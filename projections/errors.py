@@ -106,7 +106,8 @@ class PoisonEvent(ProjectionError):
         self.reason = reason
         super().__init__(
             f"the event at position {position} (stream {stream}, topic {topic}) cannot be "
-            f"projected: {reason}"
+            f"projected: {reason}; mend the cause, or leave this stream behind and go on with "
+            "SCORE_LEDGER_ON_ERROR=park"
         )
 
 

@@ -76,7 +76,8 @@ class Settings(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise InvalidSetting(_variable(str(first["loc"][0])), first["msg"]) from error
+            reason = f"{first['msg']}; got {first['input']!r}"
+            raise InvalidSetting(_variable(str(first["loc"][0])), reason) from error
 
     @property
     def events_file(self) -> Path:

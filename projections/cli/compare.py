@@ -58,7 +58,9 @@ def compare(
     ] = SETTLE_SECONDS,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Write one page to this file; it needs no network."),
+        typer.Option(
+            "--html", metavar="FILE", help="Write one page to this file; it needs no network."
+        ),
     ] = None,
     granted_at: GrantedAtOption = None,
     old_uri: OldUriOption = None,

@@ -57,6 +57,7 @@ FolderOption = Annotated[
     Path | None,
     typer.Option(
         "--folder",
+        metavar="FOLDER",
         help="Embedded folder with the events and MongoDB's data, unless others are named. "
         "Default: $SCORE_LEDGER_FOLDER or .score-ledger.",
     ),

@@ -36,11 +36,16 @@ _BAR_WIDTH: Final = 30
 
 def drift(
     csv: Annotated[
-        Path | None, typer.Option("--csv", help="Write a line for every user to this file.")
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write a line for every user to this file."),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Write one page with plots to this file; it needs no network."),
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write one page with plots to this file; it needs no network.",
+        ),
     ] = None,
     wait: WaitOption = DEFAULT_WAIT_SECONDS,
     tolerance: Annotated[

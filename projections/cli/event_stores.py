@@ -36,7 +36,7 @@ def open_named(name: str, *, option: str, create: bool) -> Iterator[Scoring]:
 
     Raises:
         typer.BadParameter: if it is not a name of an event store.
-        OSError: if its file of variables cannot be read.
+        ValueError: if its file of variables cannot be read.
         LedgerError: if it cannot be opened.
     """
     variables = _variables(name, option)
@@ -92,8 +92,12 @@ def _of_uri(uri: str, option: str) -> dict[str, str]:
 
 def _of_file(file: Path, option: str) -> dict[str, str]:
     """Return the variables of a file, as services read it; quotes are no part of a value."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     variables = {}
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(lines, start=1):
         line = text.strip()
         if not line or line.startswith(("#", ";")):
             continue

@@ -22,9 +22,12 @@ def grant(
     key: Annotated[str, typer.Option(help="What was rewarded, e.g. quiz:history:7.")],
     category: Annotated[str, typer.Option(help="Label, e.g. content.")],
     source: Annotated[str, typer.Option(help="Label, e.g. feed.")],
-    amount: Annotated[str, typer.Option(help="Points: an integer from 1 to 1000000000.")],
+    amount: Annotated[str, typer.Option(metavar="POINTS", help="An integer from 1 to 1000000000.")],
     granted_at: Annotated[
-        str | None, typer.Option(help="When it was earned, ISO 8601 with offset. Default: now.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="When it was earned, ISO 8601 with offset. Default: now."
+        ),
     ] = None,
     folder: FolderOption = None,
     json: JsonOption = False,
@@ -50,8 +53,9 @@ def grant(
         receipt,
         f"{receipt.total_before:,} → {receipt.total_after:,}",
         json=json,
-        conflict="this grant id was recorded before with another payload; nothing changed: use a "
-        "new id for a new award",
+        conflict="this grant id was recorded before with another user, key, label, amount or time "
+        "(which is now, unless --granted-at gives it); nothing changed: use a new id for a new "
+        "award",
     )
 
 
@@ -61,10 +65,16 @@ def contribute(
     category: Annotated[str, typer.Option(help="Label, e.g. telemetry.")],
     source: Annotated[str, typer.Option(help="Label, e.g. app.")],
     points: Annotated[
-        str, typer.Option(help="What the bucket holds from now on: an integer from 0.")
+        str,
+        typer.Option(
+            metavar="POINTS", help="What the bucket holds from now on: an integer from 0."
+        ),
     ],
     at: Annotated[
-        str | None, typer.Option(help="When it was earned, ISO 8601 with offset. Default: now.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="When it was earned, ISO 8601 with offset. Default: now."
+        ),
     ] = None,
     folder: FolderOption = None,
     json: JsonOption = False,

@@ -24,7 +24,8 @@ from projections.cli.old_import import import_old, preflight_old
 
 def import_(
     file: Annotated[
-        str | None, typer.Argument(help="A file of JSON lines, or - for standard input.")
+        str | None,
+        typer.Argument(metavar="FILE", help="A file of JSON lines, or - for standard input."),
     ] = None,
     contributions: Annotated[
         bool, typer.Option("--contributions", help="The lines are contributions, not grants.")
@@ -54,7 +55,9 @@ def import_(
     reject: Annotated[
         Path | None,
         typer.Option(
-            "--reject", help="Keep what was not imported in this file, to be mended and imported."
+            "--reject",
+            metavar="FILE",
+            help="Keep what was not imported in this file, to be mended and imported.",
         ),
     ] = None,
     granted_at: GrantedAtOption = None,

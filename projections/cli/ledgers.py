@@ -135,10 +135,10 @@ def await_mongo(uri: str) -> None:
         nodes = [] if uri.startswith("mongodb+srv:") else parse_uri(uri)["nodelist"]
     except (PyMongoError, ValueError, TypeError):
         return  # which opening it puts into words
-    if nodes and _all_refuse(nodes):
+    if nodes and (refusals := _refusals(nodes)):
         raise ReadModelUnavailable(
-            f"MongoDB cannot be reached (connection refused by {_named(nodes)}): check that it "
-            "runs and that MONGO_URI names it",
+            f"MongoDB cannot be reached ({refusals}): check that it runs and that MONGO_URI names "
+            "it",
             transient=True,
         )
 
@@ -154,37 +154,38 @@ def await_postgres(settings: Settings, environ: Mapping[str, str] | None = None)
         ProjectionError: if it still does.
     """
     node = settings.postgres_node(environ)
-    if node is not None and _all_refuse([node]):
+    if node is not None and (refusals := _refusals([node])):
         raise ProjectionError(
-            f"PostgreSQL cannot be reached (connection refused by {_named([node])}): check that it "
-            "runs and that POSTGRES_HOST and POSTGRES_PORT name it"
+            f"PostgreSQL cannot be reached ({refusals}): check that it runs and that POSTGRES_HOST "
+            "and POSTGRES_PORT name it"
         )
 
 
-def _named(nodes: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{host}:{port}" for host, port in nodes)
-
-
-def _all_refuse(nodes: list[tuple[str, int]]) -> bool:
+def _refusals(nodes: list[tuple[str, int]]) -> str:
     """Give servers that refuse connections two seconds; their drivers would give them ten or more.
 
     Whatever else may be wrong, an election above all, is the driver's to sit out.
+
+    Returns:
+        What each has answered, or nothing if one of them does not refuse.
     """
     deadline = time.monotonic() + _REFUSED_SECONDS
-    while all(_refuses(*node) for node in nodes):
+    while all(refusals := [_refusal(*node) for node in nodes]):
         if time.monotonic() > deadline:
-            return True
+            return ", ".join(refusals)
         time.sleep(_PAUSE_SECONDS)
-    return False
+    return ""
 
 
-def _refuses(host: str, port: int | None) -> bool:
+def _refusal(host: str, port: int | None) -> str:
     if port is None:  # a socket in the file system
-        return False
+        return ""
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-    except (ConnectionRefusedError, socket.gaierror):
-        return True
+    except ConnectionRefusedError:
+        return f"connection refused by {host}:{port}"
+    except socket.gaierror as error:
+        return f"the host name {host} cannot be resolved: {error.strerror}"
     except (OSError, OverflowError):  # slow, or a port that nobody can have
         pass
-    return False
+    return ""

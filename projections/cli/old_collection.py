@@ -27,6 +27,7 @@ OldUriOption = Annotated[
     typer.Option(
         "--old-uri",
         envvar="SCORE_LEDGER_OLD_URI",
+        metavar="URI",
         help="Server of the old collection. Default: MONGO_URI, or the folder's own.",
     ),
 ]
@@ -71,7 +72,9 @@ GrantedAtOption = Annotated[
     str | None,
     typer.Option(
         "--granted-at",
-        help="When what becomes a grant was earned, where nothing says so: ISO 8601 with offset.",
+        metavar="TIME",
+        help="When posts and badges were earned whose bucket does not say it, as they become "
+        "grants: ISO 8601 with offset.",
     ),
 ]
 

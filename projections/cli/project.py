@@ -95,8 +95,8 @@ def project(
         )
     if parked:
         err.print(
-            f"[yellow]note:[/] {parked:,} streams are parked: see score-ledger status, mend the "
-            "cause, run score-ledger unpark"
+            f"[yellow]note:[/] {counted(parked, 'parked stream')}: see score-ledger status, mend "
+            "the cause, run score-ledger unpark"
         )
     if interrupted:
         raise Interrupted("interrupted: run it again to finish", stop)

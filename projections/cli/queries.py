@@ -53,6 +53,11 @@ def leaderboard(
         ranked_by = ledger.leaderboard.rank_by if by is None else by
         rows = ledger.leaderboard.top(top, by=ranked_by)
         note_lag(ledger)
+    if rows and rows[0].score == 0 and by is None:
+        err.print(
+            "[yellow]note:[/] nobody has a recomputed total, which counts contributions, posts and "
+            "badges only: --by ledger ranks by grants"
+        )
     if json:
         print_json(rows)
     else:
@@ -60,7 +65,7 @@ def leaderboard(
 
 
 def user(
-    user_id: Annotated[str, typer.Argument(help="Whose page.")],
+    user_id: Annotated[str, typer.Argument(metavar="USER_ID", help="Whose page.")],
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="How many of the newest grants.")
     ] = 10,
@@ -105,14 +110,21 @@ def status(folder: FolderOption = None, json: JsonOption = False) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in dataclasses.asdict(state).items():
         if value is not None and value != [] and name != "parked_streams":
-            text = f"{value:,}" if isinstance(value, int) else shown(str(value).strip("[]"))
-            table.add_row(f"[dim]{name.replace('_', ' ')}[/]", text)
+            table.add_row(f"[dim]{name.replace('_', ' ')}[/]", _said(value))
     print_table(table)
     for parked in state.parked_streams:
         out.print(
             f"[yellow]parked[/] {parked.stream} at position {parked.position:,} "
             f"({shown(parked.topic)}): {shown(parked.reason)}"
         )
+
+
+def _said(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else shown(str(value))
 
 
 def print_leaderboard(rows: list[LeaderboardRow], by: By) -> None:

@@ -15,7 +15,10 @@ from projections.words import counted
 def unpark(
     streams: Annotated[
         list[str] | None,
-        typer.Argument(help="Ids of parked streams, as score-ledger status lists them; or all."),
+        typer.Argument(
+            metavar="STREAM",
+            help="Ids of parked streams, as score-ledger status lists them; or all.",
+        ),
     ] = None,
     folder: FolderOption = None,
     json: JsonOption = False,

@@ -91,8 +91,8 @@ def print_verification(outcome: Verification) -> None:
     """Print the outcome of verifying."""
     if outcome.parked_streams:
         err.print(
-            f"[bold red]error:[/] {outcome.parked_streams:,} streams are parked: see score-ledger "
-            "status, mend the cause, run score-ledger unpark"
+            f"[bold red]error:[/] {counted(outcome.parked_streams, 'parked stream')}: see "
+            "score-ledger status, mend the cause, run score-ledger unpark"
         )
     if not outcome.difference_count:
         out.print(

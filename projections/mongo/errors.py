@@ -18,6 +18,7 @@ from pymongo.errors import (
     NotPrimaryError,
     OperationFailure,
     PyMongoError,
+    ServerSelectionTimeoutError,
     WriteConcernError,
 )
 
@@ -330,6 +331,11 @@ def in_words(error: PyMongoError) -> str:
             f"MongoDB has no primary where it was asked ({said}): wait until one is elected, and "
             "let MONGO_URI name the replica set rather than one member with directConnection"
         )
+    elif isinstance(error, ServerSelectionTimeoutError) and said.startswith("No servers match"):
+        sentence = (
+            f"MongoDB has no primary ({said}): wait until one is elected, see that a majority of "
+            "the replica set runs, and initiate a new one once, by rs.initiate()"
+        )
     elif isinstance(error, ConnectionFailure):
         sentence = (
             f"MongoDB cannot be reached ({said}): check that it runs and that MONGO_URI names it"
@@ -354,5 +360,7 @@ def _reason(error: PyMongoError) -> str:
     for item in [*_write_errors(error), *_concern_errors(error)]:
         return str(item["errmsg"])
     # It appends a page of topology, or the whole answer; the beginning says what happened.
-    said = str(error).partition(", Timeout:")[0].partition(", full error:")[0].strip()
-    return said or repr(error)
+    said = str(error)
+    for end in (", Timeout:", ", full error:", " (configured timeouts:"):
+        said = said.partition(end)[0]
+    return said.strip() or repr(error)

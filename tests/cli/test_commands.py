@@ -77,7 +77,7 @@ def test_a_conflict_exits_with_1(cli: CommandLine) -> None:
     cli(*GRANT)
     done = cli(*[("26" if word == "25" else word) for word in GRANT])
     assert done.returncode == 1
-    assert "recorded before with another payload" in done.stderr
+    assert "recorded before with another user, key, label, amount or time" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -207,6 +207,7 @@ def test_a_server_that_lacks_a_library_says_so_with_the_cure(
     [
         ({"MONGO_URI": "mongodb://localhost:99999"}, "MONGO_URI is not usable"),
         ({"SCORE_LEDGER_BATCH_SIZE": "many"}, "SCORE_LEDGER_BATCH_SIZE is not usable"),
+        ({"MONGO_DATABASE": "no.such", "SCORE_LEDGER_EVENTS": "mongo"}, "MONGO_DATABASE, or the"),
         ({"PERSISTENCE_MODULE": "no.such.module"}, "the event store no.such.module is not usable"),
         ({"PERSISTENCE_MODULE": "eventsourcing.postgres"}, "Postgres database name not found"),
     ],

@@ -94,7 +94,7 @@ def test_what_does_not_name_a_store_is_refused(cli: CommandLine, filled: Path) -
         ("sqlite:none.sqlite", "sqlite:new.sqlite", "there is no ledger yet"),
         ("sqlite:old.sqlite", "sqlite::memory:", "name a file"),
         ("sqlite:old.sqlite", "sqlite:no/folder/new.sqlite", "cannot be opened"),
-        ("sqlite:old.sqlite", "env:none.env", "none.env"),
+        ("sqlite:old.sqlite", "env:none.env", "none.env cannot be read: No such file"),
         ("sqlite:old.sqlite", "mongodb://127.0.0.1:1/scores", "refused by 127.0.0.1:1"),
         ("sqlite:old.sqlite", "sqlite:./old.sqlite", "into itself"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import AbstractContextManager
 
 from command_line import CommandLine, on_both_stores
@@ -29,6 +30,10 @@ def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
         stopped = cli("project")
         assert stopped.returncode == 1
         assert "the event at position 4" in stopped.stderr
+        assert "go on with SCORE_LEDGER_ON_ERROR=park" in stopped.stderr
+        shown = cli("status").stdout
+        assert re.search(r"worker error .* UTC\] *$", shown, re.MULTILINE)
+        assert re.search(r"lag seconds +[\d,]+\.\d *$", shown, re.MULTILINE)
         assert "Traceback" not in stopped.stderr
         status = json.loads(cli("status", "--json").stdout)
         assert "the event at position 4" in status["worker_error"]
@@ -36,7 +41,7 @@ def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
         assert status["lag_seconds"] > 0
         parked = cli("project", "--on-error", "park")
         assert parked.returncode == 0
-        assert "1 streams are parked" in parked.stderr
+        assert "1 parked stream:" in parked.stderr
         status = json.loads(cli("status", "--json").stdout)
         assert (status["parked_count"], status["lag_events"], status["grants"]) == (1, 0, 3)
         assert status["parked_streams"][0]["position"] == 4
@@ -44,7 +49,7 @@ def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
         assert "at position 4 (scoring:UserScore.GrantRecorded)" in cli("status").stdout
         verified = cli("verify")
         assert verified.returncode == 1
-        assert "1 streams are parked" in verified.stderr
+        assert "1 parked stream:" in verified.stderr
         still = cli("unpark")
         assert still.returncode == 1
         assert still.stdout.startswith("unparked 0 streams with 0 grants\nstill parked")
@@ -66,3 +71,4 @@ def test_the_setting_parks_too(cli: CommandLine) -> None:
         wrong = cli("project", SCORE_LEDGER_ON_ERROR="ignore")
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: SCORE_LEDGER_ON_ERROR is not usable")
+    assert wrong.stderr.endswith("got 'ignore'\n")

@@ -20,6 +20,8 @@ import pytest
 from command_line import COMMAND, CommandLine, on_both_stores, run_python
 from event_store import events_in
 from projections.cli.jsonl import NotJsonLines, read_lines
+from projections.cli.ledgers import await_mongo
+from projections.errors import ReadModelUnavailable
 from projections.mongo import connect
 from support import make_grant
 
@@ -190,6 +192,17 @@ def test_a_refused_connection_is_told_after_two_seconds(cli: CommandLine) -> Non
         assert done.stderr.startswith(
             f"error: {name} cannot be reached (connection refused by 127.0.0.1:{port})"
         )
+
+
+def test_a_host_that_nobody_knows_is_not_said_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads it at night looks for a typing error, not for a server that is down."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ReadModelUnavailable, match=r"the host name m1\.example cannot be"):
+        await_mongo("mongodb://m1.example/")
 
 
 NOT_LINES: dict[str, tuple[bytes, str]] = {
