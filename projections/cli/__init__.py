@@ -8,12 +8,13 @@ from __future__ import annotations
 import signal
 import sys
 
-from projections.cli.interrupts import EXIT_CODE, interrupt
+from projections.cli.interrupts import EXIT_CODE, interrupt, interrupt_again
 
 
 def main() -> None:
     """Run the command line; Ctrl-C is one line and exit code 130, whatever it interrupts."""
     signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = interrupt_again
     try:
         # Inside, since it takes long enough to be interrupted.
         from projections.cli.app import run  # noqa: PLC0415

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import _thread
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event
+from threading import Event, main_thread
 from typing import Final, NoReturn
 
 EXIT_CODE: Final = 128 + signal.SIGINT
@@ -18,6 +20,8 @@ EXIT_CODE: Final = 128 + signal.SIGINT
 
 _PATIENCE_SECONDS: Final = 4.0
 _LEAVING_SECONDS: Final = 0.5  # for each thing that is done on the way out
+
+_SOON_SECONDS: Final = 0.02
 
 _pressed = False
 
@@ -28,6 +32,23 @@ def interrupt(signum: int, frame: object) -> NoReturn:
     del signum, frame
     _pressed = True
     raise KeyboardInterrupt
+
+
+def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Have Ctrl-C come once more if it was ignored; to be ``sys.unraisablehook``.
+
+    Python goes on after it where no error can be raised, as in a finaliser or a library's callback.
+    """
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        # Not here, where it would be ignored, too.
+        _thread.start_new_thread(_interrupt_soon, ())
+    else:
+        sys.__unraisablehook__(ignored)
+
+
+def _interrupt_soon() -> None:
+    time.sleep(_SOON_SECONDS)
+    signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
 
 
 def was_interrupted() -> bool:

@@ -155,6 +155,24 @@ def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
     assert (130, [b"interrupted"]) in outcomes
 
 
+def test_ctrl_c_is_heard_where_no_error_can_be_raised(cli: CommandLine) -> None:
+    """As in a finaliser, or in what a library written in another language calls back."""
+    code = (
+        "import signal, time\n"
+        "from projections.cli import app, main\n"
+        "class Garbage:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "def run():\n"
+        "    Garbage()\n"
+        "    time.sleep(600)\n"
+        "app.run = run\n"
+        "main()"
+    )
+    done = run_python("-c", code, cwd=cli.cwd)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_ctrl_c_ends_an_import_that_waits_for_its_input(cli: CommandLine) -> None:
     """At once, and nothing was half done."""
     process = cli.start("import", "-")
@@ -174,24 +192,25 @@ def test_ctrl_c_ends_an_import_that_waits_for_its_input(cli: CommandLine) -> Non
 def test_a_refused_connection_is_told_after_two_seconds(cli: CommandLine) -> None:
     """With the address; an election is sat out as before, since somebody listens then."""
     cli(*GRANT)
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = unused.getsockname()[1]
-    started = time.monotonic()
-    cli("--version")
-    overhead = time.monotonic() - started
     postgres = {"SCORE_LEDGER_EVENTS": "postgres", "POSTGRES_DBNAME": "scores"}
-    for name, env in (
-        ("MongoDB", {"MONGO_URI": f"mongodb://127.0.0.1:{port}/?directConnection=true"}),
-        ("PostgreSQL", {**postgres, "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(port)}),
-    ):
-        refused = CommandLine(cli.cwd, {**cli.env, **env})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens there
+        port = taken.getsockname()[1]
         started = time.monotonic()
-        done = refused("status")
-        assert time.monotonic() - started < 8 + 3 * overhead  # and not ten
-        assert done.returncode == 1
-        assert done.stderr.startswith(
-            f"error: {name} cannot be reached (connection refused by 127.0.0.1:{port})"
-        )
+        cli("--version")
+        overhead = time.monotonic() - started
+        for name, env in (
+            ("MongoDB", {"MONGO_URI": f"mongodb://127.0.0.1:{port}/?directConnection=true"}),
+            ("PostgreSQL", {**postgres, "POSTGRES_HOST": "127.0.0.1", "POSTGRES_PORT": str(port)}),
+        ):
+            refused = CommandLine(cli.cwd, {**cli.env, **env})
+            started = time.monotonic()
+            done = refused("status")
+            assert time.monotonic() - started < 8 + 3 * overhead  # and not ten
+            assert done.returncode == 1
+            assert done.stderr.startswith(
+                f"error: {name} cannot be reached (connection refused by 127.0.0.1:{port})"
+            )
 
 
 def test_a_host_that_nobody_knows_is_not_said_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
