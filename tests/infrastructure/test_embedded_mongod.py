@@ -30,7 +30,7 @@ from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, 
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
-from projections.embedded.processes import Mongod
+from projections.embedded.processes import Mongod, _command_line
 
 _ROOT = Path(server_module.__file__).parents[2]
 
@@ -46,6 +46,15 @@ print(server.uri, flush=True)
 sys.stdin.readline()
 server.close()
 print("closed", flush=True)
+"""
+
+# Is interrupted as soon as its server has been started, and waits for it.
+_INTERRUPTED_PROGRAM = """
+import signal, sys
+from pathlib import Path
+from projections.embedded import server
+server.await_primary = lambda *_, **__: signal.raise_signal(signal.SIGINT)
+server.open_server(Path(sys.argv[1]), linger_seconds=60)
 """
 
 # Takes long to end, as a server with much in its memory does, and has a port until it has ended.
@@ -117,12 +126,11 @@ class User:
 def _processes(*words: str | Path) -> list[int]:
     """Pids of the processes that live and have each of the words on their command line."""
     found = []
-    for entry in Path("/proc").iterdir():
-        # A zombie's command line is empty, so it counts as gone.
-        with contextlib.suppress(OSError):
-            line = (entry / "cmdline").read_bytes()
-            if entry.name.isdigit() and all(os.fsencode(word) in line for word in words):
-                found.append(int(entry.name))
+    for entry in Path("/proc").glob("[0-9]*"):
+        # A process that is about to end is waited for, since it still has its locks and ports.
+        line = b"\0".join(_command_line(int(entry.name)))
+        if all(os.fsencode(word) in line for word in words):
+            found.append(int(entry.name))
     return found
 
 
@@ -132,6 +140,13 @@ def _mongods(folder: Path) -> list[int]:
 
 def _supervisors(folder: Path) -> list[int]:
     return _processes("run_supervisor.py", folder)
+
+
+def _kill_supervisor(folder: Path) -> None:
+    """Whoever comes next finds its lock free."""
+    (supervisor,) = _supervisors(folder)
+    os.kill(supervisor, signal.SIGKILL)
+    assert _eventually(lambda: not _supervisors(folder))
 
 
 def _eventually(condition: Callable[[], object], *, seconds: float = 60.0) -> bool:
@@ -145,7 +160,7 @@ def _eventually(condition: Callable[[], object], *, seconds: float = 60.0) -> bo
 
 @contextlib.contextmanager
 def _items(uri: str) -> Iterator[Any]:
-    with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=20_000) as client:
+    with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=60_000) as client:
         yield client.shop.items
 
 
@@ -366,9 +381,8 @@ def test_a_killed_supervisor_is_replaced_or_not_needed(folder: Path, *, visitor:
     """mongod survives it; the next to arrive replaces it; the last to leave stops mongod."""
     server = open_server(folder)
     _put(server.uri, "apple")
-    mongod, (supervisor,) = _mongods(folder), _supervisors(folder)
-    os.kill(supervisor, signal.SIGKILL)
-    assert _eventually(lambda: not _supervisors(folder))
+    mongod = _mongods(folder)
+    _kill_supervisor(folder)
     if visitor:
         with open_server(folder) as second:
             assert second.uri == server.uri
@@ -382,7 +396,7 @@ def test_a_killed_supervisor_is_replaced_or_not_needed(folder: Path, *, visitor:
 def test_a_replaced_supervisor_ends_the_server_of_killed_users(folder: Path) -> None:
     """A mongod that was taken over is watched like one that the supervisor started itself."""
     first = User(folder).opened()
-    os.kill(_supervisors(folder)[0], signal.SIGKILL)
+    _kill_supervisor(folder)
     second = User(folder).opened()
     first.kill()
     second.kill()
@@ -431,14 +445,11 @@ def test_a_start_that_is_killed_half_way_does_not_hinder_the_next(
 
 def test_an_interrupted_start_leaves_nothing_behind(folder: Path) -> None:
     """Ctrl-C while the server comes up: the exception gets out, the processes do not."""
-    user = User(folder, linger=60)
-    assert user.hear() == "ready"
-    user.go_on()
-    assert _eventually(lambda: _mongods(folder))
-    user.process.send_signal(signal.SIGINT)
-    user.process.wait(timeout=60)
-    assert _processes(folder) == []
+    user = User(folder, _INTERRUPTED_PROGRAM)
     user.end()
+    assert user.process.returncode == -signal.SIGINT
+    assert _processes(folder) == []
+    assert (folder / "server.json").exists()
 
 
 def test_a_server_that_is_not_primary_stops_as_quickly(folder: Path) -> None:
@@ -594,8 +605,7 @@ def test_a_killed_user_of_a_server_that_lingered_wishes_nothing(folder: Path) ->
 def test_a_server_without_a_supervisor_does_not_linger(folder: Path) -> None:
     """There would be nobody to end it."""
     with open_server(folder, linger_seconds=60):
-        os.kill(_supervisors(folder)[0], signal.SIGKILL)
-        assert _eventually(lambda: not _supervisors(folder))
+        _kill_supervisor(folder)
     assert _processes(folder) == []
 
 
@@ -604,8 +614,8 @@ def test_a_server_that_lost_its_supervisor_while_it_lingered_goes_on(folder: Pat
     with FileLock(Layout.create(folder).supervisor_lock) as supervisor:
         with open_server(folder, linger_seconds=60) as server:
             _put(server.uri, "apple")
-            os.kill(_supervisors(folder)[0], signal.SIGKILL)
-            assert supervisor.wait_exclusive(Deadline(10))
+            _kill_supervisor(folder)
+            assert supervisor.try_exclusive()
         before = _mongods(folder)
         assert _eventually(lambda: _state(before[0]) == "T")
     with open_server(folder) as server:
