@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -40,13 +41,12 @@ class Node:
         return f"127.0.0.1:{self.port}"
 
     def client(self) -> MongoClient[Document]:
-        """A client of this node alone, which does not wait long for one that is silent."""
+        """A client of this node alone, which waits for a busy one, and not for ever."""
         return MongoClient(
             self.address,
             directConnection=True,
-            serverSelectionTimeoutMS=1000,
-            connectTimeoutMS=1000,
-            socketTimeoutMS=5000,
+            serverSelectionTimeoutMS=10_000,
+            socketTimeoutMS=30_000,
         )
 
     def command(self, *command: Any, **values: Any) -> Document:
@@ -60,8 +60,11 @@ class ReplicaSet:
     def __init__(self, folder: Path) -> None:
         self._program = find_mongod()
         self.nodes: list[Node] = []
+        # Those of embedded servers are lower: none of these is taken while its node is down.
+        first_port = random.randrange(30_000, 32_000)
         for number in range(3):
-            node = Node(port=free_port(None), folder=folder / f"node-{number}")
+            port = free_port(first_port + number)
+            node = Node(port=port, folder=folder / f"node-{number}")
             (node.folder / "db").mkdir(parents=True)
             self.nodes.append(node)
             # Started at once, so that the next node cannot choose the same port.
@@ -106,10 +109,17 @@ class ReplicaSet:
 
     def step_down(self) -> Node:
         """Have the primary make way for another; returns the node that was primary."""
-        node = self.primary()
-        # Secondaries that lag by more than a moment would have it refused.
-        node.command("replSetStepDown", 5, secondaryCatchUpPeriodSecs=2, force=True)
-        return node
+        stepped_down: list[Node] = []
+
+        def ask() -> bool:
+            node = self.primary()  # which may make way by itself before it is asked to
+            # Secondaries that lag by more than a moment would have it refused.
+            node.command("replSetStepDown", 5, secondaryCatchUpPeriodSecs=2, force=True)
+            stepped_down.append(node)
+            return True
+
+        self._await(ask)
+        return stepped_down[0]
 
     def kill(self, node: Node) -> None:
         """SIGKILL."""
