@@ -75,7 +75,7 @@ def test_a_forked_child_counts_with_a_lock_of_its_own() -> None:
     with log._lock:
         if (pid := os.fork()) == 0:
             with suppress(BaseException):
-                signal.alarm(5)  # rather than waiting for ever
+                signal.alarm(60)  # rather than waiting for ever
                 logging.disable()
                 add(log, 1)
                 os._exit(0)
