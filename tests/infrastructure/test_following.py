@@ -316,7 +316,7 @@ def test_waiting_goes_on_through_a_lost_connection(
         closing(MongoScoreView(ReadModel(client, view.read_model.database.name))) as waiting,
     ):
         thread = Thread(
-            target=waiting.wait, args=("Scoring", receipt.position), kwargs={"timeout": 20}
+            target=waiting.wait, args=("Scoring", receipt.position), kwargs={"timeout": 60}
         )
         thread.start()
         time.sleep(0.1)

@@ -109,8 +109,8 @@ def kill_in_each_command(
     scoring.grant_many([make_grant(number) for number in range(100)])
     ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
     for number, (command, skip) in enumerate(places):
-        process = victim.start()
         with blocked(live, command, skip=skip) as wait:
+            process = victim.start()
             wait()
             victim.kill(process)
         # The server carries out what it sat on later, perhaps in the middle of what follows.

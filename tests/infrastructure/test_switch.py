@@ -19,7 +19,7 @@ from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
 
-from concurrency import at_once, meanwhile
+from concurrency import at_once, meanwhile, until
 from fail_points import failing
 from heard_commands import HeardCommands, Overtaken
 from projections import (
@@ -766,6 +766,7 @@ def test_readers_never_see_a_mixture_during_many_switches(
             rebuild.value = value
             assert rebuild.run().live
             live.generations.drop_kept()
-    assert len(seen) > switches / 2
-    assert min(reads) > switches
+            if value % 3:  # now and then the next one comes before anybody has read this one
+                until(partial(seen.__contains__, value))
+        until(lambda: min(reads) > switches)
     assert live.generations.state().generation == switches + 2

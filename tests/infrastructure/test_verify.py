@@ -797,14 +797,14 @@ def test_verifying_while_a_worker_projects_finds_nothing(
             number += 50
 
     with meanwhile(grant, ProjectionWorker(scoring, view, batch_size=25).follow):
-        grants = 0
-        for _ in range(15):
+        grants = rounds = 0
+        while rounds < 15 or grants <= 67:
+            rounds += 1
             outcome = verify_events(scoring, projected)
             assert outcome.differences == []
             assert verify_totals(projected).differences == []
             assert outcome.grants >= grants
             grants = outcome.grants
-        assert grants > 67
 
 
 def test_a_stream_that_lacks_versions_is_found_until_its_gaps_are_closed(

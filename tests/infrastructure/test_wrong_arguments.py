@@ -210,6 +210,8 @@ def test_a_server_that_cannot_do_transactions_is_told_what_it_lacks(
     ) as server:
         try:
             uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+            with MongoClient[Any](uri) as client:
+                client.admin.command("ping")  # for the ledger does not wait long for its start
             with pytest.raises(ReadModelUnavailable, match=cure):
                 ScoreLedger.open(folder=tmp_path / "ledger", mongo=uri)
         finally:
