@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,14 +10,13 @@ import bson
 from bson.int64 import Int64
 from msgspec import Struct
 
-from projections.events.anchor import Tracked
 from projections.events.model import BucketEvent, Fault, GrantEvent, ScoreEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
-    from projections.events.anchor import Anchor
+    from projections.events.anchor import Tracked
     from projections.mongo.collections import Document
 
 
@@ -48,77 +47,49 @@ class Writes:
 
 @dataclass(slots=True)
 class Batch:
-    """A run of the event store's one order, from just after ``after`` up to ``position``.
+    """A run of the event store's one order; events that are not projected may lie in it, too.
 
     Attributes:
         application_name: Whose order it is.
-        after: The tracked position that the batch continues; ``None`` before the first.
-        position: The tracked position once the batch is applied; events that the projection does
-            not use may lie before it.
+        continues: What has to be tracked for the batch to be applied.
+        reaches: What is tracked once it is; its anchor is ``None`` if no later one is known.
         events: The grants and buckets in between, in order.
         faults: The events in between that cannot be projected, in order.
         writes: What the events come to, where that was worked out beforehand.
-        after_anchor: The last event known at or before ``after``; see ``Tracked``.
-        anchor: The last event known at or before ``position``, if that is a later one.
     """
 
     application_name: str
-    after: int | None
-    position: int
+    continues: Tracked
+    reaches: Tracked
     events: list[ScoreEvent] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     writes: Writes | None = None
-    after_anchor: Anchor | None = None
-    anchor: Anchor | None = None
 
-    @property
-    def continues(self) -> Tracked:
-        """What has to be tracked for the batch to be applied."""
-        return Tracked(self.after, self.after_anchor)
-
-    @property
-    def reaches(self) -> Tracked:
-        """What is tracked once it is."""
-        return Tracked(self.position, self.anchor)
-
-    def cut(self, position: int, anchor: Anchor | None) -> tuple[Batch, Batch]:
-        """Return the batch up to a position in it, and the rest.
-
-        ``anchor`` is of the last event known at or before that position.
-        """
-        first = Batch(
-            self.application_name,
-            self.after,
-            position,
-            [event for event in self.events if event.position <= position],
-            [fault for fault in self.faults if fault.position <= position],
-            after_anchor=self.after_anchor,
-            anchor=anchor,
+    def cut(self, at: Tracked) -> tuple[Batch, Batch]:
+        """Return the batch up to a position in it, and the rest."""
+        position = at.position or 0
+        return (
+            Batch(
+                self.application_name,
+                self.continues,
+                at,
+                [event for event in self.events if event.position <= position],
+                [fault for fault in self.faults if fault.position <= position],
+            ),
+            Batch(
+                self.application_name,
+                at,
+                self.reaches,
+                [event for event in self.events if event.position > position],
+                [fault for fault in self.faults if fault.position > position],
+            ),
         )
-        rest = Batch(
-            self.application_name,
-            position,
-            self.position,
-            [event for event in self.events if event.position > position],
-            [fault for fault in self.faults if fault.position > position],
-            after_anchor=anchor,
-            anchor=self.anchor,
-        )
-        return first, rest
 
     def with_events_at_fault(self, reason: str) -> Batch:
         """Return the batch with its events as faults."""
         faults = [*self.faults, *(Fault.of(event, reason) for event in self.events)]
         faults.sort(key=lambda fault: fault.position)
-        return Batch(
-            self.application_name,
-            self.after,
-            self.position,
-            [],
-            faults,
-            after_anchor=self.after_anchor,
-            anchor=self.anchor,
-        )
+        return replace(self, events=[], faults=faults, writes=None)
 
 
 class UserChange(Struct, gc=False):

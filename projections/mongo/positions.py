@@ -86,7 +86,8 @@ class Positions:
                     "fields": {"_id": 0, "mark": 1, "position": 1, "shape": 1, "unparkings": 1},
                     # Only a live position may be new: one that is gone was of a rebuild that is
                     # over.
-                    "upsert": batch.after is None and self._read_model.generation is None,
+                    "upsert": batch.continues.position is None
+                    and self._read_model.generation is None,
                 },
                 session=session,
             )
@@ -95,7 +96,7 @@ class Positions:
         if not answer["lastErrorObject"]["n"]:
             raise _moved(batch)
         before: Document = answer["value"] or {"shape": self._read_model.shape}
-        return before, {**before, "mark": mark, "position": batch.position}
+        return before, {**before, "mark": mark, "position": batch.reaches.position}
 
     def hold(self, application_name: str, session: ClientSession) -> Tracked:
         """Return what is tracked, and keep workers from moving it until the transaction ends.
@@ -128,6 +129,6 @@ class Positions:
 
 def _moved(batch: Batch) -> PositionMoved:
     return PositionMoved(
-        f"the tracked position of {batch.application_name} is no longer {batch.after}: "
-        "another worker is at work"
+        f"the tracked position of {batch.application_name} is no longer "
+        f"{batch.continues.position}: another worker is at work"
     )

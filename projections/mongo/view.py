@@ -187,7 +187,7 @@ class MongoScoreView(TrackingRecorder):
             stop: When set, what failed is not tried again.
 
         Raises:
-            PositionMoved: if the tracked position is not ``batch.after``; nothing was changed.
+            PositionMoved: if what the batch continues is not tracked; nothing was changed.
             PoisonEvent: at the first fault, if that is to stop; nothing was changed.
             BatchRefused: if MongoDB refuses something in the batch; nothing was changed.
             BatchTooSlow: if it took longer than MongoDB keeps a transaction, or is more than its

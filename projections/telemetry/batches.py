@@ -32,7 +32,7 @@ def observed(batch: Batch, *, namespace: str) -> Iterator[None]:
         "db.collection.name": GRANTS,
         "db.operation.name": "project",
         "score_ledger.batch.size": len(batch.events),
-        "score_ledger.batch.position": batch.position,
+        "score_ledger.batch.position": batch.reaches.position or 0,
     }
     traceparents = (
         event.data.traceparent for event in batch.events if isinstance(event, GrantEvent)

@@ -105,10 +105,10 @@ class BatchReader:
             searched = page[-1].id if len(page) == PAGE_SIZE else end.position
             if searched == end.position and not batch.is_at_fault(searched):
                 batch.anchor = end
-            if searched - (batch.after or 0) >= _POSITIONS_IN_A_BATCH:
+            if searched - (batch.after.position or 0) >= _POSITIONS_IN_A_BATCH:
                 yield batch.sealed(searched)
                 batch = batch.following(searched)
-        if searched > (batch.after or 0):
+        if searched > (batch.after.position or 0):
             yield batch.sealed(searched)
 
     def _fasten(self, batch: _Growing, readable: Notification | Row | None) -> None:
@@ -147,8 +147,7 @@ class _Growing:
 
     def __init__(self, application_name: str, after: Tracked) -> None:
         self.application_name = application_name
-        self.after = after.position
-        self.after_anchor = self.anchor = after.anchor
+        self.after, self.anchor = after, after.anchor
         self.events: list[ScoreEvent] = []
         self.faults: list[Fault] = []
         self.documents: list[bytes] = []
@@ -173,16 +172,8 @@ class _Growing:
         # traced to its event there.
         with suppress(Exception):
             writes = writes_of(self.events, self.documents)
-        return Batch(
-            self.application_name,
-            self.after,
-            position,
-            self.events,
-            self.faults,
-            writes,
-            self.after_anchor,
-            self.anchor,
-        )
+        reached = Tracked(position, self.anchor)
+        return Batch(self.application_name, self.after, reached, self.events, self.faults, writes)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from eventsourcing.persistence import IntegrityError, Tracking
 from eventsourcing.projection import Projection
 
 from projections.errors import PositionMoved
+from projections.events.anchor import Tracked
 from projections.events.model import TOPICS, BucketEvent, GrantEvent, ScoreEvent
 from projections.mongo import MongoScoreView
 from projections.mongo.batches import Batch
@@ -47,11 +48,10 @@ class ScoreGrantsProjection(Projection[MongoScoreView]):
                 return
             batch = Batch(
                 application_name=tracking.application_name,
-                after=tracked.position,
-                position=tracking.notification_id,
-                events=[event],
+                continues=tracked,
                 # What is stored of the event is not known here, so the last anchor stays.
-                after_anchor=tracked.anchor,
+                reaches=Tracked(tracking.notification_id),
+                events=[event],
             )
             try:
                 self.view.apply(batch)

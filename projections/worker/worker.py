@@ -189,7 +189,7 @@ class ProjectionWorker:
                 tracked = batch.reaches
                 self._grants += len(batch.events)
                 retries.reset()
-                self._report(batch.position, until)
+                self._report(tracked.position or 0, until)
         return tracked
 
     def _batches(self, tracked: Tracked, until: int) -> AbstractContextManager[Iterator[Batch]]:
@@ -204,8 +204,8 @@ class ProjectionWorker:
             with self._around_batch(batch):
                 self._view.apply(batch, on_error=self._on_error, stop=stop)
         except PoisonEvent as poison:
-            before, _ = self._cut(batch, poison.position - 1)
-            if before.position > (batch.after or 0):
+            if poison.position - 1 > (batch.continues.position or 0):
+                before, _ = self._cut(batch, poison.position - 1)
                 self._apply(before, stop)
             raise
         except (BatchRefused, BatchTooSlow) as error:
@@ -226,11 +226,11 @@ class ProjectionWorker:
         """Cut a batch at a position, with the last event of the first part as an anchor there."""
         last = max((e.position for e in batch.events if e.position <= position), default=None)
         if last is None:
-            return batch.cut(position, batch.after_anchor)
-        anchor = self._store.first_from(last, batch.after_anchor)
+            return batch.cut(Tracked(position, batch.continues.anchor))
+        anchor = self._store.first_from(last, batch.continues.anchor)
         # Looked for afterwards, so that the anchor is of the history that was read.
         self._store.check(batch.reaches)
-        return batch.cut(position, anchor)
+        return batch.cut(Tracked(position, anchor))
 
     def _stand_by(self, until: int, stop: Event, retries: Retries) -> None:
         """Wait while another worker moves the position; return when it has stopped doing so.

@@ -10,6 +10,7 @@ from pymongo.errors import DuplicateKeyError
 from concurrency import at_once
 from old_way import OldWay
 from projections import Leaderboard, MongoScoreView, ProjectionWorker
+from projections.events.anchor import Tracked
 from projections.events.model import GrantEvent
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
@@ -67,7 +68,9 @@ def test_in_a_unique_index_race_the_second_insert_is_rejected_and_handled(
 
     def apply(number: int) -> None:
         # Tracked apart, so that only the unique index stands between them.
-        views[number].apply(Batch(f"Worker {number}", None, 2, [GrantEvent.of(2, event)]))
+        views[number].apply(
+            Batch(f"Worker {number}", Tracked(), Tracked(2), [GrantEvent.of(2, event)])
+        )
 
     at_once(2, apply)
     with pytest.raises(DuplicateKeyError):

@@ -32,6 +32,7 @@ from projections import (
     ScoreGrantsProjection,
     ScoreLedger,
 )
+from projections.events.anchor import Tracked
 from projections.mongo import connect
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
@@ -490,9 +491,7 @@ def test_a_batch_does_not_continue_the_position_of_another_store(
     record(store.env, 50, 1)
     with opened(store, read_model) as ledger:
         view = MongoScoreView(read_model)
-        batch = Batch(
-            "Scoring", tracked.position, (tracked.position or 0) + 1, after_anchor=tracked.anchor
-        )
+        batch = Batch("Scoring", tracked, Tracked((tracked.position or 0) + 1))
         with pytest.raises(PositionMoved):
             view.apply(batch)
         with pytest.raises(EventStoreReplaced):

@@ -250,6 +250,7 @@ def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
     ProjectionWorker(scoring, view).catch_up()
     hold = (
         "import sys, time\n"
+        "from projections.events.anchor import Tracked\n"
         "from projections.mongo import MongoScoreView, connect\n"
         "from projections.mongo.batches import Batch\n"
         "from projections.mongo.read_model import ReadModel\n"
@@ -260,7 +261,7 @@ def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
         "    time.sleep(60)\n"
         "Transaction.send = hang\n"
         "at = view.tracked('Scoring')\n"
-        "view.apply(Batch('Scoring', at.position, at.position + 1, after_anchor=at.anchor))\n"
+        "view.apply(Batch('Scoring', at, Tracked(at.position + 1)))\n"
     )
     position = view.max_tracking_id("Scoring")
     with subprocess.Popen(

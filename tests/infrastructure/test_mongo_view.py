@@ -13,6 +13,7 @@ from pymongo.errors import DuplicateKeyError
 from concurrency import at_once
 from projections import MongoScoreView, PositionMoved
 from projections.errors import BatchRefused
+from projections.events.anchor import Tracked
 from projections.events.model import GrantEvent
 from projections.mongo import connect
 from projections.mongo.batches import Batch, user_changes
@@ -37,7 +38,8 @@ def projected(*grants: Grant, first_position: int = 1) -> list[GrantEvent]:
 
 
 def batch(grants: list[GrantEvent], *, after: int | None = None, name: str = "Scoring") -> Batch:
-    return Batch(name, after, grants[-1].position if grants else (after or 0) + 1, [*grants])
+    position = grants[-1].position if grants else (after or 0) + 1
+    return Batch(name, Tracked(after), Tracked(position), [*grants])
 
 
 class TestTracking(TrackingRecorderTestCase):
@@ -144,7 +146,7 @@ def test_of_two_workers_projecting_the_same_grants_at_once_one_counts(
     """The rejected insert is handled: both return, and every grant counts once."""
     grants = projected(*(make_grant(number) for number in range(50)))
     for name in ("One", "Two"):  # tracked apart, so that only the index stands between them
-        MongoScoreView(read_model).apply(Batch(name, None, 0))
+        MongoScoreView(read_model).apply(Batch(name, Tracked(), Tracked(0)))
 
     with connect(mongo_uri) as one, connect(mongo_uri) as two:
         views = [MongoScoreView(ReadModel(own, read_model.database.name)) for own in (one, two)]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from old_way import OldBucket, OldWay
 from projections import Leaderboard, LeaderboardRow, MongoScoreView, ProjectionWorker
+from projections.events.anchor import Tracked
 from projections.events.decoder import EventDecoder
 from projections.mongo import connect
 from projections.mongo.batches import Batch, bucket_documents, user_changes
@@ -135,7 +136,7 @@ def test_totals_and_buckets_are_those_of_the_old_code(history: list[Call]) -> No
     with Scoring(clock=lambda: NOON + timedelta(days=1)) as scoring:
         site = Site(scoring)
         perform(site, history)
-        batch = Batch("Scoring", None, 10**6)
+        batch = Batch("Scoring", Tracked(), Tracked(10**6))
         for notification in scoring.recorder.select_notifications(
             1, 10**6, topics=ScoreGrantsProjection.topics
         ):

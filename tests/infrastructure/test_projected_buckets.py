@@ -15,6 +15,7 @@ from concurrency import at_once
 from heard_commands import HeardCommands
 from old_way import OldWay
 from projections import MongoScoreView, PositionMoved, ProjectionWorker, ScoreGrantsProjection
+from projections.events.anchor import Tracked
 from projections.events.decoder import EventDecoder
 from projections.mongo.batches import Batch
 from projections.mongo.collections import Document
@@ -57,7 +58,7 @@ def assert_the_old_way_is_shown(read_model: ReadModel, old: OldWay) -> None:
 def whole_batch(scoring: Scoring, after: int | None = None) -> Batch:
     """Everything recorded so far, as one batch."""
     newest = scoring.recorder.max_notification_id() or 0
-    batch = Batch("Scoring", after, newest)
+    batch = Batch("Scoring", Tracked(after), Tracked(newest))
     for notification in scoring.recorder.select_notifications(
         1, 10_000, topics=ScoreGrantsProjection.topics
     ):

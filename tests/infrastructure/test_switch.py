@@ -31,6 +31,7 @@ from projections import (
     RebuildSuperseded,
 )
 from projections.errors import ReadModelUnavailable
+from projections.events.anchor import Tracked
 from projections.mongo import connect
 from projections.mongo.batches import Batch
 from projections.mongo.collections import GENERATIONAL
@@ -219,7 +220,7 @@ def test_a_held_position_is_not_moved(scoring: Scoring, live: ReadModel) -> None
     tracked = view.tracked(scoring.name)
     position = tracked.position
     assert position is not None
-    batch = Batch(scoring.name, position, position + 1, after_anchor=tracked.anchor)
+    batch = Batch(scoring.name, tracked, Tracked(position + 1))
     assert switch.hold()
     with pytest.raises(PositionMoved):
         view.apply(batch)
@@ -496,11 +497,10 @@ def test_after_the_commit_the_position_that_was_built_refuses_a_batch(
     assert switch.commit(at_least=0)
     tracked = building.tracked(scoring.name)
     assert tracked.position is not None
-    after = tracked.position
     with pytest.raises((PositionMoved, RebuildSuperseded)):
-        building.apply(Batch(scoring.name, after, after + 1, after_anchor=tracked.anchor))
+        building.apply(Batch(scoring.name, tracked, Tracked(tracked.position + 1)))
     roll_forward(live)
-    assert MongoScoreView(live).max_tracking_id(scoring.name) == after
+    assert MongoScoreView(live).max_tracking_id(scoring.name) == tracked.position
     assert_second_generation_is_live(live)
 
 
@@ -599,7 +599,7 @@ def test_a_late_worker_of_a_generation_that_went_live_stops(
     late = MongoScoreView(live.of_generation(2))
     for after in (None, 5):
         with pytest.raises(RebuildSuperseded):
-            late.apply(Batch(scoring.name, after, 10))
+            late.apply(Batch(scoring.name, Tracked(after), Tracked(10)))
     assert_second_generation_is_live(live)
 
 

@@ -16,6 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from command_line import run_python
 from projections import Leaderboard, MongoScoreView, ProjectionWorker, ScoreLedger
 from projections.errors import PositionMoved
+from projections.events.anchor import Tracked
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
 from projections.telemetry.batches import observed
@@ -206,7 +207,7 @@ def test_metrics_tell_statuses_batches_lag_and_conflicts(
     lags = [p.value for p in seen["score_ledger.projection.lag"] if p.attributes == here]
     assert lags == [6]
     ledger.catch_up()
-    view, late = MongoScoreView(read_model), Batch("Scoring", None, 6)
+    view, late = MongoScoreView(read_model), Batch("Scoring", Tracked(), Tracked(6))
     with pytest.raises(PositionMoved), observed(late, namespace=read_model.database.name):
         view.apply(late)
     seen = telemetry.metrics()
