@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bson.max_key import MaxKey
 
-from projections.mongo.joins import outer_join
+from projections.joins import outer_join
 from projections.mongo.sessions import INSTANTS
 from scoring.contributions import Bucket
 from scoring.identity import is_grant_shaped

@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 from projections.errors import ProjectionError
+from projections.joins import outer_join
 from projections.migration.comparison_report import (
     MAX_DIFFERENCES,
     Comparison,
@@ -36,7 +37,6 @@ from projections.migration.pairs import (
     without_place,
 )
 from projections.migration.suspects import Suspect, Suspects
-from projections.mongo.joins import outer_join
 from scoring import BatchFailed, GrantStatus, InvalidGrant, StreamHasGap
 from scoring.contributions import Bucket, Contribution
 from scoring.identity import claim_stream_id, derived_grant_id, is_grant_shaped

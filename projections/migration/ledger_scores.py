@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 
-from projections.mongo.joins import outer_join
+from projections.joins import outer_join
 from scoring.contributions import Bucket
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from projections.events.anchored_store import AnchoredStore
 from projections.events.decoder import EventDecoder
 from projections.events.model import TOPICS, BucketEvent, GrantEvent, stream_name
 from projections.events.pages import read_page
+from projections.joins import outer_join
 from projections.mongo.batches import encoded, grant_document
 from projections.mongo.errors import is_snapshot_gone
-from projections.mongo.joins import outer_join
 from projections.mongo.parking import parked_stream
 from projections.mongo.sessions import in_snapshot
 from projections.verification.collections import verify_collections

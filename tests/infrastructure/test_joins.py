@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from projections.mongo.joins import outer_join
+from projections.joins import outer_join
 
 sides = st.dictionaries(st.text(max_size=2), st.integers(), max_size=6)
 
