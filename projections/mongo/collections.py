@@ -17,6 +17,7 @@ replaced with another, ``score_grants__g2_old``: a name that a rename has led fr
 
 from __future__ import annotations
 
+import re
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,11 +85,10 @@ of ranks; see ``load``. Releases that know of no such thing leave it alone."""
 CONTROL_ID: Final = "read-model"
 """The one document of ``score_control``."""
 
-WIRE_VERSION_OF_6_0: Final = 17
-"""Of the first server that takes the UUID of the collection that is meant with its name."""
-
 NOT_HELD: Final[Document] = {"hold": {"$exists": False}}
 """What the document of a position must match for a worker to move it."""
+
+_GENERATION_SUFFIX: Final = re.compile(r"__g(\d+)(?:_old)?\Z")
 
 
 class Collections:
@@ -114,7 +114,6 @@ class Collections:
         self.generation = generation
         self.stop = Event()
         self.shape = SHAPE
-        self.generational = GENERATIONAL
         self.loads = generation is not None
         try:
             self.database: Database[Document] = client.get_database(
@@ -175,6 +174,17 @@ class Collections:
 def suffixed(name: str, generation: int | None) -> str:
     """Return the name that something live has in a generation that is being built."""
     return name if generation is None else f"{name}__g{generation}"
+
+
+def put_away(name: str, generation: int) -> str:
+    """Return the name that a live collection gets when its generation is replaced."""
+    return f"{suffixed(name, generation)}_old"
+
+
+def live_name_and_generation(name: str) -> tuple[str, int | None]:
+    """Return what ``suffixed`` or ``put_away`` has made a name of; ``None`` for a live one."""
+    suffix = _GENERATION_SUFFIX.search(name)
+    return (name[: suffix.start()], int(suffix[1])) if suffix else (name, None)
 
 
 def seconds_ago(seconds: float) -> Document:

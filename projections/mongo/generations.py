@@ -5,7 +5,6 @@ What is known of generations is in the control document; see ``control``.
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import suppress
 from threading import Event
@@ -15,18 +14,20 @@ import pymongo
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
-from projections.mongo.collections import CONTROL_ID, FIRST_SHAPE, LOADING, seconds_ago
+from projections.mongo.catalog import drop, names_by_uuid
+from projections.mongo.collections import (
+    CONTROL_ID,
+    FIRST_SHAPE,
+    GENERATIONAL,
+    LOADING,
+    live_name_and_generation,
+    seconds_ago,
+)
 from projections.mongo.control import control_state
 from projections.mongo.errors import ANSWER_SECONDS, answered, translated
 from projections.mongo.sessions import in_session
-from projections.mongo.switch import (
-    drop,
-    in_transaction,
-    lift_silent_hold,
-    names_by_uuid,
-    roll_forward,
-    update_one,
-)
+from projections.mongo.switch import lift_silent_hold, roll_forward
+from projections.mongo.transactions import in_transaction, update_one
 from projections.retries import retries_until
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ SILENT_SWITCH_SECONDS: Final = 1.0
 
 _LONGEST_HOLD_WAIT_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.005
-_GENERATION_SUFFIX: Final = re.compile(r"__g(\d+)(?:_old)?\Z")
 
 
 class Generations:
@@ -290,8 +290,7 @@ class Generations:
         with translated():
             # Positions first: a worker that still builds one of them stops there.
             ids = [document["_id"] for document in self._collections.positions.find({}, {"_id": 1})]
-            suffixes = {position: _GENERATION_SUFFIX.search(str(position)) for position in ids}
-            gone = [p for p, suffix in suffixes.items() if suffix and int(suffix[1]) in generations]
+            gone = [id_ for id_ in ids if live_name_and_generation(str(id_))[1] in generations]
             if gone:
                 in_transaction(
                     self._collections,
@@ -320,10 +319,9 @@ class Generations:
         found = []
         with answered():
             for entry in self._collections.database.list_collections():
-                suffix = _GENERATION_SUFFIX.search(entry["name"])
-                name = entry["name"][: suffix.start()] if suffix else None
-                if suffix and name in self._collections.generational:
-                    found.append((int(suffix[1]), name, entry["info"].get("uuid")))
+                name, number = live_name_and_generation(entry["name"])
+                if number is not None and name in GENERATIONAL:
+                    found.append((number, name, entry["info"].get("uuid")))
         return found
 
     def _check_shape(self, state: GenerationState) -> None:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo.errors import CollectionInvalid, OperationFailure
 
 from projections.errors import NameTaken, ReadModelDamaged, ReadModelGone, RebuildSuperseded
-from projections.mongo.collections import INDEXES, WIRE_VERSION_OF_6_0
+from projections.mongo.catalog import names_by_uuid, takes_uuids
+from projections.mongo.collections import GENERATIONAL, INDEXES
 from projections.mongo.errors import (
     ANSWER_SECONDS,
     answered,
@@ -30,7 +31,6 @@ from projections.mongo.errors import (
     is_transient,
     translated,
 )
-from projections.mongo.switch import names_by_uuid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -204,7 +204,7 @@ class Inventory:
             uuids = generations.state().collections.get(number)
             if uuids is None:
                 try:
-                    uuids = self._create(self._collections.generational)
+                    uuids = self._create(GENERATIONAL)
                 except NameTaken:
                     # By another rebuild that shares the work, and has begun already?
                     uuids = generations.state().collections.get(number)
@@ -221,7 +221,7 @@ class Inventory:
         """
         self.know()
         try:
-            for collection in self._collections.generational:
+            for collection in GENERATIONAL:
                 name = self._collections.name_of(collection)
                 self._create_indexes(name, INDEXES[collection], self.guard(name))
         except OperationFailure as error:
@@ -233,10 +233,8 @@ class Inventory:
         """Return the guards for the collections on record, by name."""
         recorded = self._recorded(self._generations.await_settled())
         with answered():
-            hello = self._collections.client.admin.command("hello")
-        api = self._collections.client.options.pool_options.server_api
-        if hello["maxWireVersion"] < WIRE_VERSION_OF_6_0 or (api is not None and api.strict):
-            return {}
+            if not takes_uuids(self._collections.client):
+                return {}
         return {
             self._collections.name_of(name): {"collectionUUID": uuid}
             for name, uuid in recorded.items()
@@ -260,7 +258,7 @@ class Inventory:
             if generations.is_missing():
                 raise
         else:
-            live = {name: uuids[name] for name in self._collections.generational}
+            live = {name: uuids[name] for name in GENERATIONAL}
             generations.create(live)
 
     def _adopt(self) -> None:
@@ -278,13 +276,11 @@ class Inventory:
                 return
             if recorded is None:
                 # A release of before may not have known all of them.
-                missing = set(self._collections.generational) - set(names.values())
+                missing = set(GENERATIONAL) - set(names.values())
                 self._create(missing)
                 names = names_by_uuid(self._collections.database)
             uuids = {name: uuid for uuid, name in names.items()}
-            found = {
-                state.generation: {name: uuids[name] for name in self._collections.generational}
-            }
+            found = {state.generation: {name: uuids[name] for name in GENERATIONAL}}
             if recorded is not None or not state.collections:
                 for number, name, uuid in generations.suffixed():
                     if uuid is not None and (number < state.generation or number == state.building):
@@ -294,9 +290,9 @@ class Inventory:
     def _is_a_copy(self, state: GenerationState, names: dict[Any, str]) -> bool:
         """Tell whether nothing on record is there, but everything that should be, by its name."""
         recorded = [uuid for uuids in state.collections.values() for uuid in uuids.values()]
-        return not any(uuid in names for uuid in recorded) and set(
-            self._collections.generational
-        ) <= set(names.values())
+        return not any(uuid in names for uuid in recorded) and set(GENERATIONAL) <= set(
+            names.values()
+        )
 
     def _create(self, collections: Iterable[str]) -> Uuids:
         """Create empty collections with their indexes, unless they are there, and return the UUIDs.
@@ -400,7 +396,7 @@ class Inventory:
     def _places(self) -> Iterator[tuple[str, str]]:
         """Yield the collections of this generation, and the names they have."""
         for collection in self._collections.indexes:
-            if collection in self._collections.generational:
+            if collection in GENERATIONAL:
                 yield collection, self._collections.name_of(collection)
             elif self._collections.generation is None:
                 yield collection, collection

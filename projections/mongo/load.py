@@ -24,8 +24,7 @@ from projections.mongo.collections import LOADING
 from projections.mongo.errors import in_words, translated
 from projections.mongo.ranks import RANKED, first_pages, page_document, scores_down
 from projections.mongo.sessions import in_session
-from projections.mongo.switch import in_transaction
-from projections.mongo.transactions import find_server
+from projections.mongo.transactions import find_server, in_transaction
 
 if TYPE_CHECKING:
     from pymongo.client_session import ClientSession

@@ -50,16 +50,6 @@ class ReadModel(Collections):
         check_server(self.client)
         self.inventory.check_existence()
 
-    def prepare_building(self, application_name: str) -> None:
-        """Create the collections and the position of this generation, which is being built.
-
-        Raises:
-            NameTaken: if a collection has the name of one of these and is not the ledger's.
-            RebuildSuperseded: if this generation is not the one to build any more.
-            ReadModelUnavailable: if MongoDB failed.
-        """
-        self.inventory.create_building(application_name)
-
     def counts(self) -> tuple[int, int]:
         """Return the numbers of users and grants, from the collections' metadata."""
         return self.generations.consistently(

@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
@@ -27,7 +26,14 @@ from bson.binary import Binary
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from projections.errors import ProjectionError, ReadModelUnavailable
-from projections.mongo.collections import CONTROL_ID, NOT_HELD, WIRE_VERSION_OF_6_0, seconds_ago
+from projections.mongo.catalog import drop, is_older_than_6_0, names_by_uuid
+from projections.mongo.collections import (
+    CONTROL_ID,
+    GENERATIONAL,
+    NOT_HELD,
+    put_away,
+    seconds_ago,
+)
 from projections.mongo.control import control_state
 from projections.mongo.errors import (
     answered,
@@ -37,14 +43,12 @@ from projections.mongo.errors import (
     is_out_of_time,
     translated,
 )
-from projections.mongo.transactions import TransactionRunner
+from projections.mongo.transactions import in_transaction, update_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pymongo.client_session import ClientSession
-    from pymongo.collection import Collection
-    from pymongo.database import Database
 
     from projections.mongo.collections import Collections, Document
 
@@ -74,15 +78,14 @@ class Switch:
         Raises:
             ReadModelUnavailable: if it cannot.
         """
-        nothing = self._live.database[f"{self._building.name_of(self._live.generational[0])}_none"]
+        nothing = self._live.database[f"{self._building.name_of(GENERATIONAL[0])}_none"]
         with answered():
             try:
                 nothing.rename(f"{nothing.name}_at_all", collectionUUID=Binary.from_uuid(uuid4()))
             except OperationFailure as error:
                 if is_other_collection(error):
                     return
-                server = self._live.client.admin.command("hello")
-                if server["maxWireVersion"] >= WIRE_VERSION_OF_6_0:
+                if not is_older_than_6_0(self._live.client):
                     raise
                 raise ReadModelUnavailable(
                     "the MongoDB server is older than 6.0, whose renames can name the collection "
@@ -199,10 +202,10 @@ class Switch:
         names = names_by_uuid(self._live.database)
         taken = set(names.values())
         collections = []
-        for name in self._live.generational:
+        for name in GENERATIONAL:
             old = state.collections.get(state.generation, {}).get(name)
             new = state.collections.get(state.building, {}).get(name)
-            old_name, new_name = _put_away(name, state.generation), self._building.name_of(name)
+            old_name, new_name = put_away(name, state.generation), self._building.name_of(name)
             if names.get(new) != new_name:
                 raise ProjectionError(
                     f"the collection {new_name} of the rebuild has vanished: run score-ledger "
@@ -305,20 +308,6 @@ def _on_record(collections: Collections) -> list[Any]:
     return [*recorded, *(collection[role] for collection in switching for role in ("old", "new"))]
 
 
-def drop(database: Database[Document], name: str, uuid: Any) -> None:
-    """Drop the collection that has this name and this UUID, if there is one."""
-    try:
-        database.command("drop", name, collectionUUID=uuid)
-    except OperationFailure as error:
-        if not (is_no_collection(error) or is_other_collection(error)):
-            raise
-
-
-def _put_away(name: str, generation: int) -> str:
-    """Return the name that a live collection gets when its generation is replaced."""
-    return f"{name}__g{generation}_old"
-
-
 def _in_the_way(name: str) -> ProjectionError:
     return ProjectionError(
         f"the collection {name} is in the way of the switch to a rebuilt read model, and is not of "
@@ -350,37 +339,3 @@ def _finish(collections: Collections, switching: Document) -> None:
         collections.positions.delete_one({"_id": building_id}, session=session)
 
     in_transaction(collections, finish)
-
-
-def names_by_uuid(database: Database[Document]) -> dict[Any, str]:
-    """Return the names of all collections, by UUID."""
-    names: dict[Any, str] = {}
-    # Twice, because a listing may miss a collection that is renamed meanwhile; none is renamed
-    # more than once in a switch, so a second listing has it.
-    for _ in range(2):
-        for entry in database.list_collections():
-            if "uuid" in entry["info"]:
-                names[entry["info"]["uuid"]] = entry["name"]
-    return names
-
-
-def in_transaction(collections: Collections, work: Callable[[ClientSession], T]) -> T:
-    """Return what ``work`` returns, done in a transaction of its own.
-
-    Whatever writes to positions or to the control document does, because what a killed process has
-    left open on them is found and aborted by a transaction only; another write would wait for as
-    long as the server keeps it, which is a minute.
-    """
-    results: list[T] = []  # of each attempt
-    with closing(TransactionRunner(collections)) as transactions:
-        transactions.run(lambda: results.append(work(transactions.session)), stop=collections.stop)
-    return results[-1]
-
-
-def update_one(
-    collections: Collections, of: Collection[Document], where: Document, change: Document
-) -> bool:
-    """Change one document in a transaction of its own; tell whether it was there."""
-    return in_transaction(
-        collections, lambda session: of.update_one(where, change, session=session).matched_count > 0
-    )

@@ -10,9 +10,9 @@ harm: its transaction is aborted whole, and it tries again.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from threading import Event
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pymongo
 from pymongo.errors import PyMongoError
@@ -36,8 +36,13 @@ from projections.retries import retries_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from projections.mongo.collections import Collections
+    from pymongo.client_session import ClientSession
+    from pymongo.collection import Collection
+
+    from projections.mongo.collections import Collections, Document
     from scoring.retries import Retries
+
+T = TypeVar("T")
 
 _PROBE_SECONDS: Final = 0.5
 _FIRST_COMMIT_SECONDS: Final = 1.0
@@ -151,6 +156,28 @@ class TransactionRunner:
         # stay open, with all its locks, for a minute.
         with suppress(PyMongoError), pymongo.timeout(_PROBE_SECONDS):
             self._client.admin.command("killSessions", [self.session.session_id])
+
+
+def in_transaction(collections: Collections, work: Callable[[ClientSession], T]) -> T:
+    """Return what ``work`` returns, done in a transaction of its own.
+
+    Whatever writes to positions or to the control document does, because what a killed process has
+    left open on them is found and aborted by a transaction only; another write would wait for as
+    long as the server keeps it, which is a minute.
+    """
+    results: list[T] = []  # of each attempt
+    with closing(TransactionRunner(collections)) as transactions:
+        transactions.run(lambda: results.append(work(transactions.session)), stop=collections.stop)
+    return results[-1]
+
+
+def update_one(
+    collections: Collections, of: Collection[Document], where: Document, change: Document
+) -> bool:
+    """Change one document in a transaction of its own; tell whether it was there."""
+    return in_transaction(
+        collections, lambda session: of.update_one(where, change, session=session).matched_count > 0
+    )
 
 
 def find_server(client: pymongo.MongoClient[Any]) -> None:

@@ -142,7 +142,7 @@ class Rebuild:
         building.loads = self._loads
         Switch(self._live, building, self._scoring.name).check_server()
         # One that was interrupted early has claimed its number only.
-        building.prepare_building(self._scoring.name)
+        building.inventory.create_building(self._scoring.name)
         begun = MongoScoreView(building).tracked(self._scoring.name)
         try:
             read_event_store(lambda: self._store.check(begun))

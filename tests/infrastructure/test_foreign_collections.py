@@ -163,14 +163,14 @@ def test_a_name_that_is_taken_while_a_rebuild_begins_is_refused(
     building = live.of_generation(live.generations.begin())
     live.database["user_scores__g2"].insert_one({"_id": "theirs"})
     with pytest.raises(NameTaken, match="user_scores__g2"):
-        building.prepare_building(scoring.name)
+        building.inventory.create_building(scoring.name)
     assert Rebuild(scoring, live, worker_maker(scoring)).run(fresh=True).generation == 3
     assert live.database["user_scores__g2"].distinct("_id") == ["theirs"]
 
 
 def build(scoring: Scoring, live: ReadModel) -> Switch:
     building = live.of_generation(live.generations.begin())
-    building.prepare_building(scoring.name)
+    building.inventory.create_building(scoring.name)
     ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
     finish_load(building, scoring.name)
     return Switch(live, building, scoring.name)

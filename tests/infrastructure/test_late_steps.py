@@ -38,7 +38,7 @@ def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadM
 def frozen_before(step: str, scoring: Scoring, live: ReadModel) -> Callable[[], object]:
     """Go through a switch up to a step, and return that one instead of making it."""
     building = live.of_generation(live.generations.begin())
-    building.prepare_building(scoring.name)
+    building.inventory.create_building(scoring.name)
     ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
     finish_load(building, scoring.name)
     switch = Switch(live, building, scoring.name)

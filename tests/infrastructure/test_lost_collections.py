@@ -156,7 +156,7 @@ def test_a_batch_is_refused_in_the_moment_that_a_collection_is_dropped(
 def test_a_switch_of_a_dropped_database_writes_nothing(scoring: Scoring, live: ReadModel) -> None:
     """What it left would be taken for somebody else's when the database is made anew."""
     building = live.of_generation(live.generations.begin())
-    building.prepare_building(scoring.name)
+    building.inventory.create_building(scoring.name)
     switch = Switch(live, building, scoring.name)
     live.database.client.drop_database(live.database)
     with pytest.raises(ReadModelGone):
@@ -247,7 +247,7 @@ def test_a_restored_backup_carries_on_from_where_it_was_taken(
 ) -> None:
     """With what was kept, and what was being built."""
     Rebuild(scoring, live, worker_maker(scoring)).run()
-    live.of_generation(live.generations.begin()).prepare_building(scoring.name)
+    live.of_generation(live.generations.begin()).inventory.create_building(scoring.name)
     restore(live)
     scoring.grant_many([make_grant(100)])
     ProjectionWorker(scoring, view).catch_up()

@@ -198,7 +198,7 @@ def test_the_librarys_runner_goes_on_through_a_hold(
     """It projects one event at a time, and dies of any error."""
     monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 60.0)
     building = live.of_generation(live.generations.begin())
-    building.prepare_building(scoring.name)
+    building.inventory.create_building(scoring.name)
     switch = Switch(live, building, scoring.name)
     receipt = scoring.grant(**make_grant(1000).model_dump())
     event = next(iter(scoring.events.get(UserScore.create_id(make_grant(1000).user_id), desc=True)))

@@ -76,7 +76,7 @@ def plant(building: ReadModel, value: int) -> None:
 def built(scoring: Scoring, live: ReadModel) -> Switch:
     """A second generation that differs from the first, ready to be switched to."""
     building = live.of_generation(live.generations.begin())
-    building.prepare_building(scoring.name)
+    building.inventory.create_building(scoring.name)
     ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
     finish_load(building, scoring.name)
     plant(building, NEW)
@@ -395,7 +395,7 @@ def test_whoever_has_lost_a_race_does_not_take_it_for_a_hold(
 ) -> None:
     """Neither in the live generation, nor in one that is built, nor before the first batch."""
     building = live.of_generation(live.generations.begin())
-    building.prepare_building(scoring.name)
+    building.inventory.create_building(scoring.name)
     for generations in (live.generations, building.generations):
         assert not generations.await_release(scoring.name)
         assert not live.generations.await_release("Another")
@@ -470,7 +470,7 @@ def test_a_generation_that_was_given_up_is_not_prepared_any_more(
     late = live.of_generation(live.generations.begin())
     live.generations.begin(fresh=True)
     with pytest.raises(RebuildSuperseded, match="generation 2"):
-        late.prepare_building(scoring.name)
+        late.inventory.create_building(scoring.name)
     assert live.positions.distinct("_id") == [scoring.name]
     assert set(live.generations.state().collections) == {1}
 
@@ -573,7 +573,7 @@ def test_what_a_killed_rebuild_left_open_does_not_hold_up_the_finish(
     assert_second_generation_is_live(live)
     with left_open(live, "score_control"):
         live.generations.begin()
-    live.of_generation(3).prepare_building(scoring.name)
+    live.of_generation(3).inventory.create_building(scoring.name)
     with left_open(live, "score_positions"):
         live.generations.begin(fresh=True)
 

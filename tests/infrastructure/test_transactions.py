@@ -24,8 +24,7 @@ from projections.errors import BatchTooSlow
 from projections.mongo.batches import Batch, Writes
 from projections.mongo.collections import GENERATIONAL
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switch import in_transaction
-from projections.mongo.transactions import find_server
+from projections.mongo.transactions import find_server, in_transaction
 from projections.mongo.writer import Transaction
 from projections.retries import retries_until
 from projections.worker.rebuild import Rebuild

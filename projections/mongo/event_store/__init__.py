@@ -2,7 +2,7 @@
 
 A chain of documents keeps events in one order for everybody, with positions that have no gaps and
 become visible in order; see ``documents`` for their shapes and ``chain`` for why that holds. It may
-import ``projections.mongo.errors``, ``projections.mongo.sessions`` and ``scoring``.
+import ``catalog``, ``errors`` and ``sessions`` of ``projections.mongo``, and ``scoring``.
 """
 
 from projections.mongo.event_store.aggregate_recorder import MongoAggregateRecorder

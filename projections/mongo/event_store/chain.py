@@ -45,7 +45,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
-from projections.mongo.collections import WIRE_VERSION_OF_6_0
+from projections.mongo.catalog import takes_uuids
 from projections.mongo.errors import (
     duplicate_key,
     in_words,
@@ -211,11 +211,9 @@ class EventChain:
             self._refuse(commits, key["e.s"], key["e.v"])
 
     def _guard_of_collection(self, session: ClientSession) -> Document:
-        database, api = self._events.database, self._client.options.pool_options.server_api
-        if api is not None and api.strict:
+        if not takes_uuids(self._client):
             return {}
-        if self._client.admin.command("hello")["maxWireVersion"] < WIRE_VERSION_OF_6_0:
-            return {}
+        database = self._events.database
         try:
             found = list(database.list_collections(session, filter={"name": self._events.name}))
         except OperationFailure as error:
