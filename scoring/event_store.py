@@ -6,7 +6,7 @@ memory is then ahead of the store, and what it would write does not belong there
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
 from eventsourcing.domain import CanSnapshotAggregate
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import StoredEvent
 
 _EVENTS_AT_ONCE = 5000
+
+LAST_VERSION: Final = 2**63 - 1
+"""Later than any that a stream can have."""
 
 Place = tuple[UUID, int]
 """A stream and a version in it: where one event is found."""
@@ -85,18 +88,22 @@ class GaplessRecorder(ApplicationRecorder):
     """A recorder that inserts an event only after the one before it in its stream.
 
     Whether that one is stored is looked up in the transaction of the insert, while nobody else can
-    write. So is whether the newest event that this recorder inserted, or was told to expect, is
-    there unchanged: if not, the store was put back, and perhaps written to since by somebody else.
+    write. So is whether the newest event that this recorder inserted or has read is there
+    unchanged: if not, the store was put back, and perhaps written to since by somebody else.
 
     An adapter for a database is given that event with each insert, as ``newest``, and raises
-    ``StoreWentBack`` in the transaction if it, or the predecessor of a new one, is missing.
+    ``StoreWentBack`` in the transaction if it, or the predecessor of a new one, is missing. It says
+    which events it has read of streams.
     """
 
-    _newest: StoredEvent | None = None
+    _newest: tuple[int, StoredEvent] | None = None
 
-    def expect(self, newest: StoredEvent) -> None:
-        """Insert no more unless this event, which was read from the store, is still there."""
-        self._newest = newest
+    def expected(self, position: int, event: StoredEvent) -> StoredEvent:
+        """Insert no more unless this event, which is in the store, or a later one still is."""
+        newest = self._newest
+        if newest is None or newest[0] < position:
+            self._newest = position, event
+        return event
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -108,13 +115,13 @@ class GaplessRecorder(ApplicationRecorder):
         """
         try:
             positions = super().insert_events(  # type: ignore[safe-super]
-                stored_events, newest=self._newest, **kwargs
+                stored_events, newest=self._newest and self._newest[1], **kwargs
             )
         except StoreWentBack:
             self._newest = None
             raise
-        if stored_events:
-            self._newest = stored_events[-1]
+        if positions:
+            self.expected(positions[-1], stored_events[-1])
         return positions
 
 

@@ -48,7 +48,7 @@ class KnownVersions:
             self._versions.pop(event.originator_id, None)
         self._seen = _seen(found[-1]) if found else None
         if found and isinstance(self._recorder, GaplessRecorder):
-            self._recorder.expect(found[-1])
+            self._recorder.expected(found[-1].id, found[-1])
 
     def covers(self, score: UserScore) -> bool:
         """Tell whether an aggregate is known to have been current at the last look."""

@@ -16,7 +16,7 @@ from eventsourcing.postgres import PostgresAggregateRecorder, PostgresApplicatio
 from eventsourcing.utils import retry
 from psycopg.sql import SQL, Composable, Identifier
 
-from scoring.event_store import GaplessRecorder, StoreWentBack, predecessors_of
+from scoring.event_store import LAST_VERSION, GaplessRecorder, StoreWentBack, predecessors_of
 from scoring.postgres_pool import BoundedConnection
 
 if TYPE_CHECKING:
@@ -85,20 +85,30 @@ class GaplessPostgresRecorder(GaplessRecorder, PostgresApplicationRecorder):
             + returning
         ).as_string()
 
+        self._select_stream = {
+            desc: SQL(
+                "SELECT notification_id, originator_version, topic, state FROM {table}"
+                " WHERE originator_id = %s AND originator_version > %s AND originator_version <= %s"
+                " ORDER BY originator_version {order} LIMIT %s"
+            ).format(table=table, order=order)
+            for desc, order in ((False, SQL("ASC")), (True, SQL("DESC")))
+        }
         # LIMIT keeps PostgreSQL from joining by anything but the index, whatever it knows about the
         # table.
         self._select_at = SQL(
-            "SELECT number, topic, state FROM unnest(%s::{id_type}[], %s::bigint[])"
+            "SELECT number, notification_id, topic, state"
+            " FROM unnest(%s::{id_type}[], %s::bigint[])"
             " WITH ORDINALITY AS wanted(stream, version, number) CROSS JOIN LATERAL"
-            " (SELECT topic, state FROM {table} AS stored WHERE originator_id = stream"
+            " (SELECT notification_id, topic, state FROM {table} AS stored"
+            " WHERE originator_id = stream"
             " AND originator_version = version LIMIT 1) AS found"
         ).format(table=table, id_type=id_type)
         # So does OFFSET.
         self._select_after = SQL(
-            "SELECT number, originator_version, topic, state"
+            "SELECT number, notification_id, originator_version, topic, state"
             " FROM unnest(%s::{id_type}[], %s::bigint[])"
             " WITH ORDINALITY AS wanted(stream, version, number) CROSS JOIN LATERAL"
-            " (SELECT originator_version, topic, state FROM {table} AS stored"
+            " (SELECT notification_id, originator_version, topic, state FROM {table} AS stored"
             " WHERE originator_id = stream AND originator_version > version OFFSET 0) AS found"
             " ORDER BY number, originator_version"
         ).format(table=table, id_type=id_type)
@@ -124,24 +134,46 @@ class GaplessPostgresRecorder(GaplessRecorder, PostgresApplicationRecorder):
             raise
         return positions
 
+    def select_events(
+        self,
+        originator_id: UUID | str,
+        *,
+        gt: int | None = None,
+        lte: int | None = None,
+        desc: bool = False,
+        limit: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        """Return events of a stream, as the library does."""
+        wanted = (
+            originator_id,
+            -1 if gt is None else gt,
+            LAST_VERSION if lte is None else lte,
+            limit,
+        )
+        rows = _rows(self.datastore, self._select_stream[desc], wanted)
+        return [self._expected(originator_id, row["originator_version"], row) for row in rows]
+
     def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
         """Return, for each place in turn, the event that is there, or ``None``."""
         events: list[StoredEvent | None] = [None] * len(places)
-        for row in _rows(self.datastore, self._select_at, *zip(*places, strict=True)):
+        for row in _rows(self.datastore, self._select_at, _columns(places)):
             number = row["number"] - 1
             stream, version = places[number]
-            events[number] = StoredEvent(stream, version, row["topic"], bytes(row["state"]))
+            events[number] = self._expected(stream, version, row)
         return events
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
         """Return, for each place in turn, the later events of its stream, by version."""
         events: list[list[StoredEvent]] = [[] for _ in places]
-        for row in _rows(self.datastore, self._select_after, *zip(*places, strict=True)):
-            number, version = row["number"] - 1, row["originator_version"]
-            events[number].append(
-                StoredEvent(places[number][0], version, row["topic"], bytes(row["state"]))
-            )
+        for row in _rows(self.datastore, self._select_after, _columns(places)):
+            number = row["number"] - 1
+            stream = places[number][0]
+            events[number].append(self._expected(stream, row["originator_version"], row))
         return events
+
+    def _expected(self, stream: UUID | str, version: int, row: DictRow) -> StoredEvent:
+        event = StoredEvent(stream, version, row["topic"], bytes(row["state"]))
+        return self.expected(row["notification_id"], event)
 
     def _sequence_is_behind(self) -> str:
         table = f"{self.datastore.schema}.{self.events_table_name}"
@@ -205,7 +237,7 @@ class PostgresSnapshotRecorder(PostgresAggregateRecorder):
             id_type=Identifier(self.datastore.originator_id_type),
         )
         events: list[StoredEvent | None] = [None] * len(streams)
-        for row in _rows(self.datastore, select, streams):
+        for row in _rows(self.datastore, select, [list(streams)]):
             number, version = row["number"] - 1, row["originator_version"]
             events[number] = StoredEvent(
                 streams[number], version, row["topic"], bytes(row["state"])
@@ -215,8 +247,12 @@ class PostgresSnapshotRecorder(PostgresAggregateRecorder):
 
 @retry((InterfaceError, OperationalError), max_attempts=10, wait=0.2)
 def _rows(
-    datastore: PostgresDatastore, select: Composed, *arrays: Sequence[object]
+    datastore: PostgresDatastore, select: Composed, parameters: Sequence[object]
 ) -> list[DictRow]:
     with datastore.get_connection() as connection, connection.cursor() as cursor:
-        cursor.execute(select, [list(array) for array in arrays], prepare=True)
+        cursor.execute(select, parameters, prepare=True)
         return cursor.fetchall()
+
+
+def _columns(places: Sequence[Place]) -> list[list[object]]:
+    return [list(column) for column in zip(*places, strict=True)]

@@ -16,7 +16,7 @@ from eventsourcing.sqlite import (
     SQLiteTransaction,
 )
 
-from scoring.event_store import GaplessRecorder, StoreWentBack
+from scoring.event_store import LAST_VERSION, GaplessRecorder, StoreWentBack
 from scoring.sqlite_pool import PatientConnectionPool
 
 if TYPE_CHECKING:
@@ -100,16 +100,22 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
             f"INSERT INTO {events_table_name} {values} AND EXISTS "
             f"(SELECT 1 {here}?5 AND originator_version=?6 AND state=?7) {otherwise}"
         )
+        self._select_stream = {
+            desc: f"SELECT rowid, originator_version, topic, state {here}? AND originator_version>?"
+            f" AND originator_version<=? ORDER BY originator_version {order} LIMIT ?"
+            for desc, order in ((False, "ASC"), (True, "DESC"))
+        }
         # CROSS JOIN, as SQLite then looks each place up in the index, whatever it knows about the
         # table. One text for all of them: there is no limit to their number, nor a new statement.
         self._select_at = (
-            f"SELECT key, topic, state FROM json_each(?) CROSS JOIN {events_table_name}"  # noqa: S608 - a name of the library's
+            "SELECT key, e.rowid, topic, state"  # noqa: S608 - a name of the library's
+            f" FROM json_each(?) CROSS JOIN {events_table_name} AS e"
             " ON originator_id=json_extract(value, '$[0]')"
             " AND originator_version=json_extract(value, '$[1]')"
         )
         self._select_after = (
-            "SELECT key, originator_version, topic, state"  # noqa: S608 - likewise
-            f" FROM json_each(?) CROSS JOIN {events_table_name}"
+            "SELECT key, e.rowid, originator_version, topic, state"  # noqa: S608 - likewise
+            f" FROM json_each(?) CROSS JOIN {events_table_name} AS e"
             " ON originator_id=json_extract(value, '$[0]')"
             " AND originator_version>json_extract(value, '$[1]')"
             " ORDER BY key, originator_version"
@@ -140,19 +146,43 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
         last = c.lastrowid
         return range(last - len(stored_events) + 1, last + 1)
 
+    def select_events(
+        self,
+        originator_id: UUID | str,
+        *,
+        gt: int | None = None,
+        lte: int | None = None,
+        desc: bool = False,
+        limit: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        """Return events of a stream, as the library does."""
+        wanted = (
+            _as_text(originator_id),
+            -1 if gt is None else gt,
+            LAST_VERSION if lte is None else lte,
+            -1 if limit is None else limit,
+        )
+        with self.datastore.transaction(commit=False) as c:
+            c.execute(self._select_stream[desc], wanted)
+            return [
+                self.expected(position, StoredEvent(originator_id, version, topic, state))
+                for position, version, topic, state in c.fetchall()
+            ]
+
     def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
         """Return, for each place in turn, the event that is there, or ``None``."""
         events: list[StoredEvent | None] = [None] * len(places)
-        for number, topic, state in self._select(self._select_at, places):
+        for number, position, topic, state in self._select(self._select_at, places):
             stream, version = places[number]
-            events[number] = StoredEvent(stream, version, topic, state)
+            events[number] = self.expected(position, StoredEvent(stream, version, topic, state))
         return events
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
         """Return, for each place in turn, the later events of its stream, by version."""
         events: list[list[StoredEvent]] = [[] for _ in places]
-        for number, version, topic, state in self._select(self._select_after, places):
-            events[number].append(StoredEvent(places[number][0], version, topic, state))
+        for number, position, version, topic, state in self._select(self._select_after, places):
+            event = StoredEvent(places[number][0], version, topic, state)
+            events[number].append(self.expected(position, event))
         return events
 
     def _select(self, statement: str, places: Sequence[Place]) -> Sequence[Any]:

@@ -286,6 +286,25 @@ def test_a_commit_does_not_build_on_events_that_took_the_place_of_lost_ones(
     read_ledger(app)
 
 
+@pytest.mark.parametrize("store", ["sqlite", "postgres", "mongo"], indirect=True)
+def test_a_commit_does_not_build_on_lost_events_that_others_had_written(
+    app: Scoring, store: Store
+) -> None:
+    """The store went back to a state that has all that this process has written itself."""
+    give(app, range(11, 12), "bob")
+    store.back_up()
+    with Scoring(store.env) as other:
+        give(other, range(1, 4))
+        assert app.score_of("ada").total_score == 15
+        store.put_back()
+    with Scoring(store.env) as other:
+        for number in range(4, 7):
+            other.grant(**make_grant(number, user_id="ada", amount=100).model_dump())
+    [receipt] = give(app, range(99, 100))
+    assert (receipt.total_before, receipt.total_after) == (300, 305)
+    assert app.score_of("ada").total_score == 305
+
+
 def test_grants_that_were_lost_are_recorded_again(app: Scoring, store: Store) -> None:
     """A retry of what was answered before is no duplicate, and what is left is one."""
     receipts = give(app, range(1, 4))

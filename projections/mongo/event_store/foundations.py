@@ -103,8 +103,8 @@ class Foundations:
         if not places:
             return {}
         conditions = conditions_at({(key, version) for key, version, _ in places})
-        items = beside_any(self._events, conditions, session)
-        return {(item["s"], item["v"]): item["d"] for item in items}
+        documents = beside_any(self._events, conditions, session)
+        return {(item["s"], item["v"]): item["d"] for each in documents for item in each["e"]}
 
     def _current_term(self) -> object:
         # Each election has an id, and so has each start of a server that is alone in its set.

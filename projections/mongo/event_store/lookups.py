@@ -35,11 +35,11 @@ def beside_any(
     conditions: Iterable[Document],
     session: ClientSession | None = None,
 ) -> list[Document]:
-    """Return the events that meet one of the conditions, and those in the same documents."""
+    """Return the documents of events that meet one of the conditions, with all their events."""
     either: list[Any] = [{"e": {"$elemMatch": condition}} for condition in conditions]
     documents: dict[int, Document] = {}
     for start in range(0, len(either), CONDITIONS_AT_ONCE):
         some = either[start : start + CONDITIONS_AT_ONCE]
         for document in events.find({"$or": some}, {"e": 1}, session=session):
             documents[document["_id"]] = document
-    return [item for document in documents.values() for item in document["e"]]
+    return list(documents.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from eventsourcing.persistence import (
@@ -38,13 +38,14 @@ from scoring.commit_queue import CommitQueue
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Notification, Subscription, Tracking
     from pymongo import MongoClient
     from pymongo.client_session import ClientSession
 
+    from projections.mongo.event_store.documents import Document
     from scoring.event_store import Place
 
 _LEAST_BATCH: Final = 100
@@ -167,7 +168,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
                 self._client,
                 lambda session: list(self._events.aggregate(pipeline, session=session)),
             )
-        events = [decoded(item) for document in found for item in document["e"]]
+        events = [decoded(item) for item in self._items(found)]
         events.sort(key=attrgetter("originator_version"), reverse=desc)
         return events[:limit]
 
@@ -181,9 +182,9 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         asked = {stream_key(stream): stream for stream, _ in places}
         conditions = conditions_at([(stream_key(stream), version) for stream, version in places])
         with self._asking():
-            items = beside_any(self._events, conditions)
+            documents = beside_any(self._events, conditions)
         found: dict[Place, StoredEvent] = {}
-        for item in items:
+        for item in self._items(documents):
             key, version = item["s"], item["v"]
             stream = asked.get(key) or stream_of(key)
             found[stream, version] = event_of(stream, item)
@@ -198,14 +199,14 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             wanted[key] = stream, version, []
             by_version.setdefault(version, []).append(key)
         with self._asking():
-            items = beside_any(
+            documents = beside_any(
                 self._events,
                 (
                     {"s": {"$in": some}, "v": {"$gt": version}}
                     for version, some in by_version.items()
                 ),
             )
-        for item in items:
+        for item in self._items(documents):
             if item["s"] in wanted:
                 stream, version, later = wanted[item["s"]]
                 if item["v"] > version:
@@ -213,6 +214,11 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         for *_, later in wanted.values():
             later.sort(key=attrgetter("originator_version"))
         return [later for *_, later in wanted.values()]
+
+    def _items(self, documents: Sequence[Document]) -> Iterator[Document]:
+        """Yield the events of documents that were read for the sake of streams."""
+        for document in documents:
+            yield from document["e"]
 
     def select_notifications(
         self,
@@ -261,6 +267,12 @@ class GaplessMongoRecorder(GaplessRecorder, MongoApplicationRecorder):
 
     def _foundations(self) -> Foundations:
         return Foundations(self._client, self._events)
+
+    def _items(self, documents: Sequence[Document]) -> Iterator[Document]:
+        if documents:
+            newest = max(documents, key=itemgetter("_id"))
+            self.expected(newest["_id"], decoded(newest["e"][-1]))
+        return super()._items(documents)
 
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         commit = super()._as_commit(stored_events, **kwargs)
