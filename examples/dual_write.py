@@ -75,7 +75,6 @@ class DualWriter:
     """Sets a bucket in the site's own collection, and then in the ledger."""
 
     def __init__(self, scores: Collection[Document], contribute: Contribute) -> None:
-        """Write to these two."""
         self._scores = scores
         self._tell_ledger = contribute
 
@@ -99,7 +98,6 @@ class OutboxWriter:
     """Sets a bucket, and puts down in the same transaction what the ledger is to be told."""
 
     def __init__(self, scores: Collection[Document], outbox: Collection[Document]) -> None:
-        """Write to these two, of the same replica set."""
         self._scores = scores
         self._outbox = outbox
 

@@ -71,7 +71,6 @@ class Post(Aggregate):
             aggregate.liked_by.add(self.reader_id)
 
     def __init__(self, author_id: str, text: str) -> None:
-        """Write it; it is published later."""
         self.author_id = author_id
         self.text = text
         self.is_published = False

@@ -118,7 +118,6 @@ class ShadowedSite:
     """
 
     def __init__(self, old: OldSite, ledger: ScoreLedger) -> None:
-        """Keep both."""
         self._old = old
         self._ledger = ledger
         self._locks: defaultdict[str, Lock] = defaultdict(Lock)

@@ -125,7 +125,6 @@ class OldSite:
     """What the school's site did before: an oracle that has no line of the ledger in it."""
 
     def __init__(self) -> None:
-        """Start without scores."""
         self.points: dict[tuple[str, str], int] = {}
 
     def contribute(self, user_id: str, key: str, points: int) -> None:

@@ -72,7 +72,6 @@ class RefusedAt(Exception):
     """A command of the chunk cannot be recorded or answered for; nothing was committed."""
 
     def __init__(self, index: int, error: ScoringError) -> None:
-        """Keep which command it was, by its index in the chunk."""
         super().__init__(str(error))
         self.index = index
         self.error = error
@@ -253,7 +252,6 @@ class CommandHandler(ABC, Generic[CommandT, ReceiptT, StepT]):
     _cure: ClassVar[str]
 
     def __init__(self, write_side: WriteSide, commands: Sequence[CommandT]) -> None:
-        """Prepare to record these commands."""
         self.write_side = write_side
         self._commands: Sequence[CommandT] = commands
         self.users: Collection[str] = dict.fromkeys([command.user_id for command in commands])

@@ -56,7 +56,6 @@ class _Ticket(Generic[MemberT]):
     __slots__ = ("_ends_at", "_sleep", "is_over", "keeps_time", "member")
 
     def __init__(self, member: MemberT, *, keeps_time: bool) -> None:
-        """Begin to wait."""
         self.member = member
         self.keeps_time = keeps_time
         self.is_over = False

@@ -43,7 +43,6 @@ class StoreWentBack(IntegrityError):
     """
 
     def __init__(self) -> None:
-        """Say so."""
         super().__init__(
             "what the new events build on is not in the event store, which was put back to an "
             "earlier state or is another one: load the aggregates again"
@@ -193,7 +192,6 @@ class ScoringEventStore(EventStore[UUID]):
     """Stores and retrieves domain events as the library does, and on what is stored only."""
 
     def __init__(self, mapper: Mapper[UUID], recorder: AggregateRecorder) -> None:
-        """Store events with this recorder."""
         super().__init__(mapper, recorder)
         self._notices_step_back = notices_step_back(recorder)
         # Asked for once, as it takes as long as reading an event.
@@ -286,7 +284,6 @@ class ScoringSnapshotStore(EventStore[UUID]):
     def __init__(
         self, mapper: Mapper[UUID], recorder: AggregateRecorder, events: ScoringEventStore
     ) -> None:
-        """Hold snapshots against these events."""
         super().__init__(mapper, recorder)
         self._events = events
 

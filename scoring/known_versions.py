@@ -27,7 +27,6 @@ class KnownVersions:
     """
 
     def __init__(self, recorder: ApplicationRecorder) -> None:
-        """Know nothing yet."""
         self._recorder = recorder
         self._versions: dict[UUID | str, int] = {}
         self.forget()

@@ -85,7 +85,6 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
     def __init__(
         self, datastore: SQLiteDatastore, events_table_name: str = "stored_events"
     ) -> None:
-        """Construct the library's recorder."""
         super().__init__(datastore, events_table_name)
         here = f"FROM {events_table_name} WHERE originator_id="
         # SQLite looks for what is built on beside the place of the new row, which costs little

@@ -47,7 +47,6 @@ class UserScores:
         cache: CheckOutCache,
         known: KnownVersions,
     ) -> None:
-        """Read from these parts of an application."""
         self._events = events
         self._snapshots = snapshots
         self._cache = cache

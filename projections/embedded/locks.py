@@ -24,7 +24,6 @@ class Deadline:
     """A time limit, on a clock that nobody can set."""
 
     def __init__(self, seconds: float) -> None:
-        """Begin now."""
         self.seconds = seconds
         self._end = time.monotonic() + seconds
 

@@ -64,7 +64,6 @@ class Switch:
     """Puts one generation, of which a rebuild has caught up, in the place of the live one."""
 
     def __init__(self, live: Collections, building: Collections, application_name: str) -> None:
-        """Prepare to switch; nothing is sent yet."""
         self._live = live
         self._building = building
         self._application_name = application_name

@@ -62,7 +62,6 @@ class TransactionRunner:
     """
 
     def __init__(self, collections: Collections) -> None:
-        """Start a session on the client of these collections."""
         self._client = collections.client
         self.session = self._client.start_session()
         self._liveness = Liveness(collections, self.session.session_id["id"])

@@ -192,7 +192,6 @@ class EventWriter:
     """Commits transactions that add events; threads that share one take turns."""
 
     def __init__(self, read_model: ReadModel) -> None:
-        """Add to the collections of this read model."""
         self._read_model = read_model
         self._lock = Lock()
         self._transactions: TransactionRunner | None = None

@@ -25,7 +25,6 @@ class Listeners:
     """Events that are set when something may have been recorded, by whomever."""
 
     def __init__(self, collection: Collection[dict[str, Any]]) -> None:
-        """Watch this collection, once somebody listens."""
         self._collection = collection
         self.reset_after_fork()
         call_in_child(self, Listeners.reset_after_fork)
