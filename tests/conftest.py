@@ -33,16 +33,11 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the settings of whoever runs the tests out of them."""
-    for name in list(os.environ):
-        if name.startswith(("MONGO_", "SCORE_LEDGER_", "SCORING_", "SQLITE_", "POSTGRES_")):
-            monkeypatch.delenv(name)
-    monkeypatch.delenv("PERSISTENCE_MODULE", raising=False)
-    # A test removes its folder, and leaves no server behind.
-    monkeypatch.setenv("SCORE_LEDGER_LINGER_SECONDS", "0")
-
+_SETTINGS = re.compile(
+    r"(MONGO|SCORE_LEDGER|SCORING|SQLITE|POSTGRES|AGGREGATE|CIPHER|OTEL)_.*|PG[A-Z]+|\w+_TOPIC"
+    r"|PERSISTENCE_MODULE|IS_SNAPSHOTTING_ENABLED|ORIGINATOR_ID_TYPE|CREATE_TABLE"
+)
+"""What we, the library, PostgreSQL's client and OpenTelemetry read from the environment."""
 
 _MEMORY = Path("/dev/shm")
 _ENOUGH_BYTES = 6 * 1024**3
@@ -60,6 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     A process that is killed loses nothing of what it wrote, there as on a disk. Long runs write
     more than memory should hold.
     """
+    for name in filter(_SETTINGS.fullmatch, list(os.environ)):
+        del os.environ[name]  # of whoever runs the tests
+    # A test removes its folder, and leaves no server behind.
+    os.environ["SCORE_LEDGER_LINGER_SECONDS"] = "0"
     # Whoever runs the tests in the background has Ctrl-C ignored, and so would what they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
