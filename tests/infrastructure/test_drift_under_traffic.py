@@ -52,7 +52,7 @@ def test_nobody_is_seen_half_changed(
             time.sleep(0.01)
         for _ in range(5):
             position = ledger.status().newest_position
-            drift = ledger.drift()
+            drift = ledger.drift(wait=60)
             assert drift.position >= position
             assert drift.verdict == "A flip is safe: of 40 users, nobody would see another score."
             assert [(board.moved, board.replaced) for board in drift.boards] == [(0, 0), (0, 0)]

@@ -231,8 +231,7 @@ def test_dropping_what_was_replaced_sits_out_an_election(
 def test_a_failure_that_stays_is_our_error_in_every_call(
     mongo_uri: str, read_model: ReadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a worker's patience cut short."""
-    monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.05)
+    """With a worker's patience cut short while it fails, and no longer."""
     monkeypatch.setattr("projections.mongo.generations.SILENT_SWITCH_SECONDS", 0.02)
     heard = HeardCommands()
     case = Case(mongo_uri, tmp_path, read_model.database.name, heard)
@@ -244,7 +243,11 @@ def test_a_failure_that_stays_is_our_error_in_every_call(
             call(case)
             for command in sorted({*heard.names} - NEVER_FAILED):
                 try:
-                    with failing(mongo_uri, command, errorCode=INTERRUPTED):
+                    with (
+                        failing(mongo_uri, command, errorCode=INTERRUPTED),
+                        monkeypatch.context() as impatient,
+                    ):
+                        impatient.setattr("projections.retries.RETRY_SECONDS", 0.05)
                         call(case)
                 except (ReadModelUnavailable, AssertionError, TimeoutError):
                     pass

@@ -97,9 +97,9 @@ def test_a_load_takes_as_long_as_it_takes(
 ) -> None:
     """However little time a client has for what it usually does."""
     loading(scoring, live)
-    slow: dict[str, Any] = {"blockConnection": True, "blockTimeMS": 1500, "mode": {"times": 1}}
+    slow: dict[str, Any] = {"blockConnection": True, "blockTimeMS": 4000, "mode": {"times": 1}}
     with (
-        connect(f"{mongo_uri}&timeoutMS=1000") as client,
+        connect(f"{mongo_uri}&timeoutMS=3000") as client,
         failing(mongo_uri, "createIndexes", **slow),
     ):
         finish_load(ReadModel(client, live.database.name, generation=2), scoring.name)
