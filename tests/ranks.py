@@ -42,7 +42,7 @@ def count_users(read_model: ReadModel) -> None:
         pages = [
             ranks.page_document(total, page)
             for total in ranks.RANKED
-            for page in ranks.first_pages(ranks.scores_down(read_model, total, session))
+            for page in ranks.first_pages(ranks.scores_of(read_model, total, session, way=1))
         ]
     if pages:
         read_model.ranks.insert_many(pages)

@@ -22,7 +22,7 @@ from pymongo.errors import DuplicateKeyError
 from projections.errors import ProjectionError
 from projections.mongo.collections import LOADING
 from projections.mongo.errors import in_words, translated
-from projections.mongo.ranks import RANKED, first_pages, page_document, scores_down
+from projections.mongo.ranks import RANKED, first_pages, page_document, scores_of
 from projections.mongo.sessions import in_session
 from projections.mongo.transactions import find_server, in_transaction
 
@@ -60,7 +60,7 @@ def finish_load(building: ReadModel, application_name: str) -> None:
         return {**loading, "mark": position.get("mark")}, [
             page_document(total, page)
             for total in RANKED
-            for page in first_pages(scores_down(building, total, session))
+            for page in first_pages(scores_of(building, total, session, way=1))
         ]
 
     # With a limit the driver waits as long for a server, too.

@@ -113,12 +113,14 @@ def pages_from(total: str, score: int) -> Document:
     return {"_id": {"$gte": _page_id(total, score), "$lte": _page_id(total, HIGHEST)}}
 
 
-def scores_down(read_model: ReadModel, total: str, session: ClientSession) -> Iterator[int]:
-    """Yield what all users have of one total, from its index, the highest first."""
+def scores_of(
+    read_model: ReadModel, total: str, session: ClientSession, *, way: int
+) -> Iterator[int]:
+    """Yield what all users have of one total, from its index; ``way`` is 1 or -1, as to sort by."""
     users = read_model.users.find(
         {total: {"$gte": Int64(LOWEST)}},
         {total: 1, "_id": 0},
-        sort=[(total, -1), ("_id", 1)],
+        sort=[(total, way), ("_id", -way)],
         batch_size=_MOST_SCORES,
         session=session,
     )
@@ -126,36 +128,9 @@ def scores_down(read_model: ReadModel, total: str, session: ClientSession) -> It
 
 
 def first_pages(scores: Iterable[int]) -> list[RankPage]:
-    """Return documents for users who have these scores, the highest first; likewise the result."""
-    ranges: list[tuple[int, int]] = []
-    top, number = HIGHEST, 0
-    for score, tied in groupby(scores):
-        users = sum(1 for _ in tied)
-        if number + users > FEW_USERS and score < top:
-            ranges.append((top, number))
-            top, number = score, 0
-        number += users
-        if users > FEW_USERS and score > LOWEST:
-            ranges.append((top, number))
-            top, number = score - 1, 0
-    if not (ranges or number):
-        return []
-    ranges.append((top, number))
-    pages: list[RankPage] = []
-    above = 0
-    for part in _parts(ranges):
-        if pages:
-            pages[-1].low = part[0][0] + 1
-        pages.append(
-            RankPage(
-                LOWEST,
-                above,
-                [top for top, _ in reversed(part)],
-                [number for _, number in reversed(part)],
-            )
-        )
-        above += sum(number for _, number in part)
-    return pages
+    """Return documents for users who have these scores, the lowest first; likewise the result."""
+    ranges = list(_ranges_of(scores, LOWEST, HIGHEST))
+    return _pages_of(_parts(ranges), LOWEST, 0) if any(users for _, users in ranges) else []
 
 
 class RankCounts:
@@ -263,17 +238,8 @@ class RankCounts:
                 _join(groups[-1], ranges)
             else:
                 groups.append(ranges)
-        regrouped = []
-        low = pages[0].low
-        for ranges in (part for group in groups for part in _parts(group)):
-            page = RankPage(low, 0, [top for top, _ in ranges], [number for _, number in ranges])
-            regrouped.append(page)
-            low = page.to + 1
-        above = pages[-1].above
-        for page in reversed(regrouped):
-            page.above = above
-            above += sum(page.users)
-        return regrouped
+        parts = (part for group in groups for part in _parts(group))
+        return _pages_of(parts, pages[0].low, pages[-1].above)
 
     def _ranges(
         self, total: str, low: int, tops: list[int], users: list[int]
@@ -297,19 +263,7 @@ class RankCounts:
         found = self._find(
             self._read_model.users.name, between, projection={total: 1, "_id": 0}, sort={total: 1}
         )
-        # Anything else than an integer, which only a foreign hand can have written, has no rank.
-        scores = (score for score in (user[total] for user in found) if isinstance(score, int))
-        number = 0
-        for score, tied in groupby(scores):
-            users = sum(1 for _ in tied)
-            if number + users > FEW_USERS and low < score:
-                yield score - 1, number
-                low, number = score, 0
-            number += users
-            if users > FEW_USERS and score < top:
-                yield score, number
-                low, number = score + 1, 0
-        yield top, number
+        return _ranges_of((user[total] for user in found), low, top)
 
     def _find(
         self, collection: str, query: Document, *, limit: int = 0, **options: Any
@@ -325,6 +279,40 @@ class RankCounts:
             },
             session=self._session,
         )
+
+
+def _ranges_of(scores: Iterable[object], low: int, top: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges from one score to another, for users who have these scores, the lowest first."""
+    number = 0
+    # Anything else than an integer, which only a foreign hand can have written, has no rank.
+    for score, tied in groupby(score for score in scores if isinstance(score, int)):
+        users = sum(1 for _ in tied)
+        if number + users > FEW_USERS and low < score:
+            yield score - 1, number
+            low, number = score, 0
+        number += users
+        if users > FEW_USERS and score < top:
+            yield score, number
+            low, number = score + 1, 0
+    yield top, number
+
+
+def _pages_of(parts: Iterable[list[tuple[int, int]]], low: int, above: int) -> list[RankPage]:
+    """Return a document for each part of the ranges from a score upwards.
+
+    Args:
+        parts: Consecutive tops and numbers of users, the lowest first.
+        low: The lowest score of the first range.
+        above: Users with more points than the last range has.
+    """
+    pages = []
+    for ranges in parts:
+        pages.append(RankPage(low, 0, [top for top, _ in ranges], [users for _, users in ranges]))
+        low = pages[-1].to + 1
+    for page in reversed(pages):
+        page.above = above
+        above += sum(page.users)
+    return pages
 
 
 def _join(ranges: list[tuple[int, int]], more: Iterable[tuple[int, int]]) -> None:

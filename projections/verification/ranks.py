@@ -11,7 +11,7 @@ from projections.mongo.ranks import (
     RANKED,
     RankPage,
     rank_page,
-    scores_down,
+    scores_of,
 )
 from projections.verification.report import DOCUMENT, Difference, Verification
 
@@ -45,7 +45,7 @@ class _Comparison:
     def __init__(
         self, read_model: ReadModel, session: ClientSession, total: str, outcome: Verification
     ) -> None:
-        self._scores = scores_down(read_model, total, session)
+        self._scores = scores_of(read_model, total, session, way=-1)
         self._next = next(self._scores, None)
         self._total = total
         self._outcome = outcome
