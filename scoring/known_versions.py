@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scoring.event_store import RecordedEvents
     from scoring.user_score import UserScore
 
-_MOST_STREAMS: Final = 20_000
+_MAX_STREAMS: Final = 20_000
 
 
 class KnownVersions:
@@ -55,7 +55,7 @@ class KnownVersions:
 
     def learn(self, scores: Iterable[UserScore]) -> None:
         """Remember aggregates that had their versions before the last look and have them still."""
-        if len(self._versions) > _MOST_STREAMS:
+        if len(self._versions) > _MAX_STREAMS:
             self._versions.clear()
         self._versions.update({score.id: score.version for score in scores})
 

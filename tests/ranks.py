@@ -92,7 +92,7 @@ def assert_counts_are_true(read_model: ReadModel) -> int:
             for top in page["tops"]:
                 assert low <= top
                 found.append(sum(low <= score <= top for score in scores))
-                assert found[-1] <= ranks.MOST_USERS or low == top
+                assert found[-1] <= ranks.MAX_USERS or low == top
                 low = top + 1
             assert page["users"] == found
         assert low == 2**63 or not scores

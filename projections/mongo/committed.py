@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from projections.mongo.collections import Document
     from projections.mongo.ranks import RankPage
 
-MOST_USERS: Final = 100_000
+MAX_KNOWN_USERS: Final = 100_000
 """Whose totals are kept in memory."""
 
-MOST_PAGES: Final = 256
+MAX_KNOWN_PAGES: Final = 256
 """Documents of ranks, of each total: those of some nine million users."""
 
 
@@ -39,10 +39,10 @@ class Known:
         for total, scores in newer.totals.items():
             known = self.totals.setdefault(total, {})
             known |= scores
-            if len(known) > MOST_USERS:
-                self.totals[total] = scores if len(scores) <= MOST_USERS else {}
+            if len(known) > MAX_KNOWN_USERS:
+                self.totals[total] = scores if len(scores) <= MAX_KNOWN_USERS else {}
         for total, pages in newer.pages.items():
-            self.pages[total] = pages if len(pages) <= MOST_PAGES else []
+            self.pages[total] = pages if len(pages) <= MAX_KNOWN_PAGES else []
 
 
 @dataclass(frozen=True, slots=True)

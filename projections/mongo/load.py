@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 # However little a client may take for an operation: of a long history an index takes a while.
-_MOST_SECONDS: Final = 3600.0
+_MAX_SECONDS: Final = 3600.0
 
 
 class GrantIdTwice(ProjectionError):
@@ -64,7 +64,7 @@ def finish_load(building: ReadModel, application_name: str) -> None:
         ]
 
     # With a limit the driver waits as long for a server, too.
-    seconds = None if building.client.options.timeout is None else _MOST_SECONDS
+    seconds = None if building.client.options.timeout is None else _MAX_SECONDS
     with translated(), pymongo.timeout(seconds):
         find_server(building.client)
         while building.positions.find_one(loading) is not None:

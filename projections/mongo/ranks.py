@@ -9,7 +9,7 @@ run of them, like a leaf of a B-tree:
 Ten users have 200 to 250 points, 3,000 just 251, and 31 from 252 to 499; 12 users have more than
 499. So the users above a score are those above the document it is in, those in later ranges of
 the document, and those between the score and the top of its own range: these alone are counted in
-the index of ``user_scores``, and they are few. A range that gets more than ``MOST_USERS`` is cut,
+the index of ``user_scores``, and they are few. A range that gets more than ``MAX_USERS`` is cut,
 unless all of them are tied; neighbours that are left with few are joined. However the scores are
 spread, there are about as many ranges as there are users divided by half of that.
 
@@ -41,23 +41,23 @@ if TYPE_CHECKING:
 RANKED: Final = ("totalScore", "recomputedTotal")
 """The fields of a user's document that rank."""
 
-MOST_USERS: Final = 256
+MAX_USERS: Final = 256
 """In a range of several scores; a read counts so many index entries at most."""
 
-FEW_USERS: Final = MOST_USERS // 2
+FEW_USERS: Final = MAX_USERS // 2
 """Neighbouring ranges that have no more together are joined, and ranges are cut into such."""
 
-MOST_RANGES: Final = 256
+MAX_RANGES: Final = 256
 """In a document."""
 
-FEW_RANGES: Final = MOST_RANGES // 2
+FEW_RANGES: Final = MAX_RANGES // 2
 """Neighbouring documents that have no more together are joined."""
 
 LOWEST: Final = -(2**63)
 HIGHEST: Final = 2**63 - 1
 
-_MOST_DOCUMENTS: Final = 1000  # of a reply: each has a few kilobytes
-_MOST_SCORES: Final = 100_000  # likewise
+_MAX_DOCUMENTS: Final = 1000  # of a reply: each has a few kilobytes
+_MAX_SCORES: Final = 100_000  # likewise
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ def scores_of(
         {total: {"$gte": Int64(LOWEST)}},
         {total: 1, "_id": 0},
         sort=[(total, way), ("_id", -way)],
-        batch_size=_MOST_SCORES,
+        batch_size=_MAX_SCORES,
         session=session,
     )
     return (user[total] for user in users)
@@ -206,7 +206,7 @@ class RankCounts:
     def _pages(self, total: str, low: int, high: int, *, at_once: int) -> list[RankPage]:
         """Return the documents from that of one score to that of another."""
         pages: list[RankPage] = []
-        limit = min(at_once, _MOST_DOCUMENTS)
+        limit = min(at_once, _MAX_DOCUMENTS)
         while not pages or pages[-1].to < high:
             start = pages[-1].to + 1 if pages else low
             found = [
@@ -221,7 +221,7 @@ class RankCounts:
                 low = start if pages else LOWEST
                 return [*pages, RankPage(low, 0, [HIGHEST], [0])]
             pages += map(rank_page, found)
-            limit = _MOST_DOCUMENTS
+            limit = _MAX_DOCUMENTS
         return pages
 
     def _regrouped(
@@ -248,7 +248,7 @@ class RankCounts:
         lows = [low, *(top + 1 for top in tops)]
         ranges: list[tuple[int, int]] = []
         for is_full, run in groupby(
-            range(len(tops)), lambda n: users[n] > MOST_USERS and lows[n] < tops[n]
+            range(len(tops)), lambda n: users[n] > MAX_USERS and lows[n] < tops[n]
         ):
             places = list(run)
             parts: Iterable[tuple[int, int]] = ((tops[n], users[n]) for n in places)
@@ -273,7 +273,7 @@ class RankCounts:
                 "find": collection,
                 "filter": query,
                 "limit": limit,
-                "batchSize": limit or _MOST_SCORES,
+                "batchSize": limit or _MAX_SCORES,
                 **options,
                 **self._read_model.inventory.guard(collection),
             },
@@ -327,7 +327,7 @@ def _join(ranges: list[tuple[int, int]], more: Iterable[tuple[int, int]]) -> Non
 def _parts(ranges: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     """Yield the ranges of one document after the other."""
     size = len(ranges)
-    if size > MOST_RANGES:
+    if size > MAX_RANGES:
         size = -(-size // -(-size // FEW_RANGES))
     for start in range(0, len(ranges), size):
         yield ranges[start : start + size]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MOST_CONNECTIONS: Final = 100  # of a pool, unless its owner says otherwise
+_MAX_CONNECTIONS: Final = 100  # of a pool, unless its owner says otherwise
 
 INSTANTS: Final = Retrying(
     retry=retry_if_exception(lambda e: isinstance(e, PyMongoError) and is_snapshot_gone(e)),
@@ -43,7 +43,7 @@ def in_session(client: MongoClient[Any], work: Callable[[ClientSession], T], **o
 
     It is called again if it met a connection that cannot carry a session, so it should only read.
     """
-    for _ in range(_MOST_CONNECTIONS):
+    for _ in range(_MAX_CONNECTIONS):
         try:
             with discarding(client), client.start_session(**options) as session:
                 return work(session)

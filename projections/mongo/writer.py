@@ -37,7 +37,7 @@ _COMMAND_BYTES: Final = 12 * 1024 * 1024
 _COMMAND_STATEMENTS: Final = 100_000
 _ARRAY_ENTRY_BYTES: Final = 8
 _LOOKUP_SIZE: Final = 10_000
-_MOST_ATTEMPTS: Final = 6  # the first of which looks nothing up
+_MAX_ATTEMPTS: Final = 6  # the first of which looks nothing up
 
 
 class Transaction:
@@ -228,7 +228,7 @@ class EventWriter:
         if self._transactions is None:
             self._transactions = TransactionRunner(self._read_model)
         last, self._last = self._last, None
-        for attempts_left in reversed(range(_MOST_ATTEMPTS)):
+        for attempts_left in reversed(range(_MAX_ATTEMPTS)):
             transaction = Transaction(
                 self._read_model, self._transactions.session, looks_up=self._looks_up, last=last
             )

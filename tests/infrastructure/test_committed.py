@@ -48,7 +48,7 @@ def test_a_grant_is_added_without_reading_what_the_last_batch_left(
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that few users fill many, and many documents."""
     for name, most in (("USERS", 4), ("RANGES", 4)):
-        monkeypatch.setattr(f"projections.mongo.ranks.MOST_{name}", most)
+        monkeypatch.setattr(f"projections.mongo.ranks.MAX_{name}", most)
         monkeypatch.setattr(f"projections.mongo.ranks.FEW_{name}", most // 2)
 
 
@@ -63,8 +63,8 @@ def test_counts_are_true_whoever_adds_and_however_much_is_known(
     most: int,
 ) -> None:
     """Whoever finds that another one was there reads everything again."""
-    monkeypatch.setattr("projections.mongo.committed.MOST_USERS", most)
-    monkeypatch.setattr("projections.mongo.committed.MOST_PAGES", most)
+    monkeypatch.setattr("projections.mongo.committed.MAX_KNOWN_USERS", most)
+    monkeypatch.setattr("projections.mongo.committed.MAX_KNOWN_PAGES", most)
     with closing(MongoScoreView(read_model.of_generation(None))) as other:
         workers = [ProjectionWorker(scoring, each) for each in (view, other)]
         for number in range(40):

@@ -35,7 +35,7 @@ from projections.mongo.event_store import (
     MongoProcessRecorder,
 )
 from projections.mongo.event_store.chain import EventChain
-from projections.mongo.event_store.documents import MOST_EVENTS
+from projections.mongo.event_store.documents import MAX_EVENTS
 from scoring.event_store import StoreWentBack
 
 
@@ -74,7 +74,7 @@ def recorded(recorder: MongoApplicationRecorder) -> list[tuple[int, object, int]
     ]
 
 
-@pytest.mark.parametrize("count", [1, MOST_EVENTS + 1])
+@pytest.mark.parametrize("count", [1, MAX_EVENTS + 1])
 def test_a_commit_whose_answer_was_lost_is_recorded_once_and_answered_truthfully(
     recorder: MongoProcessRecorder, mongo_uri: str, count: int
 ) -> None:
@@ -96,8 +96,8 @@ def test_a_connection_that_is_cut_loses_and_doubles_nothing(
 ) -> None:
     with failing(mongo_uri, command, mode={"times": 3}, closeConnection=True):
         recorder.insert_events(events("a", 1))
-        recorder.insert_events(events("b", MOST_EVENTS + 1), tracking=Tracking("up", 7))
-    assert [position for position, *_ in recorded(recorder)] == list(range(1, MOST_EVENTS + 3))
+        recorder.insert_events(events("b", MAX_EVENTS + 1), tracking=Tracking("up", 7))
+    assert [position for position, *_ in recorded(recorder)] == list(range(1, MAX_EVENTS + 3))
     assert recorder.max_tracking_id("up") == 7
 
 
@@ -194,7 +194,7 @@ def test_whoever_is_interrupted_while_leading_leaves_the_others_to_the_next(
             assert answer == [places[f"s{number}"]]
 
 
-@pytest.mark.parametrize("count", [1, MOST_EVENTS + 1])
+@pytest.mark.parametrize("count", [1, MAX_EVENTS + 1])
 def test_a_writer_that_died_inside_a_transaction_holds_nobody_up_for_long(
     client: MongoClient[Any], recorder: MongoProcessRecorder, database: str, count: int
 ) -> None:
@@ -232,7 +232,7 @@ def test_what_new_events_build_on_is_looked_for_once_and_together(
 ) -> None:
     """Of many streams, and however many streams of one event, such as claims, come between."""
     monkeypatch.setattr("projections.mongo.event_store.foundations._LOOKS_BACK_SECONDS", 1e9)
-    monkeypatch.setattr("projections.mongo.event_store.foundations._MOST_STREAMS", 350)
+    monkeypatch.setattr("projections.mongo.event_store.foundations._MAX_STREAMS", 350)
     streams = [f"user-{number}" for number in range(300)]
     heard = HeardCommands()
     with connect(mongo_uri) as client:
@@ -283,7 +283,7 @@ def test_a_commit_that_loses_every_race_ends_in_time(
     recorder: MongoProcessRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder.insert_events(events("a", 1))
-    monkeypatch.setattr("projections.mongo.event_store.chain._MOST_SECONDS", 0.3)
+    monkeypatch.setattr("projections.mongo.event_store.chain._MAX_SECONDS", 0.3)
     monkeypatch.setattr(EventChain, "_last_position", lambda *_: 0)
     recorder._chain.reset_after_fork()
     with pytest.raises(OperationalError, match="others were faster"):

@@ -37,9 +37,9 @@ LOWEST, HIGHEST = -(2**63), 2**63 - 1
 @pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that few users fill many, and many documents."""
-    monkeypatch.setattr("projections.mongo.ranks.MOST_USERS", 4)
+    monkeypatch.setattr("projections.mongo.ranks.MAX_USERS", 4)
     monkeypatch.setattr("projections.mongo.ranks.FEW_USERS", 2)
-    monkeypatch.setattr("projections.mongo.ranks.MOST_RANGES", 4)
+    monkeypatch.setattr("projections.mongo.ranks.MAX_RANGES", 4)
     monkeypatch.setattr("projections.mongo.ranks.FEW_RANGES", 2)
 
 

@@ -54,7 +54,7 @@ from projections.mongo.errors import (
     is_other_collection,
     is_transient,
 )
-from projections.mongo.event_store.documents import MOST_EVENTS, UNIQUE_EVENTS, chained
+from projections.mongo.event_store.documents import MAX_EVENTS, UNIQUE_EVENTS, chained
 from projections.mongo.event_store.errors import as_persistence_error
 from projections.mongo.event_store.writers import Writers
 from projections.mongo.sessions import discarding
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MOST_SECONDS: Final = 25.0
+_MAX_SECONDS: Final = 25.0
 """How long a commit is tried: less than a command of the write side has."""
 
 _DOCUMENT_SECONDS: Final = 3.0
@@ -136,10 +136,10 @@ class EventChain:
     def append(self, commits: Sequence[Commit]) -> None:
         """Record commits in one document or transaction; each is told how it went."""
         token = urandom(8)
-        until = time.monotonic() + _MOST_SECONDS
+        until = time.monotonic() + _MAX_SECONDS
         pause = _FIRST_PAUSE_SECONDS
         events = sum(len(commit.events) for commit in commits)
-        seconds = _DOCUMENT_SECONDS if events <= MOST_EVENTS else _TRANSACTION_SECONDS
+        seconds = _DOCUMENT_SECONDS if events <= MAX_EVENTS else _TRANSACTION_SECONDS
         # A leader that was interrupted may have recorded them.
         has_failed = any(commit.is_unknown for commit in commits)
         while waiting := [commit for commit in commits if not commit.is_over]:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-MOST_EVENTS: Final = 20
+MAX_EVENTS: Final = 20
 """Of one document: whoever loads a user reads whole documents, and there may be one per event."""
 
 UNIQUE_EVENTS: Final = IndexModel([("e.s", ASCENDING), ("e.v", ASCENDING)], unique=True)
@@ -76,11 +76,11 @@ def chained(items: Sequence[Document], first: int, token: bytes) -> list[Documen
     return [
         {
             "_id": first + start,
-            "l": first + min(start + MOST_EVENTS, len(items)) - 1,
+            "l": first + min(start + MAX_EVENTS, len(items)) - 1,
             "c": token,
-            "e": list(items[start : start + MOST_EVENTS]),
+            "e": list(items[start : start + MAX_EVENTS]),
         }
-        for start in range(0, len(items), MOST_EVENTS)
+        for start in range(0, len(items), MAX_EVENTS)
     ]
 
 

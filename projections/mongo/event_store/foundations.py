@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from projections.mongo.event_store.documents import Document
 
 _LOOKS_BACK_SECONDS: Final = 1.0
-_MOST_STREAMS: Final = 100_000
+_MAX_STREAMS: Final = 100_000
 
 
 class Foundations:
@@ -46,7 +46,7 @@ class Foundations:
         """Fail the commits that build on what is not stored; tell whether there are any."""
         now = time.monotonic()
         term = self._current_term()
-        if term is None or term != self._term or len(self._versions) > _MOST_STREAMS:
+        if term is None or term != self._term or len(self._versions) > _MAX_STREAMS:
             self._term, self._looked_back_at = term, float("-inf")
             self._versions.clear()
         is_time = now - self._looked_back_at > _LOOKS_BACK_SECONDS

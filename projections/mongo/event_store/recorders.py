@@ -19,7 +19,7 @@ from projections.mongo.event_store.aggregate_recorder import MongoRecorder
 from projections.mongo.event_store.chain import EventChain
 from projections.mongo.event_store.commits import Commit, together
 from projections.mongo.event_store.documents import (
-    MOST_EVENTS,
+    MAX_EVENTS,
     UNIQUE_EVENTS,
     collection_of,
     decoded,
@@ -62,7 +62,7 @@ class _ChainRecorder(MongoRecorder):
         self._chain = EventChain(
             client, self._events, self._tracking, foundations=self._foundations()
         )
-        self._queue: CommitQueue[Commit] = CommitQueue(self._append, max_members=MOST_EVENTS)
+        self._queue: CommitQueue[Commit] = CommitQueue(self._append, max_members=MAX_EVENTS)
         self.listeners = Listeners(self._events)
 
     def _foundations(self) -> Foundations | None:
@@ -77,7 +77,7 @@ class _ChainRecorder(MongoRecorder):
             raise commit.error
 
     def _append(self, commits: Sequence[Commit]) -> None:
-        for group in together(commits, most_events=MOST_EVENTS):
+        for group in together(commits, most_events=MAX_EVENTS):
             self._chain.append(group)
 
 
@@ -231,7 +231,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
     ) -> Sequence[Notification]:
         """Return events with their positions, in the order of these."""
         first = max(1, (start or 1) if inclusive_of_start or start is None else start + 1)
-        positions: dict[str, int] = {"$gt": first - MOST_EVENTS}
+        positions: dict[str, int] = {"$gt": first - MAX_EVENTS}
         if stop is not None:
             positions["$lte"] = stop
         wanted: dict[str, Any] = {"_id": positions, "l": {"$gte": first}}
