@@ -270,6 +270,7 @@ def test_a_bad_contribution_writes_nothing(
         lambda: scoring.contribute(**{**values, **changes}),
         lambda: Contribution.model_construct(**{**values, **changes}),
         lambda: Contribution(**values).model_copy(update=changes),
+        lambda: Contribution(**values).copy(update=changes),
     ):
         with pytest.raises(InvalidGrant) as refused:
             door()

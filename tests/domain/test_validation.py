@@ -220,6 +220,7 @@ def test_what_is_refused_is_named_at_every_door(memory: Scoring, field: str, val
         lambda: Grant(**kwargs),
         lambda: Grant.model_construct(**kwargs),
         lambda: Grant(**VALID).model_copy(update={field: value}),
+        lambda: Grant(**VALID).copy(update={field: value}),
         lambda: memory.grant(**kwargs),
     ]
     if field == "user_id":
@@ -265,6 +266,7 @@ def test_a_valid_grant_survives_copies_and_pickling(grant: Grant) -> None:
         copy.copy(grant),
         copy.deepcopy(grant),
         grant.model_copy(),
+        grant.copy(deep=True),
         Grant.model_construct(**grant.model_dump()),
         Grant.model_validate(grant.model_dump()),
     ):
