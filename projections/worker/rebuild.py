@@ -112,7 +112,8 @@ class Rebuild:
             if progress.position > position:
                 retries.reset()
             position = progress.position
-            (on_progress or _unwatched)(progress)
+            if on_progress is not None:
+                on_progress(progress)
 
         try:
             building = retries.call(lambda: self._begin(fresh=fresh))
@@ -229,7 +230,3 @@ class _Renewing:
         if time.monotonic() - self._renewed > _RENEWAL_SECONDS:
             self._renewed = time.monotonic()
             self._switch.renew()
-
-
-def _unwatched(progress: Progress) -> None:
-    del progress
