@@ -2,6 +2,12 @@
 
 Every award is a grant, recorded once for ever as a domain event of a ``UserScore`` aggregate.
 ``Scoring`` is the application service; this package knows nothing of MongoDB.
+
+From the inside out: ``rules``, ``grants`` and ``contributions`` say what is accepted, and
+``user_score`` decides and applies. ``event_store`` and ``user_scores`` record and load.
+``command_handler`` commits commands until each has a truthful receipt, and ``commit_queue`` has
+those of several threads go together; ``application`` is the whole. ``sqlite`` and ``postgres`` are
+the library's adapters with what they lack.
 """
 
 from scoring.application import Scoring

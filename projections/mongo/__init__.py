@@ -5,6 +5,12 @@ snapshots and positions of any application of the library in MongoDB; see ``even
 with the prefix of a projection, ``SCOREGRANTSPROJECTION_PERSISTENCE_MODULE``, makes the library
 construct a ``MongoScoreView``.
 
+The read model, from the outside in: ``view`` applies ``batches`` through ``writer``, which moves
+``positions`` and counts ``ranks`` in the same transaction. ``read_model`` is one generation's
+``collections``; ``generations`` and ``switch`` replace it by another, as ``control`` has it, and
+``inventory`` knows which collections are ours. ``transactions``, ``sessions``, ``liveness`` and
+``catalog`` do what the driver leaves to its users.
+
 Everything that knows MongoDB's documents, commands and errors is in this package. It may import
 ``projections.events``, ``projections.retries`` and ``projections.errors``.
 """
