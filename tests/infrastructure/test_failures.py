@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from bson.decimal128 import Decimal128
-from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from concurrency import at_once, meanwhile
 from event_store import assert_equal_to_the_events, damaged
+from fail_points import failing
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
 from projections.mongo import connect
@@ -48,34 +48,6 @@ FAILURES = [
 ]
 
 
-@contextmanager
-def failing(
-    client: MongoClient[Any], command: str, mode: object = "alwaysOn", **data: Any
-) -> Iterator[None]:
-    """The server fails a command in this way inside the block."""
-    data = {"failCommands": [command], "appName": "score-ledger", **data}
-    with connect_as_operator(client) as operator:
-        operator.admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": data})
-        try:
-            yield
-        finally:
-            operator.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-
-
-def connect_as_operator(client: MongoClient[Any]) -> MongoClient[Any]:
-    host, port = client.address or ("", 0)
-    known = client.options.pool_options._credentials
-    assert known is not None
-    return MongoClient(
-        host,
-        port,
-        username=known.username,
-        password=known.password,
-        directConnection=True,
-        appname="operator",
-    )
-
-
 def grant_some(scoring: Scoring, first: int, number: int) -> None:
     scoring.grant_many([make_grant(n) for n in range(first, first + number)])
 
@@ -84,18 +56,22 @@ def grant_some(scoring: Scoring, first: int, number: int) -> None:
     ("command", "failure"), FAILURES, ids=lambda value: value if isinstance(value, str) else None
 )
 def test_a_failure_that_passes_is_survived_and_counts_nothing_twice(
-    scoring: Scoring, view: MongoScoreView, command: str, failure: dict[str, Any]
+    scoring: Scoring,
+    view: MongoScoreView,
+    mongo_uri: str,
+    command: str,
+    failure: dict[str, Any],
 ) -> None:
     """It comes three times in a row, in the middle of catching up."""
     grant_some(scoring, 0, 300)
     worker = ProjectionWorker(scoring, view, batch_size=50)
-    with failing(view.read_model.client, command, mode={"times": 3}, **failure):
+    with failing(mongo_uri, command, mode={"times": 3}, **failure):
         assert worker.catch_up() == scoring.recorder.max_notification_id()
     assert assert_equal_to_the_events(scoring, view.read_model) == 300
 
 
 def test_failures_at_random_are_survived_together_with_duplicates_from_outside(
-    scoring: Scoring, view: MongoScoreView
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
 ) -> None:
     """A third of all inserts and commits fail, while two workers redeliver everything."""
     grant_some(scoring, 0, 200)
@@ -103,14 +79,10 @@ def test_failures_at_random_are_survived_together_with_duplicates_from_outside(
     grant_some(scoring, 200, 200)
     # As after a partial restore: the grants are there and the position is lost.
     view.read_model.positions.delete_many({})
-    failure = {
-        "errorCode": WRITE_CONFLICT,
-        **TRANSIENT,
-        "failCommands": ["insert", "commitTransaction"],
-    }
+    failure = {"mode": {"activationProbability": 0.33}, "errorCode": WRITE_CONFLICT, **TRANSIENT}
     with (
         closing(MongoScoreView(view.read_model)) as second,
-        failing(view.read_model.client, "", mode={"activationProbability": 0.33}, **failure),
+        failing(mongo_uri, "insert", "commitTransaction", **failure),
     ):
         workers = [ProjectionWorker(scoring, some, batch_size=20) for some in (view, second)]
         at_once(2, lambda number: workers[number].catch_up())
@@ -157,7 +129,7 @@ def test_a_failure_that_stays_is_raised_and_told_by_status(
     ) as ledger:
         assert ledger.status().worker_error is None
         with (
-            failing(view.read_model.client, "insert", errorCode=WRITE_CONFLICT, **TRANSIENT),
+            failing(mongo_uri, "insert", errorCode=WRITE_CONFLICT, **TRANSIENT),
             pytest.raises(ReadModelUnavailable),
         ):
             worker.catch_up()
@@ -172,13 +144,13 @@ def test_a_failure_that_stays_is_raised_and_told_by_status(
 
 
 def test_a_refusal_that_is_nobodys_fault_parks_nothing(
-    scoring: Scoring, view: MongoScoreView
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str
 ) -> None:
     """Missing rights would otherwise park every stream there is."""
     grant_some(scoring, 0, 10)
     worker = ProjectionWorker(scoring, view, on_error="park")
     with (
-        failing(view.read_model.client, "insert", errorCode=13),
+        failing(mongo_uri, "insert", errorCode=13),
         pytest.raises(ReadModelUnavailable, match="refused access"),
     ):
         worker.catch_up()
@@ -189,12 +161,11 @@ def test_a_refusal_that_is_nobodys_fault_parks_nothing(
 
 @pytest.mark.parametrize("command", ["insert", "commitTransaction", "find"])
 def test_a_stop_is_heeded_soon_even_while_retrying(
-    scoring: Scoring, view: MongoScoreView, command: str
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, command: str
 ) -> None:
     """The batch is not applied, and the next worker applies it."""
     grant_some(scoring, 0, 10)
-    failure = {"closeConnection": True}
-    with failing(view.read_model.client, command, **failure):
+    with failing(mongo_uri, command, closeConnection=True):
         with meanwhile(ProjectionWorker(scoring, view).follow) as stop:
             time.sleep(0.5)
             asked = time.monotonic()
@@ -206,7 +177,7 @@ def test_a_stop_is_heeded_soon_even_while_retrying(
 
 @pytest.mark.parametrize("second_fault", [False, True], ids=["to its end", "up to a fault"])
 def test_a_stop_is_heeded_while_unparking_is_retried(
-    scoring: Scoring, view: MongoScoreView, tmp_path: Path, *, second_fault: bool
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path, *, second_fault: bool
 ) -> None:
     """The stream stays parked where it was."""
     receipts = [scoring.grant(**make_grant(n, user_id="bob").model_dump()) for n in range(6)]
@@ -222,7 +193,7 @@ def test_a_stop_is_heeded_while_unparking_is_retried(
 
     with (
         damaged(tmp_path / "events.sqlite", *([receipts[5].position] if second_fault else [])),
-        failing(view.read_model.client, "insert", closeConnection=True),
+        failing(mongo_uri, "insert", closeConnection=True),
     ):
         thread = Thread(target=unpark)
         thread.start()
