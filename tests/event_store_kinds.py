@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from support import sqlite_env
+from support import mongo_env, sqlite_env
 
 
 def _sqlite_stores(request: pytest.FixtureRequest) -> Callable[[], dict[str, str]]:
@@ -23,11 +23,7 @@ def _postgres_stores(request: pytest.FixtureRequest) -> Callable[[], dict[str, s
 
 def _mongo_stores(request: pytest.FixtureRequest) -> Callable[[], dict[str, str]]:
     uri: str = request.getfixturevalue("mongo_uri")
-    return lambda: {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": uri,
-        "MONGO_DATABASE": f"events_{uuid4().hex[:8]}",
-    }
+    return lambda: mongo_env(uri, f"events_{uuid4().hex[:8]}")
 
 
 EVENT_STORES = {"sqlite": _sqlite_stores, "postgres": _postgres_stores, "mongo": _mongo_stores}

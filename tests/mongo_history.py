@@ -22,14 +22,10 @@ from projections.mongo import connect
 from projections.mongo.event_store.documents import collection_of
 from scoring import Grant, GrantReceipt, Scoring, ScoringError
 from scoring.identity import claim_stream_id, user_stream_id
-from support import NOON, make_grant
+from support import NOON, make_grant, mongo_env
 
 THREADS = 4
 Acknowledged = tuple[str, str, int]
-
-
-def env_of(uri: str, database: str) -> dict[str, str]:
-    return {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": uri, "MONGO_DATABASE": database}
 
 
 class Writer:
@@ -160,5 +156,5 @@ def violations(
 
 
 if __name__ == "__main__":
-    with Scoring(env_of(sys.argv[1], sys.argv[2])) as scoring:
+    with Scoring(mongo_env(sys.argv[1], sys.argv[2])) as scoring:
         Writer(scoring, int(sys.argv[3])).run()

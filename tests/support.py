@@ -16,6 +16,10 @@ def sqlite_env(file: Path) -> dict[str, str]:
     return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(file)}
 
 
+def mongo_env(uri: str, database: str) -> dict[str, str]:
+    return {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": uri, "MONGO_DATABASE": database}
+
+
 def make_grant(number: int = 1, **changes: object) -> Grant:
     """A valid grant; the same number makes the same grant."""
     values: dict[str, object] = {

@@ -31,6 +31,7 @@ from scoring import Scoring, UserScore
 from scoring.identity import user_stream_id
 from scoring.postgres import GaplessPostgresRecorder
 from scoring.postgres_pool import BoundedConnection
+from support import mongo_env
 from write_side import fill, grant_each, grants, opened, same_rows
 
 T = TypeVar("T")
@@ -50,14 +51,6 @@ class LibrarysInsert(GaplessPostgresRecorder):
         PostgresApplicationRecorder._insert_stored_events(self, curs, stored_events, **kwargs)
         assert isinstance(curs.connection, BoundedConnection)
         curs.connection.flush_to_the_end()
-
-
-def mongo_env(uri: str, database: str) -> dict[str, str]:
-    return {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": uri,
-        "MONGO_DATABASE": database,
-    }
 
 
 def in_threads(threads: int, work: Callable[[list[T]], object], some: list[T]) -> None:

@@ -15,14 +15,13 @@ from pymongo.client_session import ClientSession
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
-from event_stores import mongo_env
 from measuring import Report, in_turns, seconds
 from projections import MongoScoreView, ProjectionWorker
 from projections.embedded import open_server
 from projections.mongo import connect
 from read_side import batches, grant_documents, served
 from scoring import Grant, Scoring
-from support import sqlite_env
+from support import mongo_env, sqlite_env
 from write_side import fill, grant_each, grants, latencies, opened
 
 

@@ -16,12 +16,11 @@ from statistics import median, quantiles
 from threading import Barrier
 from uuid import uuid4
 
-from event_stores import mongo_env
 from measuring import SPAWN, Report
 from postgres_server import running_postgres
 from projections.embedded import open_server
 from scoring import Scoring
-from support import sqlite_env
+from support import mongo_env, sqlite_env
 from write_side import grant_each, grants
 
 ROUNDS = 5

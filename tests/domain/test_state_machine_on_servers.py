@@ -14,6 +14,7 @@ from pymongo import MongoClient
 from postgres_server import PostgresServer
 from scoring import Scoring
 from scoring.testing import ScoringMachine
+from support import mongo_env
 
 # Fewer than on the other stores, since each of them takes a third of a second.
 SETTINGS = settings(max_examples=25, stateful_step_count=30, derandomize=True)
@@ -64,11 +65,7 @@ def _postgres_machine(request: pytest.FixtureRequest) -> type[ScoringMachine]:
 
 
 def _mongo_machine(request: pytest.FixtureRequest) -> type[ScoringMachine]:
-    env = {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": request.getfixturevalue("mongo_uri"),
-        "MONGO_DATABASE": f"machine_{uuid4().hex[:8]}",
-    }
+    env = mongo_env(request.getfixturevalue("mongo_uri"), f"machine_{uuid4().hex[:8]}")
     Scoring(env).close()
     return type("Machine", (MongoMachine,), {"store": {**env, "CREATE_TABLE": "no"}})
 

@@ -24,7 +24,7 @@ from receipts_check import read_ledger
 from scoring import BatchFailed, Contribution, Grant, Scoring, ScoringError, StreamHasGap, UserScore
 from scoring.event_store import StoreWentBack
 from scoring.identity import claim_stream_id, user_stream_id
-from support import make_grant, sqlite_env
+from support import make_grant, mongo_env, sqlite_env
 
 
 class ChosenRecorder(SQLiteApplicationRecorder):
@@ -106,11 +106,7 @@ class MongoStore:
     """A database, put back by writing its documents again."""
 
     def __init__(self, uri: str) -> None:
-        self.env = {
-            "PERSISTENCE_MODULE": "projections.mongo",
-            "MONGO_URI": uri,
-            "MONGO_DATABASE": f"back_{uuid4().hex[:8]}",
-        }
+        self.env = mongo_env(uri, f"back_{uuid4().hex[:8]}")
         self._kept: dict[str, list[dict[str, Any]]] = {}
 
     def back_up(self) -> None:

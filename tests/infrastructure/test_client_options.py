@@ -19,7 +19,7 @@ from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from replica_set import ReplicaSet
 from scoring import Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, mongo_env, sqlite_env
 
 OPTIONS = [
     "readPreference=secondary",
@@ -128,11 +128,7 @@ def test_an_application_that_was_closed_is_collected_without_a_word(
     """The library closes it once more then, in the middle of whatever asks for memory."""
     closed: list[MongoClient[Any]] = []
     monkeypatch.setattr("projections.mongo.factory.close", closed.append)
-    env = {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": mongo_uri,
-        "MONGO_DATABASE": f"test_{uuid4().hex}",
-    }
+    env = mongo_env(mongo_uri, f"test_{uuid4().hex}")
     app: Application[Any] | None = Application(env)
     assert app is not None
     app.close()

@@ -31,7 +31,7 @@ from projections.mongo import connect
 from projections.relocation.stores import copyable
 from replica_set import ReplicaSet
 from scoring import GrantStatus, Scoring
-from support import NOON, make_grant, sqlite_env
+from support import NOON, make_grant, mongo_env, sqlite_env
 
 PAIRS = list(product(EVENT_STORES, EVENT_STORES))
 
@@ -309,11 +309,7 @@ def test_a_copy_goes_on_over_elections(
     # Shorter than an election, so that the driver's own patience is not enough.
     monkeypatch.setattr("projections.mongo.event_store.aggregate_recorder._READ_SECONDS", 0.5)
     database = f"copied_{uuid4().hex[:8]}"
-    three = {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": replica_set.uri,
-        "MONGO_DATABASE": database,
-    }
+    three = mongo_env(replica_set.uri, database)
     fill(scoring)
     with Scoring(three) as replicated, connect(replica_set.uri) as client:
         source, target = scoring, replicated

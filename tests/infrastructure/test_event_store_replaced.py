@@ -39,7 +39,7 @@ from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
 from scoring import Scoring
-from support import make_grant, sqlite_env, worker_maker
+from support import make_grant, mongo_env, sqlite_env, worker_maker
 
 
 def record(env: dict[str, str], first: int, count: int) -> int:
@@ -150,9 +150,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     elif request.param == "mongo":
         name = request.getfixturevalue("read_model").database.name
         uri = request.getfixturevalue("mongo_uri")
-        new = MongoStore(
-            {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": uri, "MONGO_DATABASE": name}
-        )
+        new = MongoStore(mongo_env(uri, name))
     else:
         new = (SQLiteStore if request.param == "sqlite" else SQLiteFile)(tmp_path)
     record(new.env, 0, 3)

@@ -27,7 +27,7 @@ from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from scoring import Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, mongo_env, sqlite_env
 
 
 @contextmanager
@@ -166,11 +166,7 @@ def test_a_worker_is_told_by_mongodb_what_other_processes_record(
     mongo_uri: str, view: MongoScoreView
 ) -> None:
     """By a change stream, which is open only while somebody waits."""
-    env = {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": mongo_uri,
-        "MONGO_DATABASE": view.read_model.database.name,
-    }
+    env = mongo_env(mongo_uri, view.read_model.database.name)
     with Scoring(env) as mine, Scoring(env) as theirs:
         with WakeUps(mine) as wake_ups:
             while wake_ups.wait(0.5):

@@ -30,7 +30,7 @@ from concurrency import at_once
 from projections import LedgerNotOpen, ScoreLedger, Settings
 from projections.mongo.read_model import ReadModel
 from scoring import Contribution, GrantReceipt, GrantStatus, InvalidSetting, Scoring, ScoringError
-from support import NOON, make_grant, sqlite_env
+from support import NOON, make_grant, mongo_env, sqlite_env
 
 
 @pytest.fixture
@@ -39,8 +39,7 @@ def event_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
     if getattr(request, "param", "sqlite") == "sqlite":
         return sqlite_env(tmp_path / "events.sqlite")
     name = request.getfixturevalue("database").name
-    uri = request.getfixturevalue("mongo_uri")
-    return {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_URI": uri, "MONGO_DATABASE": name}
+    return mongo_env(request.getfixturevalue("mongo_uri"), name)
 
 
 on_both = pytest.mark.parametrize("event_store", ["sqlite", "mongo"], indirect=True)

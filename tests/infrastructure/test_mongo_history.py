@@ -22,11 +22,11 @@ from pymongo import MongoClient, WriteConcern
 
 import mongo_history
 from fail_points import failing
-from mongo_history import Reader, acknowledged, env_of, violations
+from mongo_history import Reader, acknowledged, violations
 from projections.mongo import connect
 from replica_set import ReplicaSet
 from scoring import Scoring
-from support import NOON
+from support import NOON, mongo_env
 
 PROCESSES = 3
 SOAK_SECONDS = int(os.environ.get("SOAK_SECONDS", "600"))
@@ -160,7 +160,7 @@ def test_what_was_acknowledged_is_there_once_and_whole_and_readers_see_a_beginni
     site = Site(replica_set, tmp_path, rng)
     stop = Event()
     caused: Counter[str] = Counter()
-    with ExitStack() as stack, Scoring(env_of(replica_set.uri, site.database)) as scoring:
+    with ExitStack() as stack, Scoring(mongo_env(replica_set.uri, site.database)) as scoring:
         client = stack.enter_context(connect(replica_set.uri))
         stack.callback(client.drop_database, site.database)
         reader, subscriber = Reader(scoring.recorder), Reader(scoring.recorder)

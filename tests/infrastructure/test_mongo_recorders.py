@@ -46,6 +46,7 @@ from projections.mongo.event_store import (
 )
 from projections.mongo.event_store.documents import collection_of
 from replica_set import ReplicaSet
+from support import mongo_env
 
 
 class OnMongo:
@@ -145,14 +146,7 @@ class TestFactory(OnMongo, InfrastructureFactoryTestCase[MongoFactory]):
 
     @pytest.fixture(autouse=True)
     def _env(self, _database: None, uri: str) -> None:
-        self.env = Environment(
-            "TestCase",
-            {
-                "PERSISTENCE_MODULE": "projections.mongo",
-                "MONGO_URI": uri,
-                "MONGO_DATABASE": self.database,
-            },
-        )
+        self.env = Environment("TestCase", mongo_env(uri, self.database))
 
     def expected_factory_class(self) -> type[MongoFactory]:
         return MongoFactory
@@ -266,11 +260,7 @@ def test_a_system_of_applications_keeps_each_ones_events_apart(
 ) -> None:
     """The library ships no cases for systems; this is its way of running them."""
     database = f"events_{uuid4().hex[:8]}"
-    env = {
-        "PERSISTENCE_MODULE": "projections.mongo",
-        "MONGO_URI": mongo_uri,
-        "MONGO_DATABASE": database,
-    }
+    env = mongo_env(mongo_uri, database)
     with runner_class(System(pipes=[[Upstream, Counting]]), env=env) as runner:
         upstream, counting = runner.get(Upstream), runner.get(Counting)
         for _ in range(20):
