@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import pytest
 
+from forks import in_child
 from scoring import Scoring
 from scoring.conflicts import LOGGED_IN_FULL, WINDOW_SECONDS, ConflictLog
 from support import make_grant
@@ -72,12 +71,11 @@ def test_conflicts_of_many_threads_are_all_counted(caplog: pytest.LogCaptureFixt
 def test_a_forked_child_counts_with_a_lock_of_its_own() -> None:
     """Though a thread of the parent held it at the moment of the fork."""
     log = ConflictLog()
+
+    def work() -> None:
+        signal.alarm(60)  # rather than waiting for ever
+        logging.disable()
+        add(log, 1)
+
     with log._lock:
-        if (pid := os.fork()) == 0:
-            with suppress(BaseException):
-                signal.alarm(60)  # rather than waiting for ever
-                logging.disable()
-                add(log, 1)
-                os._exit(0)
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == 0
+        assert in_child(work) == "None"

