@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import time
@@ -15,7 +14,7 @@ import pytest
 from command_line import CommandLine, on_both_stores
 from concurrency import until
 from fail_points import failing
-from projections.mongo import connect
+from processes import await_end_of_those_naming
 
 GRANT = (
     "grant", "--user-id", "Zoë", "--grant-id", "quiz-7", "--key", "quiz:history:7",
@@ -103,13 +102,12 @@ def test_a_bad_value_is_one_sentence(
     assert "Traceback" not in done.stderr
 
 
-def test_verify_finds_a_wrong_total_and_exits_with_1(cli: CommandLine) -> None:
+def test_verify_finds_a_wrong_total_and_exits_with_1(cli: CommandLine, database: Any) -> None:
     """It names user and field, what was expected and what was found."""
     cli(*GRANT)
     cli("project")
-    with connect(cli.env["MONGO_URI"]) as client:
-        users = client[cli.env["MONGO_DATABASE"]]["user_scores"]
-        users.update_one({"_id": "Zoë"}, {"$inc": {"categoryTotals.content": 1, "grantCount": 1}})
+    wrong = {"$inc": {"categoryTotals.content": 1, "grantCount": 1}}
+    database["user_scores"].update_one({"_id": "Zoë"}, wrong)
     done = cli("verify")
     assert done.returncode == 1
     assert "Zoë categoryTotals.content: expected 25, found 26" in done.stdout
@@ -138,7 +136,7 @@ def test_without_configuration_everything_is_kept_in_one_folder(embedded_cli: Co
     assert rows == [{"rank": 1, "user_id": "Zoë", "score": 25}]
     assert (cli.cwd / ".score-ledger" / "events.sqlite").exists()
     assert (cli.cwd / ".score-ledger" / "mongo").is_dir()
-    assert processes_mentioning(cli.cwd) == []
+    await_end_of_those_naming(cli.cwd)
 
 
 def test_the_next_command_finds_the_server_of_the_last(embedded_cli: CommandLine) -> None:
@@ -152,7 +150,7 @@ def test_the_next_command_finds_the_server_of_the_last(embedded_cli: CommandLine
     done = cli("status", "--json", SCORE_LEDGER_LINGER_SECONDS="0")
     assert json.loads(done.stdout)["grants"] == 1
     assert json.loads(note.read_text()) == started
-    assert processes_mentioning(cli.cwd) == []
+    await_end_of_those_naming(cli.cwd)
 
 
 def test_two_commands_at_once_share_the_server_of_a_folder(embedded_cli: CommandLine) -> None:
@@ -167,7 +165,7 @@ def test_two_commands_at_once_share_the_server_of_a_folder(embedded_cli: Command
         follower.send_signal(signal.SIGINT)
         follower.communicate(timeout=90)
     assert follower.returncode == 0
-    assert processes_mentioning(cli.cwd) == []
+    await_end_of_those_naming(cli.cwd)
 
 
 def test_a_mongod_that_is_not_where_it_was_said_is_one_sentence(
@@ -253,24 +251,7 @@ def test_the_demo_runs_in_any_folder(embedded_cli: CommandLine, events: str) -> 
     assert "0 recorded, 75 duplicates" in done.stdout
     assert "no git history at hand" in done.stdout
     assert list(embedded_cli.cwd.iterdir()) == []
-    assert processes_mentioning(embedded_cli.cwd) == []
-
-
-def processes_mentioning(folder: Path) -> list[str]:
-    """Command lines of live processes that name a folder; one that is just ending may be seen."""
-    deadline = time.monotonic() + 60
-    while True:
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if str(folder) in words and int(process.name) != os.getpid():
-                found.append(words)
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.1)
+    await_end_of_those_naming(embedded_cli.cwd)
 
 
 def test_a_worker_that_is_started_while_mongodb_fails_sits_it_out(
