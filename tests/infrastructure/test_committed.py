@@ -44,14 +44,6 @@ def test_a_grant_is_added_without_reading_what_the_last_batch_left(
     assert verify_totals(read_model).ok
 
 
-@pytest.fixture
-def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that few users fill many, and many documents."""
-    for name, most in (("USERS", 4), ("RANGES", 4)):
-        monkeypatch.setattr(f"projections.mongo.ranks.MAX_{name}", most)
-        monkeypatch.setattr(f"projections.mongo.ranks.FEW_{name}", most // 2)
-
-
 @pytest.mark.usefixtures("small_ranges")
 @pytest.mark.parametrize(("turn", "most"), [(40, 1000), (40, 3), (3, 1000)])
 def test_counts_are_true_whoever_adds_and_however_much_is_known(

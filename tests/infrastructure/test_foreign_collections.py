@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pymongo import ASCENDING, MongoClient
@@ -19,93 +18,75 @@ from projections import MongoScoreView, ProjectionWorker
 from projections.errors import ForeignDocument, NameTaken, ReadModelUnavailable
 from projections.mongo import connect
 from projections.mongo.collections import GENERATIONAL, INDEXES
-from projections.mongo.load import finish_load
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switch import Switch, roll_forward
+from projections.mongo.switch import roll_forward
 from projections.queries.leaderboard import Leaderboard
 from projections.status import status_of
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
 from projections.worker.unparker import Unparker
 from scoring import Scoring
-from support import make_grant, worker_maker
+from support import build_next, make_grant, worker_maker
 
 Site = Database[dict[str, Any]]
 
 
-@pytest.fixture
-def site(mongo_uri: str) -> Iterator[Site]:
-    """A database that the ledger was never opened on."""
-    with connect(mongo_uri) as client:
-        site = client[f"test_{uuid4().hex}"]
-        yield site
-        client.drop_database(site)
-
-
-@pytest.fixture
-def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadModel:
-    """A read model with 20 grants."""
-    scoring.grant_many([make_grant(number) for number in range(20)])
-    ProjectionWorker(scoring, view).catch_up()
-    return read_model
-
-
-def contents(site: Site) -> dict[str, list[Any]]:
-    names = sorted(site.list_collection_names())
-    return {name: list(site[name].find()) for name in names if name != "system.views"}
+def contents(database: Site) -> dict[str, list[Any]]:
+    names = sorted(database.list_collection_names())
+    return {name: list(database[name].find()) for name in names if name != "system.views"}
 
 
 @pytest.mark.parametrize("name", INDEXES)
-def test_a_name_with_others_documents_is_refused(site: Site, name: str) -> None:
+def test_a_name_with_others_documents_is_refused(database: Site, name: str) -> None:
     """With the cure; nothing is written, and nothing made beside it."""
-    site[name].insert_one({"_id": "ada", "totalScore": 900})
-    before = contents(site)
+    database[name].insert_one({"_id": "ada", "totalScore": 900})
+    before = contents(database)
     with pytest.raises(NameTaken, match=rf"{name} .*holds documents.*MONGO_DATABASE") as caught:
-        ReadModel(site.client, site.name).prepare()
+        ReadModel(database.client, database.name).prepare()
     assert caught.value.collection == name
-    assert contents(site) == before
+    assert contents(database) == before
 
 
-def a_capped_collection(site: Site) -> None:
-    site.create_collection("user_scores", capped=True, size=4096)
+def a_capped_collection(database: Site) -> None:
+    database.create_collection("user_scores", capped=True, size=4096)
 
 
-def a_time_series(site: Site) -> None:
-    site.create_collection("user_scores", timeseries={"timeField": "at"})
+def a_time_series(database: Site) -> None:
+    database.create_collection("user_scores", timeseries={"timeField": "at"})
 
 
-def a_view(site: Site) -> None:
-    site.theirs.insert_one({"_id": 1})
-    site.create_collection("user_scores", viewOn="theirs", pipeline=[])
+def a_view(database: Site) -> None:
+    database.theirs.insert_one({"_id": 1})
+    database.create_collection("user_scores", viewOn="theirs", pipeline=[])
 
 
-def a_collation(site: Site) -> None:
-    site.create_collection("user_scores", collation={"locale": "de", "strength": 1})
+def a_collation(database: Site) -> None:
+    database.create_collection("user_scores", collation={"locale": "de", "strength": 1})
 
 
-def an_index_of_theirs(site: Site) -> None:
-    site.user_scores.create_index([("email", ASCENDING)], unique=True)
+def an_index_of_theirs(database: Site) -> None:
+    database.user_scores.create_index([("email", ASCENDING)], unique=True)
 
 
 @pytest.mark.parametrize(
     "make", [a_capped_collection, a_time_series, a_view, a_collation, an_index_of_theirs]
 )
 def test_what_is_not_a_plain_empty_collection_is_refused(
-    site: Site, make: Callable[[Site], None]
+    database: Site, make: Callable[[Site], None]
 ) -> None:
     """It would lose documents, compare user ids otherwise, or refuse what is written."""
-    make(site)
-    before = contents(site)
+    make(database)
+    before = contents(database)
     with pytest.raises(NameTaken, match=r"collection user_scores .*MONGO_DATABASE"):
-        ReadModel(site.client, site.name).prepare()
-    assert contents(site) == before
+        ReadModel(database.client, database.name).prepare()
+    assert contents(database) == before
 
 
-def test_an_empty_plain_collection_may_be_taken(scoring: Scoring, site: Site) -> None:
+def test_an_empty_plain_collection_may_be_taken(scoring: Scoring, database: Site) -> None:
     """Another process may just have made it, or one that was killed at its first start."""
     for name in ("user_scores", "score_control"):
-        site.create_collection(name)
-    model = ReadModel(site.client, site.name)
+        database.create_collection(name)
+    model = ReadModel(database.client, database.name)
     model.prepare()
     scoring.grant_many([make_grant(1)])
     with closing(MongoScoreView(model)) as view:
@@ -114,7 +95,7 @@ def test_an_empty_plain_collection_may_be_taken(scoring: Scoring, site: Site) ->
 
 
 def test_many_processes_open_a_new_database_at_once(
-    scoring: Scoring, site: Site, mongo_uri: str
+    scoring: Scoring, database: Site, mongo_uri: str
 ) -> None:
     """Each begins to project as soon as it may, and none takes the others' for foreign."""
     scoring.grant_many([make_grant(number) for number in range(50)])
@@ -122,7 +103,7 @@ def test_many_processes_open_a_new_database_at_once(
 
     def open_and_project(_: int) -> None:
         with connect(mongo_uri) as client:
-            model = ReadModel(client, site.name)
+            model = ReadModel(client, database.name)
             client.admin.command("ping")
             together.wait()
             model.prepare()
@@ -131,7 +112,7 @@ def test_many_processes_open_a_new_database_at_once(
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(open_and_project, range(8)))
-    model = ReadModel(site.client, site.name)
+    model = ReadModel(database.client, database.name)
     assert verify_events(scoring, model).differences == []
     assert set(model.generations.state().collections) == {1}
 
@@ -168,26 +149,18 @@ def test_a_name_that_is_taken_while_a_rebuild_begins_is_refused(
     assert live.database["user_scores__g2"].distinct("_id") == ["theirs"]
 
 
-def build(scoring: Scoring, live: ReadModel) -> Switch:
-    building = live.of_generation(live.generations.begin())
-    building.inventory.create_building(scoring.name)
-    ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
-    finish_load(building, scoring.name)
-    return Switch(live, building, scoring.name)
-
-
 def build_and_commit(scoring: Scoring, live: ReadModel) -> None:
-    switch = build(scoring, live)
+    switch = build_next(scoring, live)
     assert switch.hold()
     assert switch.commit(at_least=0)
 
 
 def rebuild_and_build(scoring: Scoring, live: ReadModel) -> None:
     assert Rebuild(scoring, live, worker_maker(scoring)).run().live
-    build(scoring, live)
+    build_next(scoring, live)
 
 
-@pytest.mark.parametrize("overtake", [build, build_and_commit, rebuild_and_build])
+@pytest.mark.parametrize("overtake", [build_next, build_and_commit, rebuild_and_build])
 def test_dropping_what_was_kept_leaves_a_rebuild_beside_it_alone(
     scoring: Scoring,
     live: ReadModel,
@@ -218,7 +191,7 @@ def as_before_uuids_were_put_down(live: ReadModel) -> None:
 def test_a_database_of_an_earlier_release_is_adopted(scoring: Scoring, live: ReadModel) -> None:
     """What is live, what was kept and what is being built; the rebuild carries on."""
     Rebuild(scoring, live, worker_maker(scoring)).run()
-    build(scoring, live)
+    build_next(scoring, live)
     as_before_uuids_were_put_down(live)
     live.database.drop_collection("score_parked")  # which there was not always
     later = ReadModel(live.client, live.database.name)

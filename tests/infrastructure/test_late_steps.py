@@ -8,14 +8,13 @@ import pytest
 
 from projections import MongoScoreView, ProjectionWorker
 from projections.mongo.collections import GENERATIONAL
-from projections.mongo.load import finish_load
 from projections.mongo.read_model import ReadModel
-from projections.mongo.switch import Switch, next_step, roll_forward
+from projections.mongo.switch import next_step, roll_forward
 from projections.queries.leaderboard import Leaderboard
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
 from scoring import Scoring
-from support import make_grant, worker_maker
+from support import build_next, make_grant, worker_maker
 
 STEPS = ["hold", "commit", *(f"rename {n + 1}" for n in range(2 * len(GENERATIONAL))), "finish"]
 
@@ -27,21 +26,9 @@ def _short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 0.1)
 
 
-@pytest.fixture
-def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadModel:
-    """The first generation, with 10 grants."""
-    scoring.grant_many([make_grant(number) for number in range(10)])
-    ProjectionWorker(scoring, view).catch_up()
-    return read_model
-
-
 def frozen_before(step: str, scoring: Scoring, live: ReadModel) -> Callable[[], object]:
     """Go through a switch up to a step, and return that one instead of making it."""
-    building = live.of_generation(live.generations.begin())
-    building.inventory.create_building(scoring.name)
-    ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
-    finish_load(building, scoring.name)
-    switch = Switch(live, building, scoring.name)
+    switch = build_next(scoring, live)
     for name in STEPS:
         callable_of: dict[str, Callable[[], object] | None] = {
             "hold": switch.hold,
@@ -78,7 +65,7 @@ def test_a_step_that_arrives_after_further_switches_changes_nothing(
         scoring.grant_many([make_grant(200 + further)])
         ProjectionWorker(scoring, MongoScoreView(others)).catch_up()
         report = verify_events(scoring, others)
-        assert (report.differences, report.grants) == ([], 10 + 2 * further)
+        assert (report.differences, report.grants) == ([], 20 + 2 * further)
     # Also in the middle of another switch, while nothing has the live names.
     frozen_before(f"rename {len(GENERATIONAL) + 1}", scoring, others)
     late()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pymongo import MongoClient
@@ -15,7 +14,6 @@ from pymongo.server_api import ServerApi
 from concurrency import meanwhile, until
 from projections import MongoScoreView, ProjectionWorker, ScoreLedger, Settings
 from projections.errors import ReadModelDamaged, ReadModelGone
-from projections.mongo import connect
 from projections.mongo.collections import GENERATIONAL, INDEXES
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import Switch
@@ -27,24 +25,14 @@ from support import make_grant, sqlite_env, worker_maker
 
 
 @pytest.fixture
-def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadModel:
-    """A read model with 20 grants of 7 users."""
-    scoring.grant_many([make_grant(number) for number in range(20)])
-    ProjectionWorker(scoring, view).catch_up()
-    return read_model
-
-
-@pytest.fixture
-def ledger(mongo_uri: str, tmp_path: Path) -> Iterator[ScoreLedger]:
+def ledger(mongo_uri: str, database: Any, tmp_path: Path) -> Iterator[ScoreLedger]:
     """An open ledger whose worker has projected 20 grants."""
-    settings = Settings(folder=tmp_path, mongo_uri=mongo_uri, mongo_database=f"test_{uuid4().hex}")
+    settings = Settings(folder=tmp_path, mongo_uri=mongo_uri, mongo_database=database.name)
     store = sqlite_env(tmp_path / "ledger.sqlite")
     with ScoreLedger.open(settings=settings, event_store=store) as ledger:
         receipts = ledger.grant_many([make_grant(number) for number in range(20)])
         ledger.wait(receipts[-1], timeout=60)
         yield ledger
-    with connect(mongo_uri) as client:
-        client.drop_database(settings.mongo_database)
 
 
 def database_of(ledger: ScoreLedger) -> ReadModel:

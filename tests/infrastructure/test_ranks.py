@@ -34,15 +34,6 @@ from support import make_grant, sqlite_env, worker_maker
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
 
-@pytest.fixture
-def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small that few users fill many, and many documents."""
-    monkeypatch.setattr("projections.mongo.ranks.MAX_USERS", 4)
-    monkeypatch.setattr("projections.mongo.ranks.FEW_USERS", 2)
-    monkeypatch.setattr("projections.mongo.ranks.MAX_RANGES", 4)
-    monkeypatch.setattr("projections.mongo.ranks.FEW_RANGES", 2)
-
-
 scores = st.one_of(
     st.integers(0, 5),
     st.integers(-20, 40),
@@ -102,11 +93,9 @@ def test_users_may_be_counted_all_at_once(read_model: ReadModel) -> None:
     assert assert_counts_are_true(read_model) > 20
 
 
-def test_documents_are_joined_again_when_users_have_left(
-    read_model: ReadModel, small_ranges: None
-) -> None:
+@pytest.mark.usefixtures("small_ranges")
+def test_documents_are_joined_again_when_users_have_left(read_model: ReadModel) -> None:
     """Everybody moves on for ever, and no trail of empty ranges stays behind."""
-    del small_ranges
     users = [f"user-{number:02}" for number in range(60)]
     add_to_users(read_model, {user: (3 * number, 0) for number, user in enumerate(users)})
     most = assert_counts_are_true(read_model)
@@ -119,11 +108,11 @@ def test_documents_are_joined_again_when_users_have_left(
     assert assert_counts_are_true(read_model) <= 3
 
 
+@pytest.mark.usefixtures("small_ranges")
 def test_a_small_batch_reads_and_writes_few_documents_among_many(
-    read_model: ReadModel, mongo_uri: str, small_ranges: None
+    read_model: ReadModel, mongo_uri: str
 ) -> None:
     """Those from the old score to the new one, and the numbers above for those below."""
-    del small_ranges
     add_to_users(read_model, {f"user-{number:03}": (number, 0) for number in range(300)})
     assert read_model.ranks.count_documents({}) > 50
     heard = Documents()
@@ -151,11 +140,11 @@ class Documents(HeardCommands):
             self.read += len(cursor["firstBatch"])
 
 
+@pytest.mark.usefixtures("small_ranges")
 def test_two_who_count_at_once_do_not_lose_each_others_moves(
-    read_model: ReadModel, mongo_uri: str, small_ranges: None
+    read_model: ReadModel, mongo_uri: str
 ) -> None:
     """Whose transaction conflicts is begun again, with what the other one has left."""
-    del small_ranges
     add_to_users(read_model, {f"user-{number:02}": (number, number) for number in range(50)})
 
     def move(seed: int) -> None:
@@ -172,11 +161,9 @@ def test_two_who_count_at_once_do_not_lose_each_others_moves(
     assert read_model.users.count_documents({}) == 80
 
 
-def test_verify_looks_at_every_document(
-    scoring: Scoring, view: MongoScoreView, small_ranges: None
-) -> None:
+@pytest.mark.usefixtures("small_ranges")
+def test_verify_looks_at_every_document(scoring: Scoring, view: MongoScoreView) -> None:
     """One that is gone, ends elsewhere or counts wrongly in the middle; a rebuild is the cure."""
-    del small_ranges
     model = view.read_model
     scoring.grant_many(make_grant(n, user_id=f"user-{n}", amount=n + 1) for n in range(60))
     ProjectionWorker(scoring, view).catch_up()
@@ -208,11 +195,9 @@ def test_verify_looks_at_every_document(
     assert verify_totals(model).ok
 
 
-def test_verify_reads_the_index_of_each_total_once(
-    read_model: ReadModel, mongo_uri: str, small_ranges: None
-) -> None:
+@pytest.mark.usefixtures("small_ranges")
+def test_verify_reads_the_index_of_each_total_once(read_model: ReadModel, mongo_uri: str) -> None:
     """Not once for every range of scores: a million users have thousands of them."""
-    del small_ranges
     add_to_users(read_model, {f"user-{n:03}": (n, n % 9) for n in range(300)})
     with MongoClient[Document](mongo_uri) as client:
         database = client[read_model.database.name]
@@ -225,11 +210,9 @@ def test_verify_reads_the_index_of_each_total_once(
     assert [read["keysExamined"] for read in reads] == [300, 300]
 
 
-def test_counts_that_are_missing_are_an_error_and_no_rank(
-    read_model: ReadModel, small_ranges: None
-) -> None:
+@pytest.mark.usefixtures("small_ranges")
+def test_counts_that_are_missing_are_an_error_and_no_rank(read_model: ReadModel) -> None:
     """Nobody is told a rank that was made up."""
-    del small_ranges
     add_to_users(read_model, {f"user-{number:02}": (number, 0) for number in range(50)})
     read_model.ranks.delete_many({"_id.to": 2**63 - 1})
     with pytest.raises(ReadModelDamaged, match=r"score_ranks is missing.*score-ledger rebuild"):

@@ -36,7 +36,6 @@ from projections.mongo import connect
 from projections.mongo.batches import Batch
 from projections.mongo.collections import GENERATIONAL
 from projections.mongo.control import GenerationState
-from projections.mongo.load import finish_load
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import Switch, next_step, roll_forward
 from projections.mongo.writer import Transaction
@@ -44,7 +43,7 @@ from projections.queries.history import UserHistory
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
 from scoring import Grant, Scoring
-from support import make_grant, worker_maker
+from support import build_next, make_grant, worker_maker
 
 STEPS = 2 * len(GENERATIONAL) + 1
 """The renames, and the transaction that makes the new generation the live one."""
@@ -60,14 +59,6 @@ def short_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("projections.mongo.switch.SILENT_HOLD_SECONDS", 0.3)
 
 
-@pytest.fixture
-def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadModel:
-    """The first generation, with 20 grants."""
-    scoring.grant_many([make_grant(number) for number in range(20)])
-    ProjectionWorker(scoring, view).catch_up()
-    return read_model
-
-
 def plant(building: ReadModel, value: int) -> None:
     building.users.update_many({}, {"$set": {"totalScore": value}})
     building.grants.update_many({}, {"$set": {"amount": value}})
@@ -75,12 +66,9 @@ def plant(building: ReadModel, value: int) -> None:
 
 def built(scoring: Scoring, live: ReadModel) -> Switch:
     """A second generation that differs from the first, ready to be switched to."""
-    building = live.of_generation(live.generations.begin())
-    building.inventory.create_building(scoring.name)
-    ProjectionWorker(scoring, MongoScoreView(building)).catch_up()
-    finish_load(building, scoring.name)
-    plant(building, NEW)
-    return Switch(live, building, scoring.name)
+    switch = build_next(scoring, live)
+    plant(live.of_generation(live.generations.begin()), NEW)
+    return switch
 
 
 def committed(scoring: Scoring, live: ReadModel) -> Switch:
