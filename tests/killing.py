@@ -24,7 +24,7 @@ from event_store import assert_equal_to_the_events
 from projections import MongoScoreView
 from projections.mongo.read_model import ReadModel
 from scoring import Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, worker_env
 
 BACKLOG = 800
 """Grants recorded before each start, so that there is something to be killed in."""
@@ -86,13 +86,8 @@ def kill_again_and_again(
     randomness = random.Random(seed)
     numbers = count()
     tally = Tally()
-    env = {
-        **os.environ,
-        **sqlite_env(folder / "events.sqlite"),
-        "MONGO_URI": mongo_uri,
-        "MONGO_DATABASE": view.read_model.database.name,
-        "SCORE_LEDGER_BATCH_SIZE": "100",
-    }
+    name = view.read_model.database.name
+    env = {**os.environ, **worker_env(folder, mongo_uri, name, batch_size=100)}
     while tally.kills < kills:
         scoring.grant_many([make_grant(next(numbers)) for _ in range(BACKLOG)])
         before = view.max_tracking_id("Scoring")

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
 import pytest
 
 from command_line import CommandLine
-from projections.mongo import connect
 
 
 @pytest.fixture
-def cli(request: pytest.FixtureRequest, tmp_path: Path, mongo_uri: str) -> Iterator[CommandLine]:
+def cli(
+    request: pytest.FixtureRequest, tmp_path: Path, mongo_uri: str, database: Any
+) -> CommandLine:
     """The command on the shared mongod, in a database and folder of its own.
 
     Events are in SQLite, or in the event store that the test names.
     """
-    database = f"cli_{uuid4().hex}"
-    settings = {"MONGO_URI": mongo_uri, "MONGO_DATABASE": database}
+    settings = {"MONGO_URI": mongo_uri, "MONGO_DATABASE": database.name}
     events = getattr(request, "param", "sqlite")
-    yield CommandLine(tmp_path, {**settings, "SCORE_LEDGER_EVENTS": events})
-    with connect(mongo_uri) as client:
-        client.drop_database(database)
+    return CommandLine(tmp_path, {**settings, "SCORE_LEDGER_EVENTS": events})
 
 
 @pytest.fixture

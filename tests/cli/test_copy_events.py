@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eventsourcing.persistence import PersistenceError
 
 from command_line import CommandLine
+from concurrency import until
 from fail_points import failing
 from postgres_server import PostgresServer
-from projections.mongo import connect
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
@@ -145,16 +146,14 @@ def newest_of(scoring: Scoring) -> int | None:
     return None
 
 
-def test_sigterm_stops_it_between_two_pages(cli: CommandLine, large: Path) -> None:
+def test_sigterm_stops_it_between_two_pages(cli: CommandLine, database: Any, large: Path) -> None:
     """It says how to go on."""
     shutil.copy(large, cli.cwd / "old.sqlite")
     asked = ("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
     slow = {"blockConnection": True, "blockTimeMS": 500}
-    with connect(cli.env["MONGO_URI"]) as client, failing(cli.env["MONGO_URI"], "insert", **slow):
+    with failing(cli.env["MONGO_URI"], "insert", **slow):
         process = cli.start(*asked)
-        events = client[cli.env["MONGO_DATABASE"]].scoring_events
-        while process.poll() is None and events.find_one() is None:
-            time.sleep(0.001)
+        until(lambda: process.poll() is not None or database.scoring_events.find_one())
         process.terminate()
         _, said = process.communicate()
         assert (process.returncode, said) == (128 + 15, b"interrupted: run it again to carry on\n")

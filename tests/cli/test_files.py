@@ -14,19 +14,15 @@ import pytest
 
 from command_line import COMMAND, CommandLine
 from projections.cli.files import UnusableFile, written
-from support import make_grant
+from support import grant_lines
 
 BAD = b"{nonsense\n"
-
-
-def line(number: int) -> bytes:
-    return make_grant(number).model_dump_json().encode() + b"\n"
 
 
 def test_an_import_never_writes_rejects_into_what_it_reads(cli: CommandLine) -> None:
     """By its name, another spelling, a link of either kind, or as the standard input."""
     grants = cli.cwd / "grants.jsonl"
-    content = line(1) + BAD
+    content = grant_lines(1) + BAD
     grants.write_bytes(content)
     (cli.cwd / "soft").symlink_to(grants)
     (cli.cwd / "hard").hardlink_to(grants)
@@ -48,7 +44,7 @@ def test_an_import_never_writes_rejects_into_what_it_reads(cli: CommandLine) -> 
 
 def test_no_file_is_written_over_the_event_store_or_another_output(cli: CommandLine) -> None:
     """Whichever option names it."""
-    cli("import", "-", stdin=line(1))
+    cli("import", "-", stdin=grant_lines(1))
     cli("project")
     events = cli.cwd / ".score-ledger" / "events.sqlite"
     before = events.read_bytes()
@@ -90,7 +86,7 @@ def test_old_rejects_stay_if_the_import_does_not_begin_or_is_interrupted(cli: Co
     assert (cli.cwd / "rejected").read_bytes() == b"of old\n"
     assert list(cli.cwd.glob(".score-ledger-*.part")) == []
 
-    assert cli("import", "-", "--reject", "rejected", stdin=line(1)).returncode == 0
+    assert cli("import", "-", "--reject", "rejected", stdin=grant_lines(1)).returncode == 0
     assert (cli.cwd / "rejected").read_bytes() == b""
 
 
@@ -123,7 +119,7 @@ def test_a_file_keeps_its_link_and_its_permissions(tmp_path: Path) -> None:
 
 def test_what_is_no_ordinary_file_is_written_as_it_comes(cli: CommandLine) -> None:
     """Pipes and devices are not replaced by files; the standard output is not cut off."""
-    cli("import", "-", stdin=line(1))
+    cli("import", "-", stdin=grant_lines(1))
     cli("project")
     os.mkfifo(cli.cwd / "fifo")
     reader = subprocess.Popen(["cat", "fifo"], cwd=cli.cwd, stdout=subprocess.PIPE)

@@ -6,32 +6,26 @@ import io
 import json
 import signal
 import sqlite3
-import time
 from contextlib import closing, suppress
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from threading import Event
 
 import pytest
 
 from command_line import CommandLine, on_both_stores
+from concurrency import meanwhile, until
 from event_store import events_in
 from projections.cli.importer import Import, ImportSummary, parsed
 from projections.cli.interrupts import Stop
 from projections.cli.jsonl import MAX_LINE_BYTES, Line, parse_grant, read_lines
 from scoring import Scoring
-from support import make_grant, sqlite_env
-
-
-def line(number: int, **changes: Any) -> bytes:
-    values = make_grant(number).model_dump(mode="json")
-    return (json.dumps({**values, **changes}, ensure_ascii=False) + "\n").encode()
+from support import grant_lines, make_grant, sqlite_env
 
 
 @on_both_stores
 def test_importing_a_file_and_importing_it_again(cli: CommandLine, tmp_path: Path) -> None:
     """The second time everything is a duplicate and the ledger is the same."""
-    (tmp_path / "grants.jsonl").write_bytes(b"".join(line(n) for n in range(1500)))
+    (tmp_path / "grants.jsonl").write_bytes(grant_lines(*range(1500)))
     first = cli("import", "grants.jsonl", "--json")
     assert first.returncode == 0, first.stderr
     summary = json.loads(first.stdout)
@@ -47,22 +41,25 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"{nonsense\n", "not JSON"),
     "not UTF-8": (b'{"user_id": "\xff"}\n', "not UTF-8"),
     "not an object": (b"[1, 2]\n", "not a JSON object"),
-    "unknown field": (line(1, colour="red"), "unknown field 'colour'"),
+    "unknown field": (grant_lines(1, colour="red"), "unknown field 'colour'"),
     "missing field": (b'{"user_id": "ada"}\n', "missing field 'grant_id'"),
-    "field twice": (line(1).replace(b'"amount"', b'"amount": 1, "amount"'), "given twice"),
-    "both spellings": (line(1, userId="x"), "given twice: 'user_id'"),
-    "negative": (line(1, amount=-1), "amount must be an integer from 1"),
-    "float": (line(1, amount=5.0), "amount must be an integer from 1"),
-    "text amount": (line(1, amount="5"), "amount must be an integer from 1"),
-    "true": (line(1, amount=True), "amount must be an integer from 1"),
-    "not a number": (line(1).replace(b'"amount": 2', b'"amount": NaN'), "amount must be"),
-    "huge number": (line(1).replace(b'"amount": 2', b'"amount": ' + b"9" * 5000), "digits"),
-    "naive time": (line(1, granted_at="2026-11-22T12:00:00"), "timezone-aware"),
-    "no time": (line(1, granted_at="yesterday"), "ISO 8601"),
-    "surrogate": (line(1).replace(b'"user-1"', b'"\\ud800"'), "user_id must be"),
+    "field twice": (grant_lines(1).replace(b'"amount"', b'"amount": 1, "amount"'), "given twice"),
+    "both spellings": (grant_lines(1, userId="x"), "given twice: 'user_id'"),
+    "negative": (grant_lines(1, amount=-1), "amount must be an integer from 1"),
+    "float": (grant_lines(1, amount=5.0), "amount must be an integer from 1"),
+    "text amount": (grant_lines(1, amount="5"), "amount must be an integer from 1"),
+    "true": (grant_lines(1, amount=True), "amount must be an integer from 1"),
+    "not a number": (grant_lines(1).replace(b'"amount": 2', b'"amount": NaN'), "amount must be"),
+    "huge number": (grant_lines(1).replace(b'"amount": 2', b'"amount": ' + b"9" * 5000), "digits"),
+    "naive time": (grant_lines(1, granted_at="2026-11-22T12:00:00"), "timezone-aware"),
+    "no time": (grant_lines(1, granted_at="yesterday"), "ISO 8601"),
+    "surrogate": (grant_lines(1).replace(b'"user-1"', b'"\\ud800"'), "user_id must be"),
     "deep": (b"[" * 100_000 + b"\n", "nested too deeply"),
     "long": (b'"' + b"x" * (MAX_LINE_BYTES + 10) + b'"\n', "longer than"),
-    "squatting": (line(1, grant_id="bob/award:badge:x"), "grant_id must be '<user_id>/<key>'"),
+    "squatting": (
+        grant_lines(1, grant_id="bob/award:badge:x"),
+        "grant_id must be '<user_id>/<key>'",
+    ),
 }
 
 
@@ -70,7 +67,7 @@ BAD_LINES: dict[str, tuple[bytes, str]] = {
 def test_a_bad_line_is_reported_and_does_not_stop_the_others(cli: CommandLine, name: str) -> None:
     """Number and reason on stderr, the others recorded, the line kept, and exit code 1."""
     bad, reason = BAD_LINES[name]
-    done = cli("import", "-", "--reject", "rejected", stdin=line(10) + bad + line(11))
+    done = cli("import", "-", "--reject", "rejected", stdin=grant_lines(10) + bad + grant_lines(11))
     assert done.returncode == 1
     assert "line 2:" in done.stderr
     assert reason in done.stderr.replace("\n", " ")
@@ -82,7 +79,7 @@ def test_a_bad_line_is_reported_and_does_not_stop_the_others(cli: CommandLine, n
 
 def test_a_conflict_is_reported_with_its_line(cli: CommandLine) -> None:
     """A line whose id was recorded with another payload is not in the ledger: exit code 1."""
-    done = cli("import", "-", stdin=line(1) + line(2) + line(1, amount=99))
+    done = cli("import", "-", stdin=grant_lines(1, 2) + grant_lines(1, amount=99))
     assert done.returncode == 1
     assert "line 3: CONFLICT" in done.stderr
     assert done.stdout.startswith("2 recorded, 0 duplicates, 1 conflicts, 0 rejected")
@@ -90,9 +87,9 @@ def test_a_conflict_is_reported_with_its_line(cli: CommandLine) -> None:
 
 def test_camel_case_blank_lines_and_a_byte_order_mark_are_taken(cli: CommandLine) -> None:
     """What other tools write."""
-    camel = line(2).replace(b"user_id", b"userId").replace(b"grant_id", b"grantId")
+    camel = grant_lines(2).replace(b"user_id", b"userId").replace(b"grant_id", b"grantId")
     camel = camel.replace(b"granted_at", b"grantedAt")
-    done = cli("import", "-", stdin=b"\xef\xbb\xbf" + line(1) + b"\n  \r\n" + camel.rstrip())
+    done = cli("import", "-", stdin=b"\xef\xbb\xbf" + grant_lines(1) + b"\n  \r\n" + camel.rstrip())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 recorded")
 
@@ -112,8 +109,8 @@ def test_a_user_who_cannot_take_a_grant_does_not_stop_the_others(
 ) -> None:
     """The guard of 64-bit totals refuses one grant of a chunk; its line is the bad one."""
     monkeypatch.setattr("scoring.user_score.MAX_TOTAL", 20)
-    lines = [line(n, user_id="ada" if n == 2 else "bob", amount=n * 10) for n in (1, 2, 3)]
-    lines.insert(1, line(9, user_id="ada", amount=15))
+    lines = [grant_lines(n, user_id="ada" if n == 2 else "bob", amount=n * 10) for n in (1, 2, 3)]
+    lines.insert(1, grant_lines(9, user_id="ada", amount=15))
     bad: list[tuple[int, str]] = []
     summary = imported(scoring, lines, bad)
     assert [number for number, _ in bad] == [3, 4]
@@ -129,7 +126,7 @@ def test_a_user_whose_stream_has_a_gap_does_not_stop_the_others(
     with closing(sqlite3.connect(tmp_path / "events.sqlite")) as other, other:
         other.execute("DELETE FROM stored_events WHERE originator_version IN (3, 4)")
     users = {8: "ada", 11: "ada"}
-    lines = [line(n, user_id=users.get(n, f"user-{n % 3}")) for n in range(5, 15)]
+    lines = [grant_lines(n, user_id=users.get(n, f"user-{n % 3}")) for n in range(5, 15)]
     bad: list[tuple[int, str]] = []
     with Scoring(sqlite_env(tmp_path / "events.sqlite")) as another_process:
         summary = imported(another_process, lines, bad)
@@ -149,22 +146,19 @@ def test_a_file_that_is_not_there_is_one_sentence(cli: CommandLine) -> None:
 def test_an_import_killed_half_way_and_run_again_ends_the_same(cli: CommandLine) -> None:
     """``kill -9`` in the middle; the second run adds just what is missing."""
     count = 12_000
-    lines = [line(n) for n in range(count)]
-    (cli.cwd / "grants.jsonl").write_bytes(b"".join(lines))
+    grants = grant_lines(*range(count))
+    (cli.cwd / "grants.jsonl").write_bytes(grants)
     process = cli.start("import", "-")
 
-    def feed() -> None:
+    def feed(_: Event) -> None:
         assert process.stdin is not None
         with suppress(BrokenPipeError):
-            process.stdin.write(b"".join(lines[:-1]))  # so it is not done before it is killed
+            process.stdin.write(grants[:-1])  # so it is not done before it is killed
 
-    feeding = Thread(target=feed)
-    feeding.start()
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    while not events_in(events):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    feeding.join()
+    with meanwhile(feed):
+        until(lambda: events_in(events))
+        process.kill()
     with suppress(BrokenPipeError):
         process.communicate()
     with Scoring(sqlite_env(events)) as scoring:
@@ -184,11 +178,10 @@ def test_an_interrupted_import_stops_between_chunks_and_says_how_to_finish(
     cli: CommandLine,
 ) -> None:
     """SIGINT is answered with what was done, not with a traceback."""
-    (cli.cwd / "grants.jsonl").write_bytes(b"".join(line(n) for n in range(30_000)))
+    (cli.cwd / "grants.jsonl").write_bytes(grant_lines(*range(30_000)))
     process = cli.start("import", "grants.jsonl", "--json")
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    while not events_in(events):
-        time.sleep(0.01)
+    until(lambda: events_in(events))
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=90)
     assert process.returncode == 130

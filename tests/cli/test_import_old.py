@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from command_line import CommandLine, on_both_stores
+from concurrency import until
 from event_store import events_in
 from fail_points import failing
 from projections.mongo import connect
@@ -235,9 +235,8 @@ def test_an_import_killed_half_way_and_run_again_ends_the_same(
     events = cli.cwd / ".score-ledger" / "events.sqlite"
     with failing(mongo_uri, "getMore", blockConnection=True, blockTimeMS=500):
         process = cli.start(*asked)
-        while not events_in(events):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        until(lambda: events_in(events))
+        process.kill()
         process.communicate()
     said = json.loads(cli(*asked).stdout)
     assert said["recorded"] + said["duplicate"] == 8000
@@ -255,8 +254,7 @@ def test_an_interrupted_import_says_how_to_finish(
     fill(old, 20_000)
     process = cli.start("import", "--from-mongo", described(old, cli.cwd), "--json")
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    while not events_in(events):
-        time.sleep(0.01)
+    until(lambda: events_in(events))
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=90)
     assert process.returncode == 130, stderr

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from command_line import CommandLine
-from projections.mongo import connect
 from scoring import Scoring
-from support import make_grant, sqlite_env
-
-
-def lines(*numbers: int) -> bytes:
-    return "".join(make_grant(number).model_dump_json() + "\n" for number in numbers).encode()
+from support import grant_lines, sqlite_env
 
 
 @pytest.fixture
-def mistyped(cli: CommandLine) -> Iterator[CommandLine]:
+def mistyped(cli: CommandLine, database: Any) -> Iterator[CommandLine]:
     """Twenty grants are projected, and then another store is named, which is empty."""
-    cli("import", "-", stdin=lines(*range(20)))
+    cli("import", "-", stdin=grant_lines(*range(20)))
     assert cli("project").returncode == 0
     if cli.env["SCORE_LEDGER_EVENTS"] == "sqlite":
         Scoring(sqlite_env(cli.cwd / "mistyped.sqlite")).close()
         yield CommandLine(cli.cwd, {**cli.env, "SQLITE_DBNAME": "mistyped.sqlite"})
         return
-    database = f"{cli.env['MONGO_DATABASE']}_mistyped"
-    with connect(cli.env["MONGO_URI"]) as client:
-        client[database].create_collection("scoring_events")
-        yield CommandLine(cli.cwd, {**cli.env, "SCORING_MONGO_DATABASE": database})
-        client.drop_database(database)
+    other = database.client[f"{database.name}_mistyped"]
+    other.create_collection("scoring_events")
+    yield CommandLine(cli.cwd, {**cli.env, "SCORING_MONGO_DATABASE": other.name})
+    other.client.drop_database(other)
 
 
 @pytest.mark.parametrize(
     ("cli", "named"),
-    [("sqlite", "eventsourcing.sqlite mistyped.sqlite"), ("mongo", "projections.mongo cli_")],
+    [("sqlite", "eventsourcing.sqlite mistyped.sqlite"), ("mongo", "projections.mongo test_")],
     indirect=["cli"],
 )
 def test_no_command_takes_a_mistyped_store_for_the_right_one(
@@ -63,12 +58,12 @@ def test_no_command_takes_a_mistyped_store_for_the_right_one(
 def test_another_store_is_adopted_by_name(mistyped: CommandLine) -> None:
     """By a rebuild, or by a repair that may be one."""
     assert mistyped("verify", "--adopt").returncode == 2
-    mistyped("import", "-", stdin=lines(100, 101))
+    mistyped("import", "-", stdin=grant_lines(100, 101))
     done = mistyped("rebuild", "--adopt")
     assert (done.returncode, done.stdout[:20]) == (0, "generation 2 is live")
     assert json.loads(mistyped("verify", "--json").stdout)["ok"] is True
     third = CommandLine(mistyped.cwd, {**mistyped.env, "SQLITE_DBNAME": "third.sqlite"})
-    third("import", "-", stdin=lines(*range(200, 230)))
+    third("import", "-", stdin=grant_lines(*range(200, 230)))
     repaired = third("verify", "--repair", "--adopt", "--json")
     assert repaired.returncode == 0
     assert repaired.stderr.startswith("warning: the event store")

@@ -8,12 +8,7 @@ from contextlib import AbstractContextManager
 
 from command_line import CommandLine, on_both_stores
 from event_store import damaged, damaged_in_mongo
-from support import make_grant
-
-
-def lines(*numbers: int, user_id: str) -> bytes:
-    grants = [make_grant(number, user_id=user_id) for number in numbers]
-    return "".join(grant.model_dump_json() + "\n" for grant in grants).encode()
+from support import grant_lines
 
 
 def poisoned(cli: CommandLine, position: int) -> AbstractContextManager[None]:
@@ -25,7 +20,7 @@ def poisoned(cli: CommandLine, position: int) -> AbstractContextManager[None]:
 @on_both_stores
 def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
     """What somebody does who finds it in the morning."""
-    cli("import", "-", stdin=lines(1, 2, 3, user_id="bob") + lines(4, 5, user_id="ada"))
+    cli("import", "-", stdin=grant_lines(1, 2, 3, user_id="bob") + grant_lines(4, 5, user_id="ada"))
     with poisoned(cli, 4):  # bob's second grant: the claim on the first is at 3
         stopped = cli("project")
         assert stopped.returncode == 1
@@ -65,7 +60,7 @@ def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
 
 def test_the_setting_parks_too(cli: CommandLine) -> None:
     """For workers that run under a supervisor."""
-    cli("import", "-", stdin=lines(1, user_id="bob"))
+    cli("import", "-", stdin=grant_lines(1, user_id="bob"))
     with poisoned(cli, 2):
         assert cli("project", SCORE_LEDGER_ON_ERROR="park").returncode == 0
         wrong = cli("project", SCORE_LEDGER_ON_ERROR="ignore")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from command_line import CommandLine, on_both_stores
-from projections.mongo import connect
-from support import make_grant
+from support import grant_lines
 
 
 @on_both_stores
 def test_a_rebuild_replaces_the_read_model_and_keeps_the_old_one(cli: CommandLine) -> None:
     """Until it is dropped; status says what there is."""
-    lines = "\n".join(make_grant(number).model_dump_json() for number in range(20))
-    assert cli("import", "-", stdin=lines.encode()).returncode == 0
+    assert cli("import", "-", stdin=grant_lines(*range(20))).returncode == 0
     cli("project")
     done = cli("rebuild")
     assert (done.returncode, done.stdout.startswith("generation 2 is live")) == (0, True)
@@ -26,14 +25,12 @@ def test_a_rebuild_replaces_the_read_model_and_keeps_the_old_one(cli: CommandLin
     assert json.loads(cli("verify", "--json").stdout)["ok"] is True
 
 
-def test_repairing_is_a_rebuild(cli: CommandLine) -> None:
+def test_repairing_is_a_rebuild(cli: CommandLine, database: Any) -> None:
     """What was wrong is printed, and the exit code says how it ended."""
-    cli("import", "-", stdin=make_grant(1).model_dump_json().encode())
+    cli("import", "-", stdin=grant_lines(1))
     cli("project")
-    with connect(cli.env["MONGO_URI"]) as client:
-        database = client[cli.env["MONGO_DATABASE"]]
-        database["score_grants"].update_one({}, {"$set": {"amount": 99}})
-        database["score_grants"].insert_one({"_id": "x", "grantId": "odd\x1b[31m"})
+    database["score_grants"].update_one({}, {"$set": {"amount": 99}})
+    database["score_grants"].insert_one({"_id": "x", "grantId": "odd\x1b[31m"})
     done = cli("verify")
     assert done.returncode == 1
     assert "user-1 position 2 grant grant-1 amount: expected 2, found 99" in done.stdout

@@ -14,16 +14,19 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 
 from command_line import COMMAND, CommandLine, on_both_stores, run_python
+from concurrency import until
 from event_store import events_in
 from projections.cli.jsonl import NotJsonLines, read_lines
 from projections.cli.ledgers import await_mongo
 from projections.errors import ReadModelUnavailable
 from projections.mongo import connect
 from support import make_grant
+from support import grant_lines
 
 GRANT = (
     "grant", "--user-id", "ada", "--grant-id", "quiz-7", "--key", "quiz:history:7",
@@ -33,10 +36,6 @@ GRANT = (
 
 LONG_ID = "long-" * 24 + "user"
 LONG_KEY = "quiz:" + "k" * 200
-
-
-def lines(*numbers: int) -> bytes:
-    return b"".join(make_grant(number).model_dump_json().encode() + b"\n" for number in numbers)
 
 
 def test_the_version_is_told(cli: CommandLine) -> None:
@@ -64,15 +63,14 @@ def test_a_command_that_looks_makes_no_ledger(cli: CommandLine, command: tuple[s
 @pytest.mark.parametrize("cli", ["mongo"], indirect=True)
 @pytest.mark.parametrize("command", [("verify",), ("status",), ("project",)], ids=lambda it: it[0])
 def test_a_command_that_looks_makes_no_events_in_mongodb(
-    cli: CommandLine, command: tuple[str, ...]
+    cli: CommandLine, database: Any, command: tuple[str, ...]
 ) -> None:
     """On a server that is named, and in the folder, where no server is started for it."""
     place = f"{cli.env['MONGO_URI'].rpartition('@')[2].partition('/')[0]}/"
     done = cli(*command)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"would be in MongoDB at {place}{cli.env['MONGO_DATABASE']}; name" in done.stderr
-    with connect(cli.env["MONGO_URI"]) as client:
-        assert cli.env["MONGO_DATABASE"] not in client.list_database_names()
+    assert f"would be in MongoDB at {place}{database.name}; name" in done.stderr
+    assert database.name not in database.client.list_database_names()
     done = cli(*command, MONGO_URI="")
     assert (done.returncode, done.stdout) == (1, "")
     assert f"would be in the MongoDB of {cli.cwd.resolve()}/.score-ledger/mongo;" in done.stderr
@@ -177,10 +175,9 @@ def test_ctrl_c_ends_an_import_that_waits_for_its_input(cli: CommandLine) -> Non
     """At once, and nothing was half done."""
     process = cli.start("import", "-")
     assert process.stdin is not None
-    process.stdin.write(lines(*range(5000)))  # more than is read at once
+    process.stdin.write(grant_lines(*range(5000)))  # more than is read at once
     process.stdin.flush()
-    while not events_in(cli.cwd / ".score-ledger" / "events.sqlite"):
-        time.sleep(0.01)
+    until(lambda: events_in(cli.cwd / ".score-ledger" / "events.sqlite"))
     process.send_signal(signal.SIGINT)
     process.wait(timeout=90)
     assert process.stderr is not None
@@ -225,15 +222,18 @@ def test_a_host_that_nobody_knows_is_not_said_to_refuse(monkeypatch: pytest.Monk
 
 
 NOT_LINES: dict[str, tuple[bytes, str]] = {
-    "UTF-16": (lines(1).decode().encode("utf-16"), "UTF-16: iconv -f UTF-16 -t UTF-8"),
-    "UTF-16 without a mark": (lines(1).decode().encode("utf-16-le"), "iconv -f UTF-16"),
+    "UTF-16": (grant_lines(1).decode().encode("utf-16"), "UTF-16: iconv -f UTF-16 -t UTF-8"),
+    "UTF-16 without a mark": (grant_lines(1).decode().encode("utf-16-le"), "iconv -f UTF-16"),
     "CSV": (b"user_id,grant_id,amount\nada,one,5\n", "lines of CSV"),
-    "array": (b"[" + lines(1) + b"]", "an array: jq -c '.[]'"),
-    "pretty": (json.dumps(json.loads(lines(1)), indent=2).encode(), "over several lines: jq -c ."),
+    "array": (b"[" + grant_lines(1) + b"]", "an array: jq -c '.[]'"),
+    "pretty": (
+        json.dumps(json.loads(grant_lines(1)), indent=2).encode(),
+        "over several lines: jq -c .",
+    ),
     "zip": (b"PK\x03\x04 and so on", "a zip archive"),
     "gzip of CSV": (gzip.compress(b"a,b\n1,2\n"), "lines of CSV"),
-    "gzip twice": (gzip.compress(gzip.compress(lines(1))), "compressed twice"),
-    "half a gzip": (gzip.compress(lines(*range(50)))[:-20], "a damaged gzip file"),
+    "gzip twice": (gzip.compress(gzip.compress(grant_lines(1))), "compressed twice"),
+    "half a gzip": (gzip.compress(grant_lines(*range(50)))[:-20], "a damaged gzip file"),
 }
 
 
@@ -258,9 +258,9 @@ def test_an_input_that_is_not_json_lines_is_one_sentence_and_no_grant(cli: Comma
 
 def test_gzip_is_read(cli: CommandLine) -> None:
     """From a file and from the standard input."""
-    (cli.cwd / "grants.jsonl.gz").write_bytes(gzip.compress(lines(*range(20))))
+    (cli.cwd / "grants.jsonl.gz").write_bytes(gzip.compress(grant_lines(*range(20))))
     assert cli("import", "grants.jsonl.gz").stdout.startswith("20 recorded")
-    assert cli("import", "-", stdin=gzip.compress(lines(*range(21)))).stdout.startswith(
+    assert cli("import", "-", stdin=gzip.compress(grant_lines(*range(21)))).stdout.startswith(
         "1 recorded, 20 duplicates"
     )
 
@@ -269,7 +269,7 @@ def test_a_reason_that_repeats_is_counted_after_ten_lines(cli: CommandLine) -> N
     """Each kind for itself, so that a rare one is not lost among many."""
     bad = b"".join(b"{nonsense %d\n" % number for number in range(500))
     other = b'{"user_id": "ada"}\n'
-    done = cli("import", "-", "--json", "--reject", "rejected", stdin=lines(1) + bad + other)
+    done = cli("import", "-", "--json", "--reject", "rejected", stdin=grant_lines(1) + bad + other)
     told = done.stderr.splitlines()[1:]
     assert [line.partition(":")[0] for line in told[:11]] == [
         *(f"line {number}" for number in range(2, 12)),
@@ -389,7 +389,7 @@ def test_a_narrow_terminal_keeps_keys_whole_and_breaks_no_word(cli: CommandLine)
 
 def test_a_store_that_fails_half_way_names_the_lines_and_sums_up(cli: CommandLine) -> None:
     """A disk that is full: what is recorded stays, and the import can be run again."""
-    (cli.cwd / "grants.jsonl").write_bytes(lines(*range(3000)))
+    (cli.cwd / "grants.jsonl").write_bytes(grant_lines(*range(3000)))
     limit = 1_500_000
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -14,7 +13,7 @@ from uuid import uuid4
 import pytest
 from pymongo import MongoClient
 
-from concurrency import meanwhile
+from concurrency import meanwhile, until
 from heard_commands import Overtaken
 from projections import ScoreLedger
 from projections.drift import keys
@@ -48,8 +47,7 @@ def test_nobody_is_seen_half_changed(
         ScoreLedger.open(mongo=database, event_store=event_store) as ledger,
         posts_by_everybody(ledger),
     ):
-        while ledger.score_of("user-39").total_score == 0:
-            time.sleep(0.01)
+        until(lambda: ledger.score_of("user-39").total_score)
         for _ in range(5):
             position = ledger.status().newest_position
             drift = ledger.drift(wait=60)

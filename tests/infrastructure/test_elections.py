@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections import defaultdict
@@ -17,8 +16,8 @@ import pytest
 from pymongo import WriteConcern
 from pymongo.errors import PyMongoError
 
-from command_line import COMMAND
-from concurrency import meanwhile
+from command_line import CommandLine
+from concurrency import meanwhile, until
 from event_store import assert_equal_to_the_events
 from projections import Leaderboard, ReadModelUnavailable
 from projections.mongo import connect
@@ -27,7 +26,7 @@ from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
 from replica_set import ReplicaSet
 from scoring import Scoring
-from support import make_grant, sqlite_env, worker_maker
+from support import make_grant, worker_env, worker_maker
 
 GRANTS = 1500
 
@@ -66,8 +65,7 @@ def test_a_worker_outlives_its_primary_and_projects_every_grant_once(
         model.prepare()
         with reading(model, balances), following(model, replica_set, tmp_path) as worker:
             newest = scoring.recorder.max_notification_id() or 0
-            while position_of(model) < newest / 4:
-                time.sleep(0.002)
+            until(lambda: position_of(model) >= newest / 4)
             lose_the_primary(replica_set)
             replica_set.await_healthy()
             while position_of(model) < newest:
@@ -88,21 +86,10 @@ def position_of(model: ReadModel) -> int:
 @contextmanager
 def following(
     model: ReadModel, replica_set: ReplicaSet, folder: Path
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """A worker in small batches, as a process of its own, that ends well when it is told to."""
-    with subprocess.Popen(
-        [COMMAND, "project", "--follow"],
-        env={
-            **os.environ,
-            **sqlite_env(folder / "events.sqlite"),
-            "MONGO_URI": replica_set.uri,
-            "MONGO_DATABASE": model.database.name,
-            "SCORE_LEDGER_BATCH_SIZE": "20",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as worker:
+    env = worker_env(folder, replica_set.uri, model.database.name, batch_size=20)
+    with CommandLine(folder, env).start("project", "--follow") as worker:
         try:
             yield worker
             worker.terminate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +16,7 @@ from threading import enumerate as enumerate_threads
 import psycopg
 import pytest
 
-from command_line import COMMAND
+from command_line import CommandLine
 from concurrency import meanwhile, until
 from event_store import assert_equal_to_the_events
 from postgres_server import PostgresServer
@@ -27,25 +26,14 @@ from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from scoring import Scoring
-from support import make_grant, mongo_env, sqlite_env
+from support import make_grant, mongo_env, sqlite_env, worker_env
 
 
 @contextmanager
 def follower(folder: Path, view: MongoScoreView, uri: str) -> Iterator[subprocess.Popen[bytes]]:
     """``score-ledger project --follow`` as a process of its own."""
-    env = {
-        **os.environ,
-        **sqlite_env(folder / "events.sqlite"),
-        "MONGO_URI": uri,
-        "MONGO_DATABASE": view.read_model.database.name,
-        "SCORE_LEDGER_BATCH_SIZE": "50",
-    }
-    with subprocess.Popen(
-        [sys.executable, COMMAND, "project", "--follow"],
-        env=env,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    env = worker_env(folder, uri, view.read_model.database.name, batch_size=50)
+    with CommandLine(folder, env).start("project", "--follow") as process:
         try:
             yield process
         finally:
@@ -148,10 +136,7 @@ def test_a_worker_is_told_by_postgres_what_other_processes_record(
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
             )
-        deadline = time.monotonic() + 60
-        while wake_ups.covers_all_writers and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not wake_ups.covers_all_writers
+        until(lambda: not wake_ups.covers_all_writers)
         await_listening(wake_ups)
         theirs.grant(**make_grant(2).model_dump())
         assert wake_ups.wait(60)

@@ -31,7 +31,7 @@ from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from projections.worker.rebuild import Rebuild
 from scoring import Scoring
-from support import make_grant, sqlite_env, worker_maker
+from support import make_grant, sqlite_env, worker_env, worker_maker
 
 DATABASE = "frozen"
 SOON_SECONDS = 30  # seven, or ten for who reads, and some for a busy machine
@@ -62,12 +62,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def environment(server: Server, folder: Path, database: str = DATABASE) -> dict[str, str]:
-    return {
-        **sqlite_env(folder / "events.sqlite"),
-        "MONGO_URI": server.uri,
-        "MONGO_DATABASE": database,
-        "SCORE_LEDGER_BATCH_SIZE": "20",
-    }
+    return worker_env(folder, server.uri, database, batch_size=20)
 
 
 @contextmanager

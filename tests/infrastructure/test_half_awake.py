@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import ConfigurationError
 
-from concurrency import at_once
+from concurrency import at_once, until
 from event_store import assert_equal_to_the_events
 from projections import MongoScoreView, ProjectionWorker
 from projections.embedded import open_server
@@ -36,8 +35,7 @@ def half_awake_pool(folder: Path) -> Iterator[MongoClient[Any]]:
             at_once(CONNECTIONS, lambda _: client.admin.command("ping"))
             operator.admin.command("replSetMaintenance", False)  # noqa: FBT003
             operator.admin.command("replSetFreeze", 0)
-            while not operator.admin.command("hello")["isWritablePrimary"]:
-                time.sleep(0.05)
+            until(lambda: operator.admin.command("hello")["isWritablePrimary"])
             yield client
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -84,15 +85,12 @@ def test_a_user_who_may_only_read_can_read(
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_reader_creates_nothing(mongo_uri: str, tmp_path: Path) -> None:
+def test_a_reader_creates_nothing(database: Any, tmp_path: Path) -> None:
     """Neither a store nor a read model, nor does it read what is somebody else's."""
-    name = f"test_{uuid4().hex}"
     env = sqlite_env(tmp_path / "events.sqlite")
 
     def opened() -> ScoreLedger:
-        return ScoreLedger.open(
-            event_store=env, mongo=mongo_uri, mongo_database=name, worker=False, read_only=True
-        )
+        return ScoreLedger.open(event_store=env, mongo=database, worker=False, read_only=True)
 
     with pytest.raises(ProjectionError, match="there is no ledger yet"):
         opened()
@@ -101,12 +99,10 @@ def test_a_reader_creates_nothing(mongo_uri: str, tmp_path: Path) -> None:
         pass
     with pytest.raises(ReadModelGone, match="run score-ledger project"):
         opened()
-    with connect(mongo_uri) as client:
-        assert name not in client.list_database_names()
-        client[name]["user_scores"].insert_one({"_id": "ada", "totalScore": 900})
-        with pytest.raises(NameTaken):
-            opened()
-        client.drop_database(name)
+    assert database.name not in database.client.list_database_names()
+    database["user_scores"].insert_one({"_id": "ada", "totalScore": 900})
+    with pytest.raises(NameTaken):
+        opened()
 
 
 def test_a_worker_is_not_to_be_had_read_only(tmp_path: Path) -> None:
@@ -158,19 +154,16 @@ def test_another_fault_of_a_uri_is_not_blamed_on_its_password(tmp_path: Path) ->
 
 
 def test_the_commands_that_read_say_of_a_new_ledger_that_nobody_has_anything(
-    mongo_uri: str, tmp_path: Path
+    mongo_uri: str, database: Any, tmp_path: Path
 ) -> None:
     """Grants are recorded, and nothing was projected yet."""
-    name = f"test_{uuid4().hex}"
     env = sqlite_env(tmp_path / "events.sqlite")
     with Scoring(env) as app:
         app.grant(**make_grant(1).model_dump())
-    cli = CommandLine(tmp_path, {**env, "MONGO_URI": mongo_uri, "MONGO_DATABASE": name})
+    cli = CommandLine(tmp_path, {**env, "MONGO_URI": mongo_uri, "MONGO_DATABASE": database.name})
     done = cli("status", "--json")
     assert (done.returncode, json.loads(done.stdout)["lag_events"]) == (0, 3)
     assert cli("leaderboard").returncode == 0
-    with connect(mongo_uri) as client:
-        client.drop_database(name)
 
 
 @pytest.mark.parametrize("lock", ["MAINTAIN", "UPDATE"])

@@ -15,23 +15,15 @@ import pytest
 from concurrency import meanwhile
 from projections import ProjectionError, ScoreLedger
 from projections.drift import OpenedBalances
-from projections.mongo import connect
 from scoring import Grant
 from support import NOON, make_grant, sqlite_env
 
 
 @pytest.fixture
-def open_ledger(mongo_uri: str, tmp_path: Path) -> Iterator[Callable[..., ScoreLedger]]:
+def open_ledger(database: Any, tmp_path: Path) -> Callable[..., ScoreLedger]:
     """Opens ledgers on one event store and one database."""
-    name = f"test_{uuid4().hex}"
     env = sqlite_env(tmp_path / "events.sqlite")
-    with connect(mongo_uri) as client:
-
-        def open_one(*, worker: bool = False) -> ScoreLedger:
-            return ScoreLedger.open(mongo=client[name], event_store=env, worker=worker)
-
-        yield open_one
-        client.drop_database(name)
+    return partial(ScoreLedger.open, mongo=database, event_store=env, worker=False)
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
-from uuid import uuid4
+from typing import Any
 
 import pytest
 from eventsourcing.persistence import Tracking
@@ -22,7 +22,7 @@ from projections import (
     ScoreLedger,
     ShapeChanged,
 )
-from projections.mongo import MongoFactory, connect
+from projections.mongo import MongoFactory
 from projections.mongo.collections import SHAPE
 from projections.mongo.read_model import ReadModel
 from projections.mongo.switch import Switch
@@ -264,11 +264,8 @@ class TestShape:
     """A release that projects other documents than the one that made the read model."""
 
     @pytest.fixture
-    def settings(self, mongo_uri: str, tmp_path: Path) -> Iterator[Settings]:
-        database = f"test_{uuid4().hex}"
-        yield Settings(folder=tmp_path, mongo_uri=mongo_uri, mongo_database=database)
-        with connect(mongo_uri) as client:
-            client.drop_database(database)
+    def settings(self, mongo_uri: str, database: Any, tmp_path: Path) -> Settings:
+        return Settings(folder=tmp_path, mongo_uri=mongo_uri, mongo_database=database.name)
 
     def test_another_shape_is_said_at_start_and_cured_by_a_rebuild(
         self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,15 +14,17 @@ from typing import Any
 
 import pytest
 
+from command_line import CommandLine
+from concurrency import until
+from killing import open_transactions
 from projections import Leaderboard, MongoScoreView, ProjectionWorker
 from projections.mongo.collections import GENERATIONAL
 from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
 from scoring import Scoring
-from support import make_grant
+from support import make_grant, worker_env
 
 BLOCKED_SECONDS = 1.0
-COMMAND = str(Path(sys.executable).with_name("score-ledger"))
 
 
 class Victim:
@@ -32,27 +32,19 @@ class Victim:
 
     def __init__(self, live: ReadModel, uri: str, folder: Path) -> None:
         self._live = live
-        self._env = {
-            **os.environ,
-            "MONGO_URI": uri,
-            "MONGO_DATABASE": live.database.name,
-            "PERSISTENCE_MODULE": "eventsourcing.sqlite",
-            "SQLITE_DBNAME": str(folder / "events.sqlite"),
-            "SCORE_LEDGER_BATCH_SIZE": "200",
-        }
+        env = worker_env(folder, uri, live.database.name, batch_size=200)
+        self._command = CommandLine(folder, env)
 
     def start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([COMMAND, "rebuild", "--json"], env=self._env, stdout=-3)
+        return self._command.start("rebuild", "--json")
 
     def run(self) -> None:
-        subprocess.run(
-            [COMMAND, "rebuild", "--json"], env=self._env, check=True, capture_output=True
-        )
+        assert self._command("rebuild", "--json").returncode == 0
 
     def kill(self, process: subprocess.Popen[bytes]) -> str:
         """Kill it and say what it was at."""
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
         state = self._live.generations.state()
         if state.switching_to is not None:
             return "switching"
@@ -86,10 +78,6 @@ def blocked(live: ReadModel, command: str, *, skip: int) -> Iterator[Any]:
         )
     finally:
         admin.command("configureFailPoint", "failCommand", mode="off")
-
-
-def open_transactions(live: ReadModel) -> int:
-    return int(live.client.admin.command("serverStatus")["transactions"]["currentOpen"])
 
 
 def assert_sound(scoring: Scoring, live: ReadModel) -> None:
@@ -164,8 +152,7 @@ def built_position(live: ReadModel) -> int:
 
 
 def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -> None:
-    while process.poll() is None and not happened():
-        time.sleep(0.0005)
+    until(lambda: process.poll() is not None or happened(), every_seconds=0.0005)
 
 
 def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(

