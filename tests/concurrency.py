@@ -41,6 +41,14 @@ def meanwhile(*works: Callable[[Event], object]) -> Iterator[Event]:
         each.result()
 
 
+@contextmanager
+def lasting_at_most(seconds: float) -> Iterator[None]:
+    """What the block does takes no longer; a limit allows for a machine that is busy."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
 def until(condition: Callable[[], object], *, every_seconds: float = 0.001) -> None:
     """Wait until something is so, for a minute at most."""
     deadline = time.monotonic() + 60

@@ -20,6 +20,7 @@ from pymongo import MongoClient
 
 import scoring.sqlite_pool
 from command_line import run_python
+from concurrency import lasting_at_most
 from projections.mongo import MongoFactory, connect
 from receipts_check import read_ledger
 from scoring import Scoring, ScoringError
@@ -157,11 +158,10 @@ def test_closing_waits_for_a_transaction_of_another_thread(app: Scoring) -> None
     closing.start()
     closing.join(0.2)
     assert closing.is_alive()
-    began = time.monotonic()
-    end.set()
-    for thread in (transaction, closing, *others):
-        thread.join()
-    assert time.monotonic() - began < 30  # and not a minute for each
+    with lasting_at_most(30):  # and not a minute for each
+        end.set()
+        for thread in (transaction, closing, *others):
+            thread.join()
     assert len(refused) == 4
     assert all("was closed" in reason for reason in refused)
     with Scoring(app.env) as again:
@@ -179,11 +179,12 @@ def test_a_signal_handler_may_close_what_it_interrupts(app: Scoring) -> None:
 
     before = signal.signal(signal.SIGUSR1, handle)
     try:
-        began = time.monotonic()
-        with datastore(app).transaction(commit=True) as cursor:
+        with (
+            lasting_at_most(scoring.sqlite_pool.PATIENCE_SECONDS / 2),
+            datastore(app).transaction(commit=True) as cursor,
+        ):
             signal.raise_signal(signal.SIGUSR1)
             cursor.execute("CREATE TABLE interrupted (i)")
-        assert time.monotonic() - began < scoring.sqlite_pool.PATIENCE_SECONDS / 2
     finally:
         signal.signal(signal.SIGUSR1, before)
     with pytest.raises(ScoringError, match="was closed"):

@@ -6,9 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Event
 
 import psycopg
 import pytest
@@ -16,6 +14,8 @@ from psycopg import sql
 
 import scoring.postgres_pool
 import scoring.retries
+from concurrency import lasting_at_most
+from group_commit import commit_under_way
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
 from scoring import EventStoreNotOpened, GrantReceipt, GrantStatus, Scoring, ScoringError
@@ -27,12 +27,10 @@ UNKNOWN = r"unknown whether the grants are recorded: .* which is safe"
 @contextmanager
 def soon_given_up() -> Iterator[None]:
     """Nobody waits for long inside the block, and only there: a busy server may take its time."""
-    began = time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
+    with lasting_at_most(60), pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring.retries, "MAX_SECONDS", 3.0)
         patch.setattr(scoring.postgres_pool, "ATTEMPT_SECONDS", 0.7)
         yield
-    assert time.monotonic() - began < 60
 
 
 @contextmanager
@@ -104,24 +102,13 @@ def test_what_nobody_waits_for_any_more_ends_on_the_server_too(postgres: Postgre
 
 def test_a_call_of_another_thread_is_not_waited_for_without_end(postgres: PostgresServer) -> None:
     """Whoever commits holds up all others of the process."""
-    begun, end = Event(), Event()
-
-    def hold() -> None:
-        begun.set()
-        end.wait()
-
-    with Scoring(postgres.new_env()) as app, ThreadPoolExecutor(1) as other:
-        holding = other.submit(app._queue.alone, hold)
-        begun.wait()
-        try:
-            with (
-                soon_given_up(),
-                pytest.raises(ScoringError, match="another command of this process"),
-            ):
-                app.grant(**make_grant(1).model_dump())
-        finally:
-            end.set()
-        holding.result()
+    with Scoring(postgres.new_env()) as app:
+        with (
+            commit_under_way(app),
+            soon_given_up(),
+            pytest.raises(ScoringError, match="another command of this process"),
+        ):
+            app.grant(**make_grant(1).model_dump())
         assert app.grant(**make_grant(1).model_dump()).status is GrantStatus.RECORDED
 
 

@@ -21,7 +21,7 @@ from eventsourcing.utils import Environment
 from pymongo import AsyncMongoClient
 
 from command_line import run_python
-from concurrency import at_once, until
+from concurrency import at_once, lasting_at_most, until
 from forks import in_child
 from postgres_server import PostgresServer
 from projections import LedgerNotOpen, ScoreLedger, Settings
@@ -187,9 +187,8 @@ def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, 
         raised = [each.exception(60) for each in granting]
     assert all(isinstance(error, LedgerNotOpen | ScoringError) for error in raised), raised
     # No connection counts as in use, which a fork would wait for.
-    began = time.monotonic()
-    assert in_child(lambda: "forked") == "forked"
-    assert time.monotonic() - began < 10
+    with lasting_at_most(10):
+        assert in_child(lambda: "forked") == "forked"
     with Scoring(event_store) as scoring:
         for number in answered:
             assert (
