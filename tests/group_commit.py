@@ -21,10 +21,10 @@ Commit = Callable[[], RecordedEvents]
 class Watched(Scoring):
     """Keeps what each commit was given, and has a test's function do it, if there is one."""
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self, env: dict[str, str], **options: Any) -> None:
         self.commits: list[list[Any]] = []
         self.instead: list[Callable[[Commit], RecordedEvents]] = []
-        super().__init__(env)
+        super().__init__(env, **options)
 
     def commit(self, processing_event: ProcessingEvent[UUID]) -> RecordedEvents:
         self.commits.append(list(processing_event.events))
@@ -35,12 +35,15 @@ class Watched(Scoring):
         return self.instead.pop(0)(really) if self.instead else really()
 
 
-def failing(error: BaseException, *, done: bool) -> Callable[[Commit], RecordedEvents]:
-    """Do a commit or not, and raise."""
+def failing(
+    error: BaseException, *, done: bool, then: Callable[[], object] = lambda: None
+) -> Callable[[Commit], RecordedEvents]:
+    """Do a commit or not, have something else done, and raise."""
 
     def instead(commit: Commit) -> RecordedEvents:
         if done:
             commit()
+        then()
         raise error
 
     return instead

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from eventsourcing.persistence import OperationalError
 
 from concurrency import at_once
+from group_commit import Watched, failing
 from scoring import Contribution, ContributionReceipt, GrantStatus, InvalidGrant, Scoring, UserScore
 from scoring.contributions import Bucket
 from scoring.identity import user_stream_id
@@ -404,19 +405,7 @@ def test_racing_contributions_of_one_key_leave_the_points_of_one_of_them(tmp_pat
         app.close()
 
 
-Failure = Callable[[Callable[..., Any], Sequence[Any]], Any]
-
-
-def lose_the_answer(insert: Callable[..., Any], stored: Sequence[Any]) -> Any:
-    insert(stored)
-    raise sqlite3.OperationalError("the answer was lost")
-
-
-def lose_the_request(insert: Callable[..., Any], stored: Sequence[Any]) -> Any:
-    raise sqlite3.OperationalError("the request was lost")
-
-
-@pytest.mark.parametrize("failure", [lose_the_answer, lose_the_request])
+@pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
@@ -428,55 +417,38 @@ def lose_the_request(insert: Callable[..., Any], stored: Sequence[Any]) -> Any:
     ids=["bucket", "grant", "overwritten", "zero"],
 )
 def test_a_commit_whose_answer_was_lost_is_answered_truthfully_and_done_once(
-    scoring: Scoring,
-    monkeypatch: pytest.MonkeyPatch,
-    failure: Failure,
+    watched: Watched,
     call: Callable[[Scoring], ContributionReceipt],
     expected: tuple[GrantStatus, int, int],
+    *,
+    done: bool,
 ) -> None:
     """Also where the first attempt was refused because the id is taken."""
-    scoring.feed_post("ada", "1", 9, NOON)
-    insert: Any = scoring.recorder.insert_events
-    failures = [failure] * 2
-
-    def insert_events(stored: Sequence[Any], **kwargs: Any) -> Any:
-        if failures:
-            return failures.pop()(lambda events: insert(events, **kwargs), stored)
-        return insert(stored, **kwargs)
-
-    before = len(events(scoring))
-    with monkeypatch.context() as patched:
-        patched.setattr(scoring.recorder, "insert_events", insert_events)
-        receipt = call(scoring)
+    watched.feed_post("ada", "1", 9, NOON)
+    before = len(events(watched))
+    watched.instead += [failing(OperationalError("lost"), done=done)] * 2
+    receipt = call(watched)
+    assert len(watched.instead) < 2
     assert outcome(receipt) == expected
-    assert len(events(scoring)) == before + 1
-    assert receipt.position <= (scoring.recorder.max_notification_id() or 0)
-    event = scoring.mapper.to_domain_event(
-        scoring.recorder.select_notifications(receipt.position, 1)[0]
-    )
+    assert len(events(watched)) == before + 1
+    [notification] = watched.recorder.select_notifications(receipt.position, 1)
+    event = watched.mapper.to_domain_event(notification)
     assert isinstance(event, UserScore.BucketSet | UserScore.GrantRecorded)
-    assert scoring.score_of("ada").recomputed_total == expected[2]
+    assert watched.score_of("ada").recomputed_total == expected[2]
 
 
-def test_somebody_elses_contribution_is_not_undone_by_a_retry(
-    scoring: Scoring, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_somebody_elses_contribution_is_not_undone_by_a_retry(watched: Watched) -> None:
     """Ours was committed, its answer lost, and another one came before we looked: theirs stays."""
-    insert: Any = scoring.recorder.insert_events
-    lost: list[bool] = []
-
-    def insert_events(stored: Sequence[Any], **kwargs: Any) -> Any:
-        result = insert(stored, **kwargs)
-        if not lost:
-            lost.append(True)
-            with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other:
-                other.contribute("ada", "a", "x", "s", 8)
-            raise sqlite3.OperationalError("the answer was lost")
-        return result
-
-    monkeypatch.setattr(scoring.recorder, "insert_events", insert_events)
-    assert outcome(scoring.contribute("ada", "a", "x", "s", 5)) == (RECORDED, 0, 5)
-    assert scoring.score_of("ada").recomputed_total == 8
+    with Scoring(watched.env) as other:
+        watched.instead.append(
+            failing(
+                OperationalError("lost"),
+                done=True,
+                then=lambda: other.contribute("ada", "a", "x", "s", 8),
+            )
+        )
+        assert outcome(watched.contribute("ada", "a", "x", "s", 5)) == (RECORDED, 0, 5)
+    assert watched.score_of("ada").recomputed_total == 8
 
 
 def test_snapshots_are_taken_of_users_who_only_contribute(tmp_path: Path) -> None:

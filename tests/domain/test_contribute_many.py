@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eventsourcing.persistence import OperationalError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from group_commit import Watched, failing
 from old_way import OldWay
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer
@@ -239,17 +241,6 @@ EXPECTED = [
     ("ada", DUPLICATE, 17, 19),
 ]
 
-Failure = Callable[[Callable[..., Any], Sequence[Any]], Any]
-
-
-def lose_the_answer(insert: Callable[..., Any], events: Sequence[Any]) -> Any:
-    insert(events)
-    raise sqlite3.OperationalError("the answer was lost")
-
-
-def lose_the_request(insert: Callable[..., Any], events: Sequence[Any]) -> Any:
-    raise sqlite3.OperationalError("the request was lost")
-
 
 def check_mixed(app: Scoring, receipts: list[ContributionReceipt]) -> None:
     """The receipts are those of single calls, and each event is where they say."""
@@ -264,24 +255,16 @@ def check_mixed(app: Scoring, receipts: list[ContributionReceipt]) -> None:
     StoreReader().read(app)
 
 
-@pytest.mark.parametrize("failure", [lose_the_answer, lose_the_request])
+@pytest.mark.parametrize("done", [False, True])
 def test_a_batch_whose_answer_was_lost_is_answered_truthfully_and_done_once(
-    scoring: Scoring, monkeypatch: pytest.MonkeyPatch, failure: Failure
+    watched: Watched, *, done: bool
 ) -> None:
     """Also where the first attempt was refused because an id is taken."""
-    scoring.contribute("ada", POST, "x", "s", 9, NOON)
-    insert: Any = scoring.recorder.insert_events
-    failures = [failure] * 2
-
-    def insert_events(events: Sequence[Any], **kwargs: Any) -> Any:
-        if failures:
-            return failures.pop()(lambda events: insert(events, **kwargs), events)
-        return insert(events, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(scoring.recorder, "insert_events", insert_events)
-        receipts = scoring.contribute_many(MIXED)
-    check_mixed(scoring, receipts)
+    watched.contribute("ada", POST, "x", "s", 9, NOON)
+    watched.instead += [failing(OperationalError("lost"), done=done)] * 2
+    receipts = watched.contribute_many(MIXED)
+    assert len(watched.instead) < 2
+    check_mixed(watched, receipts)
 
 
 @pytest.mark.parametrize("moment", ["lose_commits", "lose_answers"])
@@ -298,25 +281,17 @@ def test_a_batch_whose_connection_is_lost_is_answered_truthfully(
 
 
 def test_somebody_elses_contribution_is_not_undone_by_a_retry_of_the_batch(
-    scoring: Scoring, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    watched: Watched,
 ) -> None:
     """Ours was committed, its answer lost, and another one came before we looked: theirs stays."""
-    insert: Any = scoring.recorder.insert_events
-    lost: list[bool] = []
-
-    def insert_events(events: Sequence[Any], **kwargs: Any) -> Any:
-        result = insert(events, **kwargs)
-        if not lost:
-            lost.append(True)
-            with Scoring(sqlite_env(tmp_path / "events.sqlite")) as other:
-                other.contribute_many([sets(8), sets(8, user_id="bob")])
-            raise sqlite3.OperationalError("the answer was lost")
-        return result
-
-    monkeypatch.setattr(scoring.recorder, "insert_events", insert_events)
-    receipts = scoring.contribute_many([sets(5), sets(6, user_id="bob")])
+    theirs = [sets(8), sets(8, user_id="bob")]
+    with Scoring(watched.env) as other:
+        watched.instead.append(
+            failing(OperationalError("lost"), done=True, then=lambda: other.contribute_many(theirs))
+        )
+        receipts = watched.contribute_many([sets(5), sets(6, user_id="bob")])
     assert [outcome(r)[1:] for r in receipts] == [(RECORDED, 0, 5), (RECORDED, 0, 6)]
-    assert scoring.score_of("ada").recomputed_total == 8
+    assert watched.score_of("ada").recomputed_total == 8
 
 
 def overtake(scoring: Scoring, monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
@@ -369,9 +344,7 @@ def test_another_process_is_seen_by_a_batch_that_changes_nothing_in_memory(tmp_p
         assert [outcome(r)[1:] for r in receipts] == [(RECORDED, 7, 5), (DUPLICATE, 5, 5)]
 
 
-def test_the_clock_is_asked_once_for_each_new_grant_without_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_clock_is_asked_once_for_each_new_grant_without_a_time() -> None:
     """Not for plain keys, nor for what was granted before, nor again by a retry."""
     asked: list[datetime] = []
 
@@ -379,16 +352,8 @@ def test_the_clock_is_asked_once_for_each_new_grant_without_a_time(
         asked.append(NOON)
         return NOON
 
-    with Scoring(clock=clock) as app:
+    with Watched({}, clock=clock) as app:
         app.feed_post("ada", "8812", 5)
-        insert: Any = app.recorder.insert_events
-        failures = [True]
-
-        def insert_events(events: Sequence[Any], **kwargs: Any) -> Any:
-            if failures.pop() if failures else False:
-                raise sqlite3.OperationalError("lost")
-            return insert(events, **kwargs)
-
-        monkeypatch.setattr(app.recorder, "insert_events", insert_events)
+        app.instead.append(failing(OperationalError("lost"), done=False))
         app.contribute_many([sets(1, key=BADGE, at=None), sets(1, at=None)])
         assert len(asked) == 2

@@ -34,7 +34,7 @@ from scoring.command_handler import commit_together
 from scoring.grant_handler import GrantHandler
 from scoring.identity import claim_stream_id
 from scoring.user_score import GrantClaimed
-from support import NOON, make_grant, sqlite_env
+from support import NOON, make_grant
 from telemetry import Telemetry
 
 T = TypeVar("T")
@@ -43,12 +43,6 @@ T = TypeVar("T")
 @pytest.fixture
 def app(new_env: Callable[[], dict[str, str]]) -> Iterator[Watched]:
     with Watched(new_env()) as app:
-        yield app
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Watched]:
-    with Watched(sqlite_env(tmp_path / "events.sqlite")) as app:
         yield app
 
 
@@ -116,13 +110,13 @@ def test_totals_of_one_user_follow_each_other_within_a_commit(app: Watched) -> N
     assert all_recorded(app, grants, answers)
 
 
-def test_whoever_is_alone_commits_at_once(sqlite: Watched) -> None:
+def test_whoever_is_alone_commits_at_once(watched: Watched) -> None:
     """With no other thread to do it, and none to wait for."""
     before = threading.active_count()
     for number in range(3):
-        sqlite.grant(**make_grant(number).model_dump())
+        watched.grant(**make_grant(number).model_dump())
     assert threading.active_count() <= before  # one of an earlier test may end meanwhile
-    assert [grants_in(events) for events in sqlite.commits] == [
+    assert [grants_in(events) for events in watched.commits] == [
         ["grant-0"],
         ["grant-1"],
         ["grant-2"],
@@ -130,19 +124,19 @@ def test_whoever_is_alone_commits_at_once(sqlite: Watched) -> None:
 
 
 def test_no_more_than_a_thousand_go_together(
-    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite._queue, "_max_members", 4)
+    monkeypatch.setattr(watched._queue, "_max_members", 4)
     gather_for(monkeypatch, 0.05)
     grants = [make_grant(number) for number in range(10)]
-    answers = granted_together(sqlite, grants)
-    assert [len(grants_in(events)) for events in sqlite.commits] == [4, 4, 2]
-    assert all_recorded(sqlite, grants, answers)
+    answers = granted_together(watched, grants)
+    assert [len(grants_in(events)) for events in watched.commits] == [4, 4, 2]
+    assert all_recorded(watched, grants, answers)
 
 
-def test_others_may_begin_to_wait_while_the_garbage_collector_runs(sqlite: Watched) -> None:
+def test_others_may_begin_to_wait_while_the_garbage_collector_runs(watched: Watched) -> None:
     """It may run while a leader looks who is next, and finalisers let other threads run."""
-    waiting = sqlite._queue._waiting
+    waiting = watched._queue._waiting
     begun: list[object] = []
 
     def begin(phase: str, _: object) -> None:
@@ -158,14 +152,14 @@ def test_others_may_begin_to_wait_while_the_garbage_collector_runs(sqlite: Watch
         for allocations in range(1, 5):  # after which it runs
             gc.collect()
             gc.set_threshold(allocations)
-            sqlite._queue._wake_next()
+            watched._queue._wake_next()
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(begin)
     assert begun
 
 
-def test_nobody_waits_for_more_than_two_commits(sqlite: Watched) -> None:
+def test_nobody_waits_for_more_than_two_commits(watched: Watched) -> None:
     """The one that was under way, and the next one."""
     begun: dict[str, int] = {}
     recorded: dict[str, int] = {}
@@ -175,104 +169,104 @@ def test_nobody_waits_for_more_than_two_commits(sqlite: Watched) -> None:
 
         def append(self, ticket: Any) -> None:
             super().append(ticket)
-            begun[ticket.member._commands[0].grant_id] = len(sqlite.commits)
+            begun[ticket.member._commands[0].grant_id] = len(watched.commits)
 
-    sqlite._queue._waiting = Waiting()
+    watched._queue._waiting = Waiting()
 
     def note(commit: Callable[[], Any]) -> Any:
-        number = len(sqlite.commits)
-        recorded.update(dict.fromkeys(grants_in(sqlite.commits[-1]), number))
-        sqlite.instead.append(note)
+        number = len(watched.commits)
+        recorded.update(dict.fromkeys(grants_in(watched.commits[-1]), number))
+        watched.instead.append(note)
         return commit()
 
-    sqlite.instead.append(note)
+    watched.instead.append(note)
 
     def keep_granting(thread: int) -> list[tuple[Grant, GrantReceipt]]:
         answers = []
         for number in range(40):
             grant = make_grant(number, grant_id=f"{thread}-{number}", user_id=f"user-{thread % 5}")
-            answers.append((grant, sqlite.grant(**grant.model_dump())))
+            answers.append((grant, watched.grant(**grant.model_dump())))
         return answers
 
     with ThreadPoolExecutor(16) as threads:
         answers = [each for some in threads.map(keep_granting, range(16)) for each in some]
-    assert len(check_receipts(read_ledger(sqlite), answers)) == 640
-    assert len(sqlite.commits) < 320
+    assert len(check_receipts(read_ledger(watched), answers)) == 640
+    assert len(watched.commits) < 320
     assert max(recorded[grant_id] - begun[grant_id] for grant_id in begun) <= 2
 
 
-def test_a_batch_lets_those_go_first_who_wait(sqlite: Watched) -> None:
+def test_a_batch_lets_those_go_first_who_wait(watched: Watched) -> None:
     """A chunk is a commit of its own, behind which nobody has to wait for another chunk."""
     batch = [make_grant(number) for number in range(100, 300)]
     grants = [make_grant(number) for number in range(3)]
     with ThreadPoolExecutor(5) as threads:
-        with commit_under_way(sqlite):
-            many = [threads.submit(sqlite.grant_many, some) for some in (batch[:100], batch[100:])]
-            few = [threads.submit(granting(sqlite, grant)) for grant in grants]
-            until(lambda: len(sqlite._queue._waiting) == 3)
+        with commit_under_way(watched):
+            many = [threads.submit(watched.grant_many, some) for some in (batch[:100], batch[100:])]
+            few = [threads.submit(granting(watched, grant)) for grant in grants]
+            until(lambda: len(watched._queue._waiting) == 3)
         answers = [each.result() for each in few]
         receipts = [receipt for each in many for receipt in each.result()]
-    assert sorted(map(len, map(grants_in, sqlite.commits))) == [3, 100, 100]
-    assert len(grants_in(sqlite.commits[0])) == 3
-    assert all_recorded(sqlite, [*grants, *batch], [*answers, *receipts])
+    assert sorted(map(len, map(grants_in, watched.commits))) == [3, 100, 100]
+    assert len(grants_in(watched.commits[0])) == 3
+    assert all_recorded(watched, [*grants, *batch], [*answers, *receipts])
 
 
 def test_those_of_a_group_come_back_together(
-    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is first waits for the others, and no longer; later on, whoever is alone for nobody."""
-    granted_together(sqlite, [make_grant(number) for number in range(3)])
+    granted_together(watched, [make_grant(number) for number in range(3)])
     gather_for(monkeypatch, 600.0)
     with ThreadPoolExecutor(3) as threads:
-        futures = [threads.submit(granting(sqlite, make_grant(number))) for number in (3, 4)]
-        until(lambda: sqlite._queue._waiting)  # one of them, for the other one and a third
-        futures.append(threads.submit(granting(sqlite, make_grant(5))))
+        futures = [threads.submit(granting(watched, make_grant(number))) for number in (3, 4)]
+        until(lambda: watched._queue._waiting)  # one of them, for the other one and a third
+        futures.append(threads.submit(granting(watched, make_grant(5))))
         for future in futures:
             future.result(timeout=60)
     gather_for(monkeypatch, 0.0)
     for number in (6, 7):
-        sqlite.grant(**make_grant(number).model_dump())
+        watched.grant(**make_grant(number).model_dump())
         gather_for(monkeypatch, 600.0)
-    assert [len(grants_in(events)) for events in sqlite.commits] == [3, 3, 1, 1]
+    assert [len(grants_in(events)) for events in watched.commits] == [3, 3, 1, 1]
 
 
 def test_nobody_is_waited_for_soon_after_some_did_not_come_back(
-    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As under calls that come at any time, which have nothing to gain from it."""
-    granted_together(sqlite, [make_grant(number) for number in range(3)])
+    granted_together(watched, [make_grant(number) for number in range(3)])
     gather_for(monkeypatch, 0.1)
     began = time.monotonic()
-    sqlite.grant(**make_grant(3).model_dump())
+    watched.grant(**make_grant(3).model_dump())
     gather_for(monkeypatch, 20.0)
-    granted_together(sqlite, [make_grant(number) for number in range(4, 7)])
-    sqlite.grant(**make_grant(7).model_dump())
+    granted_together(watched, [make_grant(number) for number in range(4, 7)])
+    watched.grant(**make_grant(7).model_dump())
     assert time.monotonic() - began < 15
-    assert [len(grants_in(events)) for events in sqlite.commits] == [3, 1, 3, 1]
+    assert [len(grants_in(events)) for events in watched.commits] == [3, 1, 3, 1]
 
 
 def test_who_came_during_a_commit_waits_for_those_who_were_in_it(
-    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or two groups go on in turns for ever, each in the other's way."""
     gather_for(monkeypatch, 600.0)
     with ThreadPoolExecutor(3) as threads:
 
         def grant(number: int) -> Future[Any]:
-            return threads.submit(granting(sqlite, make_grant(number)))
+            return threads.submit(granting(watched, make_grant(number)))
 
         def during(commit: Callable[[], Any]) -> Any:
             futures.append(grant(2))
-            until(lambda: len(sqlite._queue._waiting) == 1)
+            until(lambda: len(watched._queue._waiting) == 1)
             return commit()
 
         futures: list[Future[Any]] = []
-        sqlite.instead.append(during)
-        granted_together(sqlite, [make_grant(number) for number in range(2)])
+        watched.instead.append(during)
+        granted_together(watched, [make_grant(number) for number in range(2)])
         futures += [grant(3), grant(4)]
         for future in futures:
             future.result(timeout=60)
-    assert [len(grants_in(events)) for events in sqlite.commits] == [2, 3]
+    assert [len(grants_in(events)) for events in watched.commits] == [2, 3]
 
 
 def test_one_hot_user_of_32_threads(app: Watched) -> None:
@@ -433,43 +427,43 @@ def test_whoever_meets_damage_takes_nobody_along(app: Watched) -> None:
     assert [len(grants_in(events)) for events in app.commits[:2]] == [5, 4]
 
 
-def test_a_store_that_refuses_one_refuses_that_one_only(sqlite: Watched) -> None:
+def test_a_store_that_refuses_one_refuses_that_one_only(watched: Watched) -> None:
     grants = [make_grant(number) for number in range(4)]
 
     def refuse(commit: Callable[[], Any]) -> Any:
-        sqlite.instead.append(refuse)
-        if "grant-2" in grants_in(sqlite.commits[-1]):
+        watched.instead.append(refuse)
+        if "grant-2" in grants_in(watched.commits[-1]):
             raise DataError("this one is not for us")
         return commit()
 
-    sqlite.instead.append(refuse)
-    answers = granted_together(sqlite, grants)
+    watched.instead.append(refuse)
+    answers = granted_together(watched, grants)
     assert isinstance(answers.pop(2), ScoringError)
     del grants[2]
-    assert all_recorded(sqlite, grants, answers)
+    assert all_recorded(watched, grants, answers)
 
 
 def test_nobody_is_refused_for_points_that_others_did_not_get_in_the_end(
-    sqlite: Watched, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever met the limit behind the others of a commit is decided on again, alone."""
     monkeypatch.setattr("scoring.user_score.MAX_TOTAL", 9)
     grants = [make_grant(number, user_id="ada", amount=4) for number in range(3)]
 
     def refuse(commit: Callable[[], Any]) -> Any:
-        sqlite.instead.append(refuse)
-        if {"grant-0", "grant-1"} & set(grants_in(sqlite.commits[-1])):
+        watched.instead.append(refuse)
+        if {"grant-0", "grant-1"} & set(grants_in(watched.commits[-1])):
             raise DataError("these are not for us")
         return commit()
 
-    sqlite.instead.append(refuse)
-    *failed, answer = granted_together(sqlite, grants)
+    watched.instead.append(refuse)
+    *failed, answer = granted_together(watched, grants)
     assert [type(each) for each in failed] == [ScoringError, ScoringError]
-    assert all_recorded(sqlite, grants[2:], [answer])
+    assert all_recorded(watched, grants[2:], [answer])
 
 
 def test_the_trace_of_each_caller_stays_with_its_own_event(
-    sqlite: Watched, telemetry: Telemetry
+    watched: Watched, telemetry: Telemetry
 ) -> None:
     del telemetry  # whose providers are the process's
     tracer = trace.get_tracer("test")
@@ -477,23 +471,23 @@ def test_the_trace_of_each_caller_stays_with_its_own_event(
 
     def grant(number: int) -> None:
         if number % 3 == 0:
-            sqlite.grant(**make_grant(number).model_dump())
+            watched.grant(**make_grant(number).model_dump())
             return
         with tracer.start_as_current_span(f"request {number}") as span:
             context = span.get_span_context()
             if number % 3 == 1:
-                sqlite.grant(**make_grant(number).model_dump())
+                watched.grant(**make_grant(number).model_dump())
             else:
-                sqlite.award_badge("ada", str(number), 3, NOON)
+                watched.award_badge("ada", str(number), 3, NOON)
         grant_id = f"grant-{number}" if number % 3 == 1 else f"ada/award:badge:{number}"
         spans[grant_id] = f"{context.trace_id:032x}-{context.span_id:016x}"
 
-    for each in together(sqlite, [partial(grant, number) for number in range(9)]):
+    for each in together(watched, [partial(grant, number) for number in range(9)]):
         each.result()
-    assert len(sqlite.commits) == 1
+    assert len(watched.commits) == 1
     assert {
         event.grant_id: event.traceparent[3:-3]
-        for event in sqlite.commits[0]
+        for event in watched.commits[0]
         if isinstance(event, UserScore.GrantRecorded) and event.traceparent is not None
     } == spans
 
@@ -582,7 +576,7 @@ def _all_wait(app: Scoring, futures: list[Future[Any]]) -> bool:
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["who leads", "who follows"])
 def test_wherever_one_is_interrupted_the_others_are_answered(
-    sqlite: Watched, victim: int, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, victim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One who leads and one who follows, in every place in turn."""
     monkeypatch.setattr(scoring.commit_queue, "_LOOK_AGAIN_SECONDS", 0.01)
@@ -592,11 +586,11 @@ def test_wherever_one_is_interrupted_the_others_are_answered(
             grants = [
                 make_grant(place * 3 + number, user_id=f"user-{number % 2}") for number in range(3)
             ]
-            calls = [granting(sqlite, grant) for grant in grants]
+            calls = [granting(watched, grant) for grant in grants]
             calls[victim] = partial(interrupted, place, calls[victim])
-            with commit_under_way(sqlite):
+            with commit_under_way(watched):
                 futures = [threads.submit(call) for call in calls]
-                until(partial(_all_wait, sqlite, futures))
+                until(partial(_all_wait, watched, futures))
             is_over = futures[victim].exception() is None
             answers += [
                 (grant, future.result())
@@ -606,17 +600,17 @@ def test_wherever_one_is_interrupted_the_others_are_answered(
             if is_over:
                 break
     assert place > 40
-    recorded = check_receipts(read_ledger(sqlite), answers)
+    recorded = check_receipts(read_ledger(watched), answers)
     assert recorded == {grant.grant_id: 1 for grant, _ in answers}
 
 
-def test_whoever_stops_waiting_is_left_out(sqlite: Watched) -> None:
+def test_whoever_stops_waiting_is_left_out(watched: Watched) -> None:
     """Nothing is recorded later for a caller who was told of an interrupt, nor is it waited for."""
     grants = [make_grant(number) for number in range(3)]
-    calls = [granting(sqlite, grant) for grant in grants]
+    calls = [granting(watched, grant) for grant in grants]
 
     def waiting() -> set[str]:
-        return {ticket.member._commands[0].grant_id for ticket in sqlite._queue._waiting.copy()}
+        return {ticket.member._commands[0].grant_id for ticket in watched._queue._waiting.copy()}
 
     class _Interrupted(scoring.commit_queue._Ticket[Any]):
         def wait(self, seconds: float) -> None:
@@ -626,12 +620,12 @@ def test_whoever_stops_waiting_is_left_out(sqlite: Watched) -> None:
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(3) as threads:
         patch.setattr(scoring.commit_queue, "_Ticket", _Interrupted)
-        with commit_under_way(sqlite):
+        with commit_under_way(watched):
             futures = [threads.submit(call) for call in calls]
             until(lambda: waiting() == {"grant-0", "grant-2"} and futures[1].done())
     assert isinstance(futures[1].exception(), KeyboardInterrupt)
     assert futures[0].result().status is futures[2].result().status is GrantStatus.RECORDED
-    assert read_ledger(sqlite).events.keys() == {"grant-0", "grant-2"}
+    assert read_ledger(watched).events.keys() == {"grant-0", "grant-2"}
 
 
 def test_a_command_from_within_a_commit_is_done_in_it() -> None:
