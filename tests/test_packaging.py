@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,19 +32,6 @@ def test_scoring_imports_without_pymongo() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert (done.returncode, done.stdout) == (0, "and pymongo was not there\n"), done.stderr
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "scoring").rglob("*.py")), ids=lambda f: f.name)
-def test_dependencies_point_inwards(file: Path) -> None:
-    """No module of scoring names projections or the driver, not even inside a function."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        for name in names:
-            assert name.split(".")[0] not in {"projections", "pymongo", "bson"}, name
 
 
 def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:

@@ -51,12 +51,6 @@ def test_a_first_contribution_of_0_makes_a_bucket() -> None:
     assert score.buckets == {"a": Bucket(0, "x", "s")}
 
 
-def test_contribute_is_a_command_that_returns_none() -> None:
-    """It answers by events only."""
-    command: Any = UserScore("ada").contribute
-    assert command("a", "x", "s", 1) is None
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -232,8 +226,3 @@ def test_an_event_means_what_it_meant_when_the_key_counts_differently_today(
     for event in events:
         replayed = event.mutate(replayed)
     assert replayed == score
-
-
-def test_the_topic_of_the_event_is_part_of_the_stored_data() -> None:
-    """Projections select events by it."""
-    assert UserScore.BucketSet.TOPIC == "scoring:UserScore.BucketSet"

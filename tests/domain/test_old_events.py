@@ -494,8 +494,9 @@ def test_another_key_is_a_clear_error(tmp_path: Path) -> None:
         assert app.recorder.max_notification_id() == newest
 
 
-def test_the_claim_is_found_by_its_class_and_topic() -> None:
-    """What projections skip by name keeps its name."""
+def test_events_are_found_by_their_topics() -> None:
+    """What projections select or skip by name keeps its name."""
     assert GRANT_CLAIMED_1.topic == GrantClaimed.TOPIC
     assert GRANT_RECORDED_1.topic == UserScore.GrantRecorded.TOPIC
     assert CREATED_1.topic == UserScore.Created.TOPIC
+    assert UserScore.BucketSet.TOPIC == "scoring:UserScore.BucketSet"

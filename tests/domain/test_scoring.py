@@ -15,7 +15,6 @@ from scoring import (
     Grant,
     GrantReceipt,
     GrantStatus,
-    InvalidGrant,
     Score,
     Scoring,
     UserScore,
@@ -228,15 +227,6 @@ def test_what_is_not_a_grant_fails_the_batch(scoring: Scoring) -> None:
     assert (failed.value.index, failed.value.receipts_so_far, events(scoring)) == (1, [], 0)
 
 
-def test_a_bad_grant_writes_nothing(scoring: Scoring) -> None:
-    """The error names field, value and rule."""
-    with pytest.raises(InvalidGrant) as refused:
-        scoring.grant("ada", "g", "k", "Content", "feed", 5, make_grant().granted_at)
-    assert refused.value.field == "category"
-    assert isinstance(refused.value, ValueError)
-    assert events(scoring) == 0
-
-
 def test_the_application_keeps_its_name_in_subclasses() -> None:
     """Positions are tracked under it."""
 
@@ -246,15 +236,3 @@ def test_the_application_keeps_its_name_in_subclasses() -> None:
     assert Forum.name == "Scoring"
     with pytest.raises(TypeError, match="must stay 'Scoring'"):
         type("Named", (Scoring,), {"name": "Named"})
-
-
-def test_the_default_environment_works_in_memory() -> None:
-    """No setting is needed to try it."""
-    with Scoring() as app:
-        assert grant(app, make_grant(1)).status is RECORDED
-
-
-def test_settings_that_break_the_order_of_positions_are_refused() -> None:
-    """A projection would miss events that become visible late."""
-    with pytest.raises(Exception, match="POSTGRES_ENABLE_DB_FUNCTIONS"):
-        Scoring({"POSTGRES_ENABLE_DB_FUNCTIONS": "y"})

@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 from scoring import (
     BatchFailed,
-    EventStoreNotOpened,
     Grant,
     GrantStatus,
     InvalidGrant,
@@ -276,18 +275,6 @@ def test_a_valid_grant_survives_copies_and_pickling(grant: Grant) -> None:
         grant.amount = 5  # type: ignore[misc]
 
 
-def test_errors_survive_pickling() -> None:
-    """A worker process can send them home."""
-    with pytest.raises(InvalidGrant) as refused:
-        Grant(**{**VALID, "amount": -5})
-    twin = pickle.loads(pickle.dumps(refused.value))
-    assert (twin.field, twin.value, str(twin)) == ("amount", -5, str(refused.value))
-    failed = pickle.loads(pickle.dumps(BatchFailed([], 3, "why")))
-    assert (failed.receipts_so_far, failed.index, failed.reason) == ([], 3, "why")
-    closed = pickle.loads(pickle.dumps(EventStoreNotOpened("why")))
-    assert (closed.reason, str(closed)) == ("why", "the event store cannot be opened: why")
-
-
 @pytest.mark.parametrize(
     "value", [TOO_LONG, Unprintable(), "\ud800" * 1000, [0] * 1000], ids=name_of
 )
@@ -450,3 +437,15 @@ def test_any_size_of_the_cache_works(size: str) -> None:
         for number in range(20):
             app.grant(**make_grant(number).model_dump())
         assert sum(app.score_of(f"user-{n}").grant_count for n in range(7)) == 20
+
+
+def test_a_time_of_recording_of_a_subclass_is_stored_as_the_datetime_it_is(
+    memory: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under ``freeze_time``, whose datetimes are of a class of its own."""
+    frozen = DatetimeSubclass.fromtimestamp(0, UTC)
+    monkeypatch.setattr("eventsourcing.domain.datetime_now_with_tzinfo", lambda: frozen)
+    memory.grant(**VALID)
+    events: list[Any] = list(memory.events.get(UserScore.create_id("jane")))
+    assert [event.timestamp for event in events] == [frozen, frozen]
+    assert {type(event.timestamp) for event in events} == {datetime}
