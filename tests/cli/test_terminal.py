@@ -24,8 +24,6 @@ from event_store import events_in
 from projections.cli.jsonl import NotJsonLines, read_lines
 from projections.cli.ledgers import await_mongo
 from projections.errors import ReadModelUnavailable
-from projections.mongo import connect
-from support import make_grant
 from support import grant_lines
 
 GRANT = (

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ import projections.embedded.launch as launch_module
 import projections.embedded.lease as lease_module
 import projections.embedded.server as server_module
 from command_line import run_python
+from concurrency import lasting_at_most, until
+from forks import in_child
+from processes import await_end_of_those_naming, processes_naming
 from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, open_server
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
-from projections.embedded.processes import Mongod, _command_line
+from projections.embedded.processes import Mongod
 
 _ROOT = Path(server_module.__file__).parents[2]
 
@@ -123,39 +127,22 @@ class User:
         self.process.communicate()
 
 
-def _processes(*words: str | Path) -> list[int]:
-    """Pids of the processes that live and have each of the words on their command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        # A process that is about to end is waited for, since it still has its locks and ports.
-        line = b"\0".join(_command_line(int(entry.name)))
-        if all(os.fsencode(word) in line for word in words):
-            found.append(int(entry.name))
-    return found
-
-
 def _mongods(folder: Path) -> list[int]:
-    return _processes("--dbpath", folder)
+    return processes_naming("--dbpath", folder)
 
 
 def _supervisors(folder: Path) -> list[int]:
-    return _processes("run_supervisor.py", folder)
+    return processes_naming("run_supervisor.py", folder)
 
 
 def _kill_supervisor(folder: Path) -> None:
     """Whoever comes next finds its lock free."""
     (supervisor,) = _supervisors(folder)
     os.kill(supervisor, signal.SIGKILL)
-    assert _eventually(lambda: not _supervisors(folder))
+    _eventually(lambda: not _supervisors(folder))
 
 
-def _eventually(condition: Callable[[], object], *, seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
+_eventually = partial(until, every_seconds=0.02)  # seldom enough to look at all processes
 
 
 @contextlib.contextmanager
@@ -215,11 +202,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 
 def _assert_nothing_runs(place: Path) -> None:
-    left = [] if _eventually(lambda: not _processes(place)) else _processes(place)
-    for pid in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert not left
+    try:
+        await_end_of_those_naming(place)
+    finally:
+        for pid in processes_naming(place):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 # --- sharing -----------------------------------------------------------------------------------
@@ -277,15 +265,12 @@ def test_a_forked_child_that_closes_its_copy_does_not_stop_the_server(
     """The lease stays its opener's own: the child's close neither unlocks nor stops."""
     before = _mongods(shared.folder)
     mine = open_server(shared.folder)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        with contextlib.suppress(BaseException):
-            mine.close()
-            shared.close()
-            status = 0
-        os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def close() -> None:
+        mine.close()
+        shared.close()
+
+    assert in_child(close) == "None"
     time.sleep(0.6)
     assert _mongods(shared.folder) == before
     mine.close()
@@ -335,7 +320,7 @@ def test_the_last_close_returns_when_everything_is_gone_and_a_second_does_nothin
     server = open_server(folder)
     assert len(_mongods(folder)) == len(_supervisors(folder)) == 1
     server.close()
-    assert _processes(folder) == []
+    assert processes_naming(folder) == []
     server.close()
 
 
@@ -370,8 +355,8 @@ def test_the_server_stops_by_itself_when_its_only_user_is_killed(
         assert user.hear().startswith("mongodb://")
     user.process.kill()
     user.process.wait()
-    assert _eventually(lambda: not _mongods(folder) + _supervisors(folder))
-    for orphan in _processes(folder):
+    _eventually(lambda: not _mongods(folder) + _supervisors(folder))
+    for orphan in processes_naming(folder):
         os.kill(orphan, signal.SIGKILL)
     user.end()
 
@@ -390,7 +375,7 @@ def test_a_killed_supervisor_is_replaced_or_not_needed(folder: Path, *, visitor:
     assert _mongods(folder) == mongod
     assert _all(server.uri) == ["apple"]
     server.close()
-    assert _processes(folder) == []
+    assert processes_naming(folder) == []
 
 
 def test_a_replaced_supervisor_ends_the_server_of_killed_users(folder: Path) -> None:
@@ -400,7 +385,7 @@ def test_a_replaced_supervisor_ends_the_server_of_killed_users(folder: Path) -> 
     second = User(folder).opened()
     first.kill()
     second.kill()
-    assert _eventually(lambda: not _processes(folder))
+    await_end_of_those_naming(folder)
 
 
 def test_a_mongod_is_gone_when_its_port_is(tmp_path: Path) -> None:
@@ -412,7 +397,7 @@ def test_a_mongod_is_gone_when_its_port_is(tmp_path: Path) -> None:
         mongod = Mongod(pid=process.pid, port=1, data=tmp_path, has_key=True)
         assert mongod.alive
         mongod.kill()
-        assert _eventually(lambda: not mongod.alive)
+        _eventually(lambda: not mongod.alive)
         with _rude_server(port):
             pass
 
@@ -423,7 +408,7 @@ def test_a_killed_mongod_comes_back_at_its_address_with_its_data(folder: Path) -
         _put(server.uri, "apple")
         before = _mongods(folder)
         os.kill(before[0], signal.SIGKILL)
-        assert _eventually(lambda: _mongods(folder) not in ([], before))
+        _eventually(lambda: _mongods(folder) not in ([], before))
         assert _all(server.uri) == ["apple"]
         _put(server.uri, "pear")
 
@@ -448,7 +433,7 @@ def test_an_interrupted_start_leaves_nothing_behind(folder: Path) -> None:
     user = User(folder, _INTERRUPTED_PROGRAM)
     user.end()
     assert user.process.returncode == -signal.SIGINT
-    assert _processes(folder) == []
+    assert processes_naming(folder) == []
     assert (folder / "server.json").exists()
 
 
@@ -458,9 +443,8 @@ def test_a_server_that_is_not_primary_stops_as_quickly(folder: Path) -> None:
     with MongoClient[dict[str, Any]](server.uri) as client:
         client.admin.command("replSetStepDown", 60, force=True)
         assert not client.admin.command("hello")["isWritablePrimary"]
-    began = time.monotonic()
-    server.close()
-    assert time.monotonic() - began < 12
+    with lasting_at_most(12):
+        server.close()
 
 
 def test_a_server_whose_folder_is_taken_away_ends(folder: Path, tmp_path: Path) -> None:
@@ -468,7 +452,7 @@ def test_a_server_whose_folder_is_taken_away_ends(folder: Path, tmp_path: Path) 
     server = open_server(folder)
     _put(server.uri, "apple")
     moved = folder.rename(tmp_path / "elsewhere")
-    assert _eventually(lambda: not _processes(folder))
+    await_end_of_those_naming(folder)
     server.close()
     with open_server(moved) as server:
         assert _all(server.uri) == ["apple"]
@@ -566,14 +550,14 @@ def test_the_next_user_finds_the_server_that_lingers(folder: Path) -> None:
         assert server.uri == address
         assert _mongods(folder) == before
         assert _all(server.uri) == ["apple", "pear"]
-    assert _processes(folder) == []
+    assert processes_naming(folder) == []
 
 
 def test_a_server_that_lingers_ends_when_its_time_is_over(folder: Path) -> None:
     """In good order: its log says so."""
     with open_server(folder, linger_seconds=0.5):
         pass
-    assert _eventually(lambda: not _processes(folder))
+    await_end_of_those_naming(folder)
     assert '"Shutting down"' in (folder / "mongod.log").read_text()
 
 
@@ -588,7 +572,7 @@ def test_several_users_at_once_find_the_server_that_lingers(folder: Path) -> Non
     assert _mongods(folder) == before
     for user in users:
         user.leave()
-    assert _processes(folder) == []
+    assert processes_naming(folder) == []
 
 
 def test_a_killed_user_of_a_server_that_lingered_wishes_nothing(folder: Path) -> None:
@@ -597,16 +581,16 @@ def test_a_killed_user_of_a_server_that_lingered_wishes_nothing(folder: Path) ->
     user = User(folder, linger=60).opened()
     (supervisor,) = _supervisors(folder)
     looks = _pauses(supervisor) + 3
-    assert _eventually(lambda: _pauses(supervisor) > looks)
+    _eventually(lambda: _pauses(supervisor) > looks)
     user.kill()
-    assert _eventually(lambda: not _processes(folder))
+    await_end_of_those_naming(folder)
 
 
 def test_a_server_without_a_supervisor_does_not_linger(folder: Path) -> None:
     """There would be nobody to end it."""
     with open_server(folder, linger_seconds=60):
         _kill_supervisor(folder)
-    assert _processes(folder) == []
+    assert processes_naming(folder) == []
 
 
 def test_a_server_that_lost_its_supervisor_while_it_lingered_goes_on(folder: Path) -> None:
@@ -617,18 +601,18 @@ def test_a_server_that_lost_its_supervisor_while_it_lingered_goes_on(folder: Pat
             _kill_supervisor(folder)
             assert supervisor.try_exclusive()
         before = _mongods(folder)
-        assert _eventually(lambda: _state(before[0]) == "T")
+        _eventually(lambda: _state(before[0]) == "T")
     with open_server(folder) as server:
         assert _mongods(folder) == before
         assert _all(server.uri) == ["apple"]
-    assert _processes(folder) == []
+    assert processes_naming(folder) == []
 
 
 def test_a_signal_to_the_supervisor_ends_a_server_that_lingers(folder: Path) -> None:
     """As at the shutdown of the machine; mongod says itself that it has shut down."""
     _left_lingering(folder)
     os.kill(_supervisors(folder)[0], signal.SIGTERM)
-    assert _eventually(lambda: not _processes(folder))
+    await_end_of_those_naming(folder)
     assert '"Shutting down"' in (folder / "mongod.log").read_text()
 
 
@@ -638,10 +622,10 @@ def test_a_server_that_is_killed_while_it_lingers_is_started_again_with_its_data
 ) -> None:
     """As when its container goes while it stands still, or the machine wants its memory."""
     (mongod,) = _left_lingering(folder, "apple")
-    assert _eventually(lambda: _state(mongod) == "T")
+    _eventually(lambda: _state(mongod) == "T")
     for pid in [*([] if alone else _supervisors(folder)), mongod]:
         os.kill(pid, signal.SIGKILL)
-    assert _eventually(lambda: not _mongods(folder))
+    _eventually(lambda: not _mongods(folder))
     with open_server(folder) as server:
         assert _all(server.uri) == ["apple"]
         _put(server.uri, "pear")
@@ -779,7 +763,7 @@ def _server_of_an_earlier_release(folder: Path) -> Iterator[str]:
             with MongoClient[dict[str, Any]](uri, serverSelectionTimeoutMS=20_000) as client:
                 config = {"_id": "score-ledger", "members": [{"_id": 0, "host": host}]}
                 client.admin.command("replSetInitiate", config)
-                assert _eventually(lambda: client.admin.command("hello")["isWritablePrimary"])
+                _eventually(lambda: client.admin.command("hello")["isWritablePrimary"])
             yield uri
         finally:
             process.terminate()
@@ -826,10 +810,9 @@ def test_a_folder_whose_server_runs_in_another_container_says_so_at_once(folder:
         assert lock.try_exclusive()
         assert user.wait_shared(Deadline(1))
         layout.write_record(pid=12, port=27017, pid_namespace=1)
-        began = time.monotonic()
-        with pytest.raises(MongoUnavailable, match=r"in another container: set MONGO_URI"):
+        sentence = r"in another container: set MONGO_URI"
+        with lasting_at_most(20), pytest.raises(MongoUnavailable, match=sentence):
             open_server(folder)
-        assert time.monotonic() - began < 20
 
 
 # --- refusals ----------------------------------------------------------------------------------
@@ -868,10 +851,8 @@ def test_a_mongod_that_dies_at_once_is_quoted_with_the_cure(
     mongod = _script(tmp_path / "mongod", f"#!/bin/sh\n({script}) >&2\nexit $?\n")
     if "kill" in script:
         mongod = _script(tmp_path / "mongod", f"#!/bin/sh\n{script}\n")
-    started = time.monotonic()
-    with pytest.raises(MongoUnavailable) as caught:
+    with lasting_at_most(20), pytest.raises(MongoUnavailable) as caught:
         open_server(folder, mongod=str(mongod))
-    assert time.monotonic() - started < 20
     for words in expected:
         assert words in str(caught.value)
 
@@ -924,7 +905,7 @@ def test_a_foreign_mongod_on_the_data_is_reported(folder: Path, tmp_path: Path) 
     )
     try:
         lock = folder / "data" / "mongod.lock"
-        assert _eventually(lambda: lock.exists() and lock.stat().st_size)
+        _eventually(lambda: lock.exists() and lock.stat().st_size)
         with pytest.raises(MongoUnavailable, match="Another mongod is using the folder"):
             open_server(folder)
         assert foreign.poll() is None
