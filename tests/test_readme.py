@@ -108,9 +108,19 @@ def test_every_block_is_run_or_cannot_be() -> None:
         assert set(languages) <= {"python", "sh", *SHOWN_ONLY}, file.name
 
 
+def anchors(document: Path) -> set[str]:
+    """What the headings of a page are called in links, as everywhere that renders Markdown."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", document.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
 def test_links_between_documents_lead_somewhere(file: Path) -> None:
-    """A file that is moved takes its links along."""
-    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text(encoding="utf-8"))
-    missing = [target for target in targets if not (file.parent / target).exists()]
+    """A file that is moved takes its links along, and so does a heading."""
+    missing = []
+    for target in re.findall(r"\]\((?!https?:)([^)]+)", file.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        page = file.parent / name if name else file
+        if not page.exists() or (anchor and anchor not in anchors(page)):
+            missing.append(target)
     assert missing == []

@@ -193,9 +193,14 @@ def print_table(table: Table, *, prose: Collection[str] = ()) -> None:
             column.no_wrap = whole or column.justify == "right"
         elif not whole:
             column.width = width
-    if not out.is_terminal:
-        out.width = _ENOUGH_COLUMNS
-    out.print(table)
+    if out.is_terminal:
+        out.print(table)
+        return
+    out.width = _ENOUGH_COLUMNS
+    with out.capture() as captured:
+        out.print(table)
+    # The last cells are filled up with blanks, as many as the longest has.
+    out.out(*(line.rstrip() for line in captured.get().splitlines()), sep="\n", highlight=False)
 
 
 def _least_widths(table: Table, prose: Collection[str]) -> list[int]:

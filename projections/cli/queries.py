@@ -53,7 +53,7 @@ def leaderboard(
         ranked_by = ledger.leaderboard.rank_by if by is None else by
         rows = ledger.leaderboard.top(top, by=ranked_by)
         note_lag(ledger)
-    if rows and rows[0].score == 0 and by is None:
+    if rows and rows[0].score == 0 and ranked_by == "recomputed":
         err.print(
             "[yellow]note:[/] nobody has a recomputed total, which counts contributions, posts and "
             "badges only: --by ledger ranks by grants"

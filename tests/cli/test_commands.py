@@ -52,8 +52,10 @@ def test_the_leaderboard_shows_the_old_total_unless_asked(cli: CommandLine) -> N
     """Nothing user-facing is flipped."""
     cli(*GRANT)
     cli("project")
-    rows = json.loads(cli("leaderboard", "--json").stdout)
-    assert rows == [{"rank": 1, "user_id": "Zoë", "score": 0}]
+    done = cli("leaderboard", "--json")
+    assert json.loads(done.stdout) == [{"rank": 1, "user_id": "Zoë", "score": 0}]
+    assert "--by ledger ranks by grants" in done.stderr
+    assert cli("leaderboard", "--by", "ledger").stderr == ""
     assert cli("user", "Zoë").stdout.startswith("Zoë  recomputed total 0 (rank 1), ledger balance")
 
 

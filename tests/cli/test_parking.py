@@ -27,8 +27,8 @@ def test_from_a_poison_event_to_its_stream_unparked(cli: CommandLine) -> None:
         assert "the event at position 4" in stopped.stderr
         assert "go on with SCORE_LEDGER_ON_ERROR=park" in stopped.stderr
         shown = cli("status").stdout
-        assert re.search(r"worker error .* UTC\] *$", shown, re.MULTILINE)
-        assert re.search(r"lag seconds +[\d,]+\.\d *$", shown, re.MULTILINE)
+        assert re.search(r"worker error .* UTC\]$", shown, re.MULTILINE)
+        assert re.search(r"lag seconds +[\d,]+\.\d$", shown, re.MULTILINE)
         assert "Traceback" not in stopped.stderr
         status = json.loads(cli("status", "--json").stdout)
         assert "the event at position 4" in status["worker_error"]
