@@ -8,19 +8,22 @@ from __future__ import annotations
 import signal
 import sys
 
-from projections.cli.interrupts import EXIT_CODE, interrupt, interrupt_again
+from projections.cli.interrupts import EXIT_CODE, heed_ignored, interrupt, was_interrupted
 
 
 def main() -> None:
     """Run the command line; Ctrl-C is one line and exit code 130, whatever it interrupts."""
     signal.signal(signal.SIGINT, interrupt)
-    sys.unraisablehook = interrupt_again
+    sys.unraisablehook = heed_ignored
     try:
         # Inside, since it takes long enough to be interrupted.
         from projections.cli.app import run  # noqa: PLC0415
 
         code = run()
-    except KeyboardInterrupt:
+    except BaseException:
+        # Python itself turns what interrupts the making of a class into another error.
+        if not was_interrupted():
+            raise
         print("interrupted", file=sys.stderr)  # noqa: T201 - perhaps there is no console yet
         code = EXIT_CODE
     # All is said and done, so there is nothing left to interrupt.

@@ -86,7 +86,7 @@ def run() -> int:
     # Looked up when there is an error: what it comes from is imported by then.
     except (projections.LedgerError, ValueError, OSError) as error:
         if was_interrupted():
-            raise KeyboardInterrupt from error
+            raise
         err.print(f"[bold red]error:[/] {shown(str(error))}")
         return 1
     return 0

@@ -34,15 +34,15 @@ def interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
-    """Have Ctrl-C come once more if it was ignored; to be ``sys.unraisablehook``.
+def heed_ignored(ignored: sys.UnraisableHookArgs) -> None:
+    """Have Ctrl-C come once more if Python ignored it; to be ``sys.unraisablehook``.
 
-    Python goes on after it where no error can be raised, as in a finaliser or a library's callback.
+    It does where no error can be raised, as in a finaliser or in what a library in C calls back.
     """
     if issubclass(ignored.exc_type, KeyboardInterrupt):
         # Not here, where it would be ignored, too.
         _thread.start_new_thread(_interrupt_soon, ())
-    else:
+    elif not _pressed:  # or it may be the finaliser of something that is half made
         sys.__unraisablehook__(ignored)
 
 

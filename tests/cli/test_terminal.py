@@ -151,16 +151,25 @@ def test_ctrl_c_at_any_moment_is_one_line_and_130(cli: CommandLine) -> None:
     assert (130, [b"interrupted"]) in outcomes
 
 
-def test_ctrl_c_is_heard_where_no_error_can_be_raised(cli: CommandLine) -> None:
-    """As in a finaliser, or in what a library written in another language calls back."""
+INTERRUPTED = {
+    "a finaliser": "def __del__(self): press()",
+    "what is half made": "def __init__(self): press(); self.whole = True\n"
+    "    def __del__(self): assert self.whole",
+    "the making of a class": "def __set_name__(self, *_): press()",
+}
+
+
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_ctrl_c_is_heard_where_it_does_not_come_out_as_such(cli: CommandLine, where: str) -> None:
+    """Python ignores it, says more about it, or turns it into another error."""
     code = (
         "import signal, time\n"
         "from projections.cli import app, main\n"
-        "class Garbage:\n"
-        "    def __del__(self):\n"
-        "        signal.raise_signal(signal.SIGINT)\n"
+        "press = lambda: signal.raise_signal(signal.SIGINT)\n"
+        f"class Interrupted:\n    {INTERRUPTED[where]}\n"
         "def run():\n"
-        "    Garbage()\n"
+        "    class Made: field = Interrupted()\n"
+        "    del Made.field\n"
         "    time.sleep(600)\n"
         "app.run = run\n"
         "main()"
