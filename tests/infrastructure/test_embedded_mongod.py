@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pymongo.errors import OperationFailure
 
 import projections.embedded.launch as launch_module
 import projections.embedded.lease as lease_module
+import projections.embedded.processes as processes_module
 import projections.embedded.server as server_module
 from command_line import run_python
 from concurrency import lasting_at_most, until
@@ -34,7 +36,8 @@ from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, 
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
-from projections.embedded.processes import Mongod
+from projections.embedded.processes import Mongod, _command_line
+from projections.embedded.supervisor import Order, _Supervisor
 
 _ROOT = Path(server_module.__file__).parents[2]
 
@@ -400,6 +403,27 @@ def test_a_mongod_is_gone_when_its_port_is(tmp_path: Path) -> None:
         _eventually(lambda: not mongod.alive)
         with _rude_server(port):
             pass
+
+
+def test_a_mongod_whose_program_is_still_being_loaded_is_not_taken_for_dead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no command line until then; from a slow disk that takes a twentieth of a second."""
+    looks, read = count(), _command_line
+    monkeypatch.setattr(
+        processes_module, "_command_line", lambda pid: read(pid) if next(looks) > 3 else [b""]
+    )
+    layout, port = Layout.create(folder), launch_module.free_port(None)
+    order = Order(str(find_mongod()), port)
+    with FileLock(layout.users_lock) as lock:
+        supervisor = _Supervisor(layout, order, lock=lock, users=lock, release=lock)
+        mongod = supervisor._spawn(port)
+        assert supervisor._child is not None
+        try:
+            assert mongod.alive
+        finally:
+            supervisor._child.kill()
+            supervisor._child.wait()
 
 
 def test_a_killed_mongod_comes_back_at_its_address_with_its_data(folder: Path) -> None:
