@@ -16,6 +16,7 @@ from projections.mongo.event_store import (
     MongoProcessRecorder,
     MongoTrackingRecorder,
 )
+from projections.mongo.event_store.aggregate_recorder import MongoRecorder
 from projections.mongo.read_model import ReadModel
 from projections.mongo.view import MongoScoreView
 from scoring import InvalidSetting
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
 T = TypeVar("T")
-RecorderT = TypeVar(
-    "RecorderT", bound=MongoAggregateRecorder | MongoApplicationRecorder | MongoTrackingRecorder
-)
+RecorderT = TypeVar("RecorderT", bound=MongoRecorder)
 
 
 class MongoFactory(InfrastructureFactory[TrackingRecorder]):
@@ -66,9 +65,7 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
         self._client = client
         self._database = self.env.get(self.MONGO_DATABASE) or database_in_path(client)
         self._prefix = self.env.name.lower() or "stored"
-        self._recorders: list[
-            MongoAggregateRecorder | MongoApplicationRecorder | MongoTrackingRecorder
-        ] = []
+        self._recorders: list[MongoRecorder] = []
 
     def aggregate_recorder(self, purpose: str = "events") -> MongoAggregateRecorder:
         """Construct a recorder of snapshots, or of events without positions."""

@@ -36,6 +36,9 @@ class MongoRecorder(Recorder):
 
     _is_closed = False
 
+    def prepare(self) -> None:
+        """Create what is missing and the first write does not create."""
+
     def close(self) -> None:
         """Refuse what is asked from now on; what has begun ends as it would have."""
         self._is_closed = True
@@ -58,9 +61,6 @@ class MongoAggregateRecorder(MongoRecorder, AggregateRecorder):
         """Keep them in the collection of this name; nothing is sent yet."""
         self._client = client
         self._collection = collection_of(client, database, name)
-
-    def prepare(self) -> None:
-        """Create what is missing: nothing, as the first insert creates the collection."""
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any

@@ -305,9 +305,6 @@ class MongoSubscription(ListenNotifySubscription[MongoApplicationRecorder]):
 class MongoTrackingRecorder(_ChainRecorder, TrackingRecorder):
     """Positions of other applications, one document each."""
 
-    def prepare(self) -> None:
-        """Create what is missing: nothing, as the first write creates the collection."""
-
     def insert_tracking(self, tracking: Tracking) -> None:
         """Record a position.
 
