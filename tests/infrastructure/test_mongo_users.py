@@ -80,7 +80,7 @@ def test_a_user_who_may_only_read_can_read(
             with pytest.raises(ProjectionError, match="opened with read_only=True"):
                 write()
     cli = CommandLine(tmp_path, {**env, "MONGO_URI": reader, "MONGO_DATABASE": name})
-    for command in (["leaderboard"], ["user", "jane"], ["status"]):
+    for command in (["leaderboard", "--by", "ledger"], ["user", "jane"], ["status"]):
         done = cli(*command)
         assert (done.returncode, done.stderr) == (0, "")
 
