@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.collection import Collection
 
 from command_line import CommandLine
 
@@ -21,6 +23,14 @@ def cli(
     settings = {"MONGO_URI": mongo_uri, "MONGO_DATABASE": database.name}
     events = getattr(request, "param", "sqlite")
     return CommandLine(tmp_path, {**settings, "SCORE_LEDGER_EVENTS": events})
+
+
+@pytest.fixture
+def old(database: Any) -> Iterator[Collection[dict[str, Any]]]:
+    """An old collection in a database of the site's own."""
+    site = database.client[f"{database.name}_site"]
+    yield site["scores"]
+    site.client.drop_database(site)
 
 
 @pytest.fixture

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pymongo.collection import Collection
 
 from command_line import CommandLine
-from projections.mongo import connect
 from support import NOON
 
 Document = dict[str, Any]
@@ -21,15 +18,6 @@ Document = dict[str, Any]
 APP = {"category": "telemetry", "source": "app"}
 LONG_KEY = "telemetry:" + "a-very-long-segment-that-must-stay-whole:" * 3 + "end"
 QUICK = ("--settle", "0.1")
-
-
-@pytest.fixture
-def old(mongo_uri: str) -> Iterator[Collection[Document]]:
-    """An old collection in a database of the site's own."""
-    with connect(mongo_uri) as client:
-        database = client[f"site_{uuid4().hex}"]
-        yield database["scores"]
-        client.drop_database(database.name)
 
 
 @pytest.fixture

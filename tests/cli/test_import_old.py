@@ -5,11 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import signal
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from bson import ObjectId
@@ -20,24 +17,13 @@ from command_line import CommandLine, on_both_stores
 from concurrency import until
 from event_store import events_in
 from fail_points import failing
-from projections.mongo import connect
 from scoring import Scoring
-from scoring.contributions import Contribution
 from support import NOON, sqlite_env
 
 Document = dict[str, Any]
 
 APP = {"category": "telemetry", "source": "app"}
 BADGE = {"category": "award", "source": "badge", "at": NOON}
-
-
-@pytest.fixture
-def old(mongo_uri: str) -> Iterator[Collection[Document]]:
-    """An old collection in a database of the site's own."""
-    with connect(mongo_uri) as client:
-        database = client[f"site_{uuid4().hex}"]
-        yield database["scores"]
-        client.drop_database(database.name)
 
 
 def described(old: Collection[Document], folder: Path, more: str = "") -> str:
@@ -345,57 +331,3 @@ def test_a_contribution_without_a_time_takes_the_one_that_is_given(cli: CommandL
     done = cli("import", "--contributions", "-", "--json", *given, stdin=lines)
     assert json.loads(done.stdout)["recorded"] == 1
     assert json.loads(done.stdout)["duplicate"] == 1
-
-
-def test_contribute_many_without_overwriting_leaves_what_is_there(scoring: Scoring) -> None:
-    """Whoever set it: a contribution, a grant, or one before it in the same call."""
-
-    def bucket(key: str, points: int, category: str = "award") -> Contribution:
-        return Contribution(
-            user_id="ada", key=key, category=category, source="badge", points=points, at=NOON
-        )
-
-    scoring.contribute("ada", "plain", "award", "badge", 5)
-    scoring.contribute("ada", "award:badge:granted", "award", "badge", 5, NOON)
-    scoring.contribute("ada", "award:badge:taken-away", "award", "badge", 5, NOON)
-    scoring.contribute("ada", "award:badge:taken-away", "award", "badge", 0)
-    scoring.contribute("ada", "award:badge:nothing", "award", "badge", 0)
-    before = scoring.score_of("ada")
-    left = [
-        bucket("plain", 6),
-        bucket("plain", 5, "other"),
-        bucket("award:badge:granted", 6),
-        bucket("award:badge:granted", 0),
-        bucket("award:badge:taken-away", 5),
-        bucket("award:badge:nothing", 5),
-    ]
-    same = [bucket("plain", 5), bucket("award:badge:granted", 5), bucket("award:badge:nothing", 0)]
-    receipts = scoring.contribute_many([*left, *same], overwrite=False)
-    assert [str(receipt.status) for receipt in receipts] == ["CONFLICT"] * 6 + ["DUPLICATE"] * 3
-    assert scoring.score_of("ada") == before
-    new = [
-        bucket("plain2", 1),
-        bucket("plain2", 2),
-        bucket("award:badge:n", 3),
-        bucket("award:badge:n", 4),
-    ]
-    receipts = scoring.contribute_many(new, overwrite=False)
-    assert [str(receipt.status) for receipt in receipts] == ["RECORDED", "CONFLICT"] * 2
-    assert scoring.score_of("ada").recomputed_total == before.recomputed_total + 4
-
-
-def test_what_is_written_while_it_is_imported_stays(tmp_path: Path) -> None:
-    """Whoever comes first, and however close: each key ends with what traffic wrote."""
-    env = sqlite_env(tmp_path / "events.sqlite")
-    keys = [f"{kind}{n}" for n in range(60) for kind in ("telemetry:a", "award:badge:b")]
-    old = [
-        Contribution(user_id="ada", key=key, points=1000, at=NOON, **APP) for key in reversed(keys)
-    ]
-    with Scoring(env) as imported, Scoring(env) as traffic, ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(
-            lambda: [traffic.contribute("ada", key, **APP, points=7, at=NOON) for key in keys]
-        )
-        for start in range(0, len(old), 10):
-            imported.contribute_many(old[start : start + 10], overwrite=False)
-        writing.result()
-        assert traffic.score_of("ada").recomputed_total == 7 * len(keys)

@@ -121,18 +121,7 @@ def test_opening_balances_brings_the_totals_together(cli: CommandLine) -> None:
     assert json.loads(cli("open-balances", "--json").stdout)["grants"] == 0
 
 
-def test_a_file_that_cannot_be_written_is_one_sentence(cli: CommandLine) -> None:
-    """Before anything is measured."""
-    done = cli("drift", "--html", "no/such/folder/drift.html")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error:")
-    assert "no/such/folder/drift.html" in done.stderr
-
-
-def test_the_new_commands_teach(cli: CommandLine) -> None:
-    """With an example, and what the exit code means."""
+def test_the_help_says_what_the_exit_code_means(cli: CommandLine) -> None:
+    """Whatever a pipeline may go on after."""
     for command in ("contribute", "drift", "open-balances"):
-        done = cli(command, "--help")
-        assert done.returncode == 0
-        assert "Example" in done.stdout
-        assert "exit code" in " ".join(done.stdout.split())
+        assert "exit code" in " ".join(cli(command, "--help").stdout.split())

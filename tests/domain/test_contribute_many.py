@@ -6,7 +6,9 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from eventsourcing.persistence import OperationalError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from concurrency import meanwhile
 from group_commit import Watched, failing
 from old_way import OldWay
 from postgres_proxy import lossy_proxy
@@ -218,6 +221,42 @@ def test_conflicts_of_a_batch_are_logged_once_each(
     )
 
 
+def test_without_overwriting_it_leaves_what_is_there(scoring: Scoring) -> None:
+    """Whoever set it: a contribution, a grant, or one before it in the same call."""
+    bucket = partial(sets, category="award")
+    scoring.contribute("ada", "plain", "award", "s", 5)
+    scoring.contribute("ada", "award:badge:granted", "award", "s", 5, NOON)
+    scoring.contribute("ada", "award:badge:taken-away", "award", "s", 5, NOON)
+    scoring.contribute("ada", "award:badge:taken-away", "award", "s", 0)
+    scoring.contribute("ada", "award:badge:nothing", "award", "s", 0)
+    before = scoring.score_of("ada")
+    left = [
+        bucket(6, key="plain"),
+        sets(5, key="plain", category="other"),
+        bucket(6, key="award:badge:granted"),
+        bucket(0, key="award:badge:granted"),
+        bucket(5, key="award:badge:taken-away"),
+        bucket(5, key="award:badge:nothing"),
+    ]
+    same = [
+        bucket(5, key="plain"),
+        bucket(5, key="award:badge:granted"),
+        bucket(0, key="award:badge:nothing"),
+    ]
+    receipts = scoring.contribute_many([*left, *same], overwrite=False)
+    assert [str(receipt.status) for receipt in receipts] == ["CONFLICT"] * 6 + ["DUPLICATE"] * 3
+    assert scoring.score_of("ada") == before
+    new = [
+        bucket(1, key="plain2"),
+        bucket(2, key="plain2"),
+        bucket(3, key="award:badge:n"),
+        bucket(4, key="award:badge:n"),
+    ]
+    receipts = scoring.contribute_many(new, overwrite=False)
+    assert [str(receipt.status) for receipt in receipts] == ["RECORDED", "CONFLICT"] * 2
+    assert scoring.score_of("ada").recomputed_total == before.recomputed_total + 4
+
+
 # --- races and lost answers ----------------------------------------------------------------------
 
 MIXED = [
@@ -331,6 +370,23 @@ def test_a_user_opened_by_another_process_at_the_same_moment_is_not_taken_for_ou
         overtake(scoring, monkeypatch, lambda: other.contribute("ada", "theirs", "x", "s", 7))
         assert outcome(scoring.contribute_many([sets(5)])[0])[1:] == (RECORDED, 7, 12)
     assert scoring.score_of("ada").recomputed_total == 12
+
+
+def test_what_is_written_while_it_is_imported_stays(tmp_path: Path) -> None:
+    """Whoever comes first, and however close: each key ends with what traffic wrote."""
+    env = sqlite_env(tmp_path / "events.sqlite")
+    keys = [f"{kind}{n}" for n in range(60) for kind in ("telemetry:a", "award:badge:b")]
+    old = [sets(1000, key=key) for key in reversed(keys)]
+    with Scoring(env) as imported, Scoring(env) as traffic:
+
+        def write(_: Event) -> None:
+            for key in keys:
+                traffic.contribute("ada", key, "x", "s", 7, NOON)
+
+        with meanwhile(write):
+            for start in range(0, len(old), 10):
+                imported.contribute_many(old[start : start + 10], overwrite=False)
+        assert traffic.score_of("ada").recomputed_total == 7 * len(keys)
 
 
 def test_another_process_is_seen_by_a_batch_that_changes_nothing_in_memory(tmp_path: Path) -> None:
