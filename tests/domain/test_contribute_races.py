@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
-
-import pytest
 
 from forks import forks
 from scoring import Contribution, ContributionReceipt, GrantStatus, Scoring, UserScore
@@ -21,12 +18,6 @@ PROCESSES = 4
 CALLS = 120
 USERS = ("ada", "bob", "eve")
 KEYS = ("award:badge:7", "content:feed-post:8", "content:feed-post:9", "quiz:best", "profile")
-
-
-@pytest.fixture
-def env(new_env: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """A new event store."""
-    return new_env()
 
 
 def contribute(

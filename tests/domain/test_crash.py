@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from threading import Lock, Thread
@@ -81,12 +80,6 @@ def run_and_kill(env: dict[str, str], round_: int, *, threads: int = 1) -> list[
         writer.join()
         assert writer.exitcode == -signal.SIGKILL
     return answers
-
-
-@pytest.fixture
-def env(new_env: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """The settings of a new event store."""
-    return new_env()
 
 
 @pytest.mark.parametrize(

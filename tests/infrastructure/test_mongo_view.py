@@ -119,13 +119,6 @@ def test_the_garbage_collector_does_not_walk_what_users_of_a_batch_get() -> None
     assert not any(gc.is_tracked(change) for change in changes.values())
 
 
-def test_grant_id_is_unique_in_the_collection(read_model: ReadModel) -> None:
-    """A second document with the same grantId is rejected by the index."""
-    read_model.grants.insert_one({"_id": 1, "grantId": "g"})
-    with pytest.raises(DuplicateKeyError):
-        read_model.grants.insert_one({"_id": 2, "grantId": "g"})
-
-
 def test_of_two_threads_inserting_the_same_grant_id_one_is_rejected(read_model: ReadModel) -> None:
     """The unique index decides the race, every time."""
 
