@@ -87,6 +87,15 @@ def run() -> int:
     except (projections.LedgerError, ValueError, OSError) as error:
         if was_interrupted():
             raise
-        err.print(f"[bold red]error:[/] {shown(str(error))}")
+        err.print(f"[bold red]error:[/] {shown(_said(error))}")
         return 1
     return 0
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename} cannot be used ({error.strerror}): name another, or see who may "
+            "read and write it"
+        )
+    return str(error)

@@ -217,6 +217,13 @@ def test_a_refused_connection_is_told_after_two_seconds(cli: CommandLine) -> Non
             )
 
 
+def test_a_path_that_cannot_be_used_is_named_in_a_sentence(cli: CommandLine) -> None:
+    folder = "f" * 300
+    done = cli("status", "--folder", folder)
+    assert done.returncode == 1
+    assert re.match(rf"error: {folder}\S* cannot be used \(File name too long\): ", done.stderr)
+
+
 def test_a_host_that_nobody_knows_is_not_said_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads it at night looks for a typing error, not for a server that is down."""
 
