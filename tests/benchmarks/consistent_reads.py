@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
 from pymongo.client_session import ClientSession
 
 from measuring import Report, in_turns
-from projections import MongoScoreView, ProjectionWorker
-from projections.embedded import open_server
-from projections.mongo import connect
+from projections import ProjectionWorker
 from projections.mongo.generations import Generations
-from projections.mongo.read_model import ReadModel
 from projections.queries.history import UserHistory
-from scoring import Scoring
-from support import make_grant, sqlite_env
+from read_side import served
+from support import make_grant
+from write_side import opened
 
 T = TypeVar("T")
 
@@ -44,20 +41,14 @@ class Unguarded(Generations):
 
 def guarded_reads(folder: Path, report: Report) -> None:
     """Pages of history, against the same without looking which generation is live."""
-    with (
-        open_server(folder / "mongo") as server,
-        connect(server.uri) as client,
-        Scoring(sqlite_env(folder / "events.sqlite")) as app,
-    ):
-        model = ReadModel(client, "reads")
-        model.prepare()
+    with opened(folder / "events.sqlite") as app, served(folder) as mongo:
+        view = mongo.empty()
         app.grant_many(
             make_grant(number, user_id=f"user-{number % USERS}") for number in range(GRANTS)
         )
-        with closing(MongoScoreView(model)) as view:
-            ProjectionWorker(app, view).catch_up()
-        history, bare_history = UserHistory(model), UserHistory(model)
-        bare_history._generations = Unguarded(model)
+        ProjectionWorker(app, view).catch_up()
+        history, bare_history = UserHistory(view.read_model), UserHistory(view.read_model)
+        bare_history._generations = Unguarded(view.read_model)
 
         def guarded() -> None:
             for _ in range(READS):

@@ -18,6 +18,7 @@ from eventsourcing.utils import Environment, get_topic
 from psycopg import Cursor
 from psycopg.rows import DictRow
 
+from concurrency import meanwhile
 from measuring import Report, in_turns
 from postgres_server import running_postgres
 from projections import MongoScoreView, ProjectionWorker
@@ -25,7 +26,7 @@ from projections.embedded import open_server
 from projections.events.pages import read_page
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from read_side import add_percentiles, following, served, waits_for_another_process
+from read_side import add_percentiles, served, waits_for_another_process
 from replica_set import running_replica_set
 from scoring import Scoring, UserScore
 from scoring.identity import user_stream_id
@@ -215,6 +216,6 @@ def _waits(report: Report, name: str, uri: str, limits: dict[int, int]) -> None:
         closing(MongoScoreView(ReadModel(client, "waits"))) as view,
     ):
         view.read_model.prepare()
-        with following(app, view):
+        with meanwhile(ProjectionWorker(app, view).follow):
             waits = waits_for_another_process(view, env)
     add_percentiles(report, f"events in MongoDB, {name}", waits, limits)

@@ -11,13 +11,13 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
-from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
 from eventsourcing.projection import ProjectionRunner
 from pymongo import MongoClient, UpdateOne
 
+from concurrency import meanwhile
 from measuring import (
     SPAWN,
     Report,
@@ -75,19 +75,6 @@ def served(folder: Path) -> Iterator[Served]:
         closing(Served(server.uri, client)) as mongo,
     ):
         yield mongo
-
-
-@contextmanager
-def following(app: Scoring, view: MongoScoreView) -> Iterator[None]:
-    """A worker follows while the block runs."""
-    stop = Event()
-    thread = Thread(target=ProjectionWorker(app, view).follow, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def batches(app: Scoring, view: MongoScoreView) -> Iterator[Batch]:
@@ -224,7 +211,7 @@ def waiting(folder: Path, report: Report) -> None:
     env = sqlite_env(folder / "events.sqlite")
     with Scoring(env) as app, served(folder) as mongo:
         view = mongo.empty()
-        with following(app, view):
+        with meanwhile(ProjectionWorker(app, view).follow):
             own = []
             for grant in islice(grants(), WAITS):
                 receipt = app.grant(**grant.model_dump())
@@ -294,7 +281,7 @@ def idling(folder: Path, report: Report) -> None:
         fill(app, 10_000)
         view = mongo.empty()
         ProjectionWorker(app, view).catch_up()
-        with following(app, view):
+        with meanwhile(ProjectionWorker(app, view).follow):
             time.sleep(1)
             used, began = time.process_time(), time.monotonic()
             time.sleep(10)

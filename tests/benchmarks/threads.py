@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import count, islice
@@ -13,9 +12,9 @@ from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Barrier as Start
 from pathlib import Path
 from statistics import median, quantiles
-from threading import Barrier
 from uuid import uuid4
 
+from concurrency import at_once
 from measuring import SPAWN, Report
 from postgres_server import running_postgres
 from projections.embedded import open_server
@@ -45,12 +44,10 @@ def stores(folder: Path) -> Iterator[Mapping[str, dict[str, str]]]:
 
 def granting(app: Scoring, threads: int) -> list[float]:
     """Grant to 2,000 users in threads for a while; how long each call took, in seconds."""
-    start = Barrier(threads)
 
     def grant(thread: int) -> list[float]:
         taken: list[float] = []
         run, moment = uuid4().hex[:8], datetime.now(UTC)
-        start.wait()
         ends_at = time.perf_counter() + SECONDS
         for number in count(thread * 61):  # not in step through the users
             began = time.perf_counter()
@@ -62,9 +59,7 @@ def granting(app: Scoring, threads: int) -> list[float]:
             taken.append(time.perf_counter() - began)
         return taken
 
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(grant, thread) for thread in range(threads)]
-        return [seconds for future in futures for seconds in future.result()]
+    return [seconds for taken in at_once(threads, grant) for seconds in taken]
 
 
 def many_threads(folder: Path, report: Report) -> None:
