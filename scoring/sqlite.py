@@ -22,13 +22,15 @@ from scoring.sqlite_pool import PatientConnectionPool
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from eventsourcing.sqlite import SQLiteCursor
+    from eventsourcing.sqlite import SQLiteConnection, SQLiteCursor
 
     from scoring.event_store import Place
 
 
 class PatientDatastore(SQLiteDatastore):
     """The library's datastore with a pool that waits for its connections."""
+
+    pool: PatientConnectionPool
 
     def __init__(self, theirs: SQLiteDatastore) -> None:
         """Open the same file in the place of another datastore, which was not used yet."""
@@ -44,18 +46,26 @@ class PatientDatastore(SQLiteDatastore):
     def transaction(self, *, commit: bool) -> Iterator[SQLiteCursor]:
         """Begin and end a transaction, as the library does.
 
-        It has three generators for this, one in the other: a tenth of reading an event.
+        It has three generators for this, one in the other: a tenth of reading an event. And where
+        an exception may reach the thread, as from a signal handler, it may lose a connection.
         """
-        connection = self.pool.get_connection(is_writer=commit)
+        lent: list[SQLiteConnection] = []
         try:
+            connection = self.pool.get_connection(is_writer=commit, lent=lent)
             with SQLiteTransaction(connection, commit=commit) as cursor, cursor:
                 yield cursor
         finally:
-            self.pool.put_connection(connection)
+            try:
+                self.pool.take_back(lent)
+            except BaseException:
+                self.pool.take_back(lent)
+                raise
 
 
 class CheckedSQLiteRecorder(SQLiteApplicationRecorder):
     """The library's recorder, which answers for events only where they can be found again."""
+
+    datastore: PatientDatastore
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
@@ -67,15 +77,19 @@ class CheckedSQLiteRecorder(SQLiteApplicationRecorder):
         """
         pool = self.datastore.pool
         # What transaction() does, but for a generator and closing the cursor.
-        connection = pool.get_connection(is_writer=True)
+        lent: list[SQLiteConnection] = []
         try:
+            connection = pool.get_connection(is_writer=True, lent=lent)
             with SQLiteTransaction(connection, commit=True) as c:
                 positions: Sequence[int] | None = self._insert_events(c, stored_events, **kwargs)
         finally:
-            pool.put_connection(connection)
+            try:
+                pool.take_back(lent)
+            except BaseException:
+                pool.take_back(lent)
+                raise
         # After the commit, for before it the answer could be out of date when it is needed.
-        if isinstance(pool, PatientConnectionPool):
-            pool.check_files()
+        pool.check_files()
         return positions
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
-from threading import Condition, Lock, RLock, get_ident
+from threading import Condition, RLock, get_ident
 from typing import Any, Final
 from urllib.parse import quote, unquote
 from weakref import WeakSet
@@ -93,15 +94,26 @@ class PatientConnectionPool(SQLiteConnectionPool):
         return self._retired
 
     def _make_locks(self) -> None:
-        # These are entered without calling anything in Python, unlike a semaphore and a condition.
-        self._get_semaphore: Any = Lock()
+        # These are entered without calling anything in Python, unlike a semaphore and a condition,
+        # and know who holds them.
+        self._get_semaphore: Any = RLock()
         self._lock = RLock()
         self._put_condition = Condition(self._lock)
 
     def get_connection(
-        self, timeout: float | None = None, *, is_writer: bool | None = None
+        self,
+        timeout: float | None = None,
+        *,
+        is_writer: bool | None = None,
+        lent: list[SQLiteConnection] | None = None,
     ) -> SQLiteConnection:
         """Return a connection, as the library does, at a third of the cost.
+
+        Args:
+            timeout: Seconds to wait for one; default, the pool's.
+            is_writer: Whether it is to write, which one at a time does.
+            lent: Gets it before anybody else waits for it, to be taken back if an exception from
+                a signal handler, say, keeps this from returning.
 
         Raises:
             ConnectionPoolClosedError: if the pool was closed, if only while this thread waited.
@@ -109,10 +121,10 @@ class PatientConnectionPool(SQLiteConnectionPool):
         """
         patience = self.pool_timeout if timeout is None else timeout
         ends_at = time.monotonic() + patience
-        # So that connections are given out in the order in which they are asked for.
-        if not self._get_semaphore.acquire(timeout=patience):
-            raise ConnectionUnavailableError("others wait for a connection, too")
         try:
+            # So that connections are given out in the order in which they are asked for.
+            if not self._get_semaphore.acquire(timeout=patience):
+                raise ConnectionUnavailableError("others wait for a connection, too")
             with self._lock:
                 while self._in_use and self._has_to_wait(is_writer=is_writer):
                     if not self._put_condition.wait(ends_at - time.monotonic()):
@@ -124,12 +136,15 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 # has the name now.
                 self._files.check_file()
                 connection = self._pool.popleft() if self._pool else self._create_connection()
+                if lent is not None:
+                    lent.append(connection)
                 connection.is_writer = is_writer
                 self._in_use[id(connection)] = connection
                 self._users[id(connection)] = get_ident()
                 return connection
         finally:
-            self._get_semaphore.release()
+            with suppress(RuntimeError):  # it was interrupted before it had that
+                self._get_semaphore.release()
 
     def _has_to_wait(self, *, is_writer: bool | None) -> bool:
         if self._retired:
@@ -143,20 +158,36 @@ class PatientConnectionPool(SQLiteConnectionPool):
 
     def put_connection(self, conn: SQLiteConnection) -> None:
         """Take a connection back; once the pool is closed, close it."""
+        if id(conn) not in self._in_use:
+            raise ConnectionNotFromPoolError("it is not in use in this pool")
+        self.take_back([conn])
+
+    def take_back(self, lent: list[SQLiteConnection]) -> None:
+        """Take back what was lent, and empty the list; to be called again if it was interrupted."""
         with self._lock:
-            if self._in_use.pop(id(conn), None) is None:
-                raise ConnectionNotFromPoolError("it is not in use in this pool")
-            del self._users[id(conn)]
+            try:
+                self._take_back(lent)
+            except BaseException:
+                self._take_back(lent)  # before anybody else gets one of them
+                raise
+
+    def _take_back(self, lent: list[SQLiteConnection]) -> None:
+        for connection in lent:
+            self._in_use.pop(id(connection), None)
+            self._users.pop(id(connection), None)
+            if connection in self._pool:
+                continue
             if self._retired or len(self._pool) >= self.pool_size:
-                conn.close()
-            elif not conn.closed:
+                connection.close()
+            elif not connection.closed:
                 # What an exception from a signal handler, say, has left open would keep all other
                 # processes from writing, and this one from beginning anything.
-                conn.rollback()
+                connection.rollback()
                 # The last one used is the next one given out: whoever writes again finds the file's
                 # pages in its cache, which every other connection's commit empties.
-                self._pool.appendleft(conn)
-            self._put_condition.notify_all()
+                self._pool.appendleft(connection)
+        self._put_condition.notify_all()
+        lent.clear()
 
     def close(self) -> None:
         """Close all connections, as soon as other threads have returned theirs.

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from itertools import count
@@ -551,13 +552,13 @@ def interrupted(number: int, call: Callable[[], T]) -> T:
     """Make a call, and raise where an interrupt may come for the n-th time.
 
     CPython looks for one as a function in Python begins and when one in C returns. Not within
-    what the library does with a database.
+    the library.
     """
     places = count(1)
 
     def look(frame: FrameType, event: str, _: object) -> None:
         file = Path(frame.f_code.co_filename)
-        is_ours = file.parent.name == "scoring" and not file.name.startswith("sqlite")
+        is_ours = file.parent.name == "scoring"
         if is_ours and event in {"call", "c_return"} and next(places) == number:
             sys.setprofile(None)
             raise KeyboardInterrupt
@@ -602,6 +603,23 @@ def test_wherever_one_is_interrupted_the_others_are_answered(
     assert place > 40
     recorded = check_receipts(read_ledger(watched), answers)
     assert recorded == {grant.grant_id: 1 for grant, _ in answers}
+
+
+def test_wherever_one_is_interrupted_its_connection_is_given_back(watched: Watched) -> None:
+    """As by a time limit that raises in a signal handler; nobody else could write any more."""
+    datastore: Any = watched.recorder
+    pool = datastore.datastore.pool
+    with ThreadPoolExecutor(1) as another:
+        for place in count(1):
+            grant, later = (make_grant(n, user_id=f"user-{n}") for n in (2 * place, 2 * place + 1))
+            with suppress(KeyboardInterrupt):
+                interrupted(place, granting(watched, grant))
+                break
+            assert not pool._in_use
+            assert not pool._users
+            answer = another.submit(granting(watched, later)).result(timeout=20)
+            assert answer.status is GrantStatus.RECORDED
+    assert place > 100
 
 
 def test_whoever_stops_waiting_is_left_out(watched: Watched) -> None:
