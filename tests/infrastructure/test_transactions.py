@@ -139,7 +139,6 @@ def transactions_of_a_second(uri: str) -> Iterator[None]:
 
 def until_given_up(read_model: ReadModel) -> None:
     """Wait until the server, which looks now and then, has aborted what is open for too long."""
-    assert open_transactions(read_model)
     until(lambda: not open_transactions(read_model), every_seconds=0.02)
 
 
