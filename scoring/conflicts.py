@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from scoring.forks import call_in_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +28,10 @@ WINDOW_SECONDS: Final = 60.0
 class ConflictLog:
     """Logs the conflicts of one application; threads may share it."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with none; ``clock`` returns seconds."""
-        self._clock = clock
+    def __init__(self) -> None:
+        """Begin with none."""
         self._lock = Lock()
-        self._window_began = clock()
+        self._window_began = time.monotonic()
         self._count = 0
         call_in_child(self, ConflictLog.reset_after_fork)
 
@@ -49,7 +48,7 @@ class ConflictLog:
             given: The same fields, as the caller gave them.
         """
         with self._lock:
-            is_over = self._clock() - self._window_began > WINDOW_SECONDS
+            is_over = time.monotonic() - self._window_began > WINDOW_SECONDS
             left_out = self._begin_window() if is_over else 0
             self._count += 1
             number = self._count
@@ -71,7 +70,7 @@ class ConflictLog:
 
     def _begin_window(self) -> int:
         left_out = max(0, self._count - LOGGED_IN_FULL)
-        self._window_began, self._count = self._clock(), 0
+        self._window_began, self._count = time.monotonic(), 0
         return left_out
 
     @staticmethod

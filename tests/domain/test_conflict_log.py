@@ -11,7 +11,7 @@ import pytest
 
 from forks import in_child
 from scoring import Scoring
-from scoring.conflicts import LOGGED_IN_FULL, WINDOW_SECONDS, ConflictLog
+from scoring.conflicts import LOGGED_IN_FULL, ConflictLog
 from support import make_grant
 
 
@@ -40,13 +40,14 @@ def test_importing_a_file_of_conflicts_logs_the_first_and_counts_the_rest(
     assert caplog.messages[LOGGED_IN_FULL:] == ["2490 further conflicts were not logged one by one"]
 
 
-def test_conflicts_are_logged_in_full_again_after_a_while(caplog: pytest.LogCaptureFixture) -> None:
+def test_conflicts_are_logged_in_full_again_after_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the number of those that were left out, so that none is lost count of."""
-    now = 0.0
-    log = ConflictLog(clock=lambda: now)
+    log = ConflictLog()
     for number in range(LOGGED_IN_FULL + 7):
         add(log, number)
-    now += WINDOW_SECONDS + 1
+    monkeypatch.setattr("scoring.conflicts.WINDOW_SECONDS", -1.0)
     caplog.clear()
     add(log, 99)
     assert caplog.messages == [
