@@ -47,6 +47,7 @@ class Transaction:
         session: The driver's session, for what else belongs into the transaction.
         known: What need not be read; nothing unless ``recall`` was called.
         left: What the transaction leaves.
+        has_met: Whether something was there already, or in the place of an event.
     """
 
     def __init__(
@@ -69,12 +70,7 @@ class Transaction:
         self._last = last
         self._position: Document | None = None
         self._counts = True
-        self._met = False
-
-    @property
-    def has_met(self) -> bool:
-        """Whether something was there already, or in the place of an event."""
-        return self._met
+        self.has_met = False
 
     def committed(self) -> Committed | None:
         """Return what is known once it is committed, if anything."""
@@ -106,7 +102,7 @@ class Transaction:
         foreign = 0
         if self._looks_up:
             events, foreign, redelivered = unseen_events(events, self._read_model, self.session)
-            self._met = foreign + redelivered > 0
+            self.has_met = foreign + redelivered > 0
         if writes is None or writes.event_count != len(events) or self._looks_up:
             writes = writes_of(events, inserts_users=not self._looks_up)
         self.send(writes)
