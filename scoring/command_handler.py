@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 
 from eventsourcing.application import ProcessingEvent
 from eventsourcing.persistence import ConnectionPoolClosedError, IntegrityError
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from eventsourcing.persistence import ApplicationRecorder
 
     from scoring.commit_queue import CommitQueue
-    from scoring.conflicts import ConflictLog
+    from scoring.conflicts import Conflict, ConflictLog
     from scoring.event_store import Place, RecordedEvents
     from scoring.user_scores import UserScores
 
@@ -58,14 +58,6 @@ ANSWERED_FOR: Final = (UserScore.GrantRecorded, UserScore.BucketSet)
 
 _SEARCH_WINDOW: Final = 1000
 _WORTH_A_QUERY: Final = 500  # commands in a chunk
-
-
-class Conflict(NamedTuple):
-    """What is told to the ``ConflictLog``."""
-
-    what: str
-    kept: Mapping[str, object]
-    given: Mapping[str, object]
 
 
 class RefusedAt(Exception):
@@ -338,8 +330,8 @@ class CommandHandler(ABC, Generic[CommandT, ReceiptT, StepT]):
             ) from error
         # These refer back to here, and would wait for the garbage collector.
         self.sent.clear()
-        for what, kept, given in self._conflicts:
-            self.write_side.conflicts.add(what, kept=kept, given=given)
+        for conflict in self._conflicts:
+            self.write_side.conflicts.add(conflict)
         return receipts
 
     def _begins_with_taken_id(self) -> bool:

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from datetime import datetime
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from scoring.forks import call_in_child
 
@@ -23,6 +23,20 @@ LOGGED_IN_FULL: Final = 10
 """So many conflicts are logged one by one in a window."""
 
 WINDOW_SECONDS: Final = 60.0
+
+
+class Conflict(NamedTuple):
+    """A command whose id, or whose key's grant, says otherwise.
+
+    Attributes:
+        what: What it is about, as the beginning of a sentence.
+        kept: What is recorded.
+        given: The same fields, as the caller gave them.
+    """
+
+    what: str
+    kept: Mapping[str, object]
+    given: Mapping[str, object]
 
 
 class ConflictLog:
@@ -39,14 +53,8 @@ class ConflictLog:
         """Forget who holds the lock."""
         self._lock = Lock()
 
-    def add(self, what: str, *, kept: Mapping[str, object], given: Mapping[str, object]) -> None:
-        """Log a conflict, or count it, without ever raising.
-
-        Args:
-            what: What it is about, as the beginning of a sentence.
-            kept: What is recorded.
-            given: The same fields, as the caller gave them.
-        """
+    def add(self, conflict: Conflict) -> None:
+        """Log a conflict, or count it, without ever raising."""
         with self._lock:
             is_over = time.monotonic() - self._window_began > WINDOW_SECONDS
             left_out = self._begin_window() if is_over else 0
@@ -55,6 +63,7 @@ class ConflictLog:
         self._log_left_out(left_out)
         if number > LOGGED_IN_FULL:
             return
+        what, kept, given = conflict
         names = [name for name in kept if kept[name] != given[name]]
         more = "; further ones are counted" if number == LOGGED_IN_FULL else ""
         with suppress(Exception):  # a broken log handler must not fail a recorded call

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from eventsourcing.persistence import IntegrityError
 
-from scoring.command_handler import CommandHandler, Conflict, RefusedAt
+from scoring.command_handler import CommandHandler, RefusedAt
+from scoring.conflicts import Conflict
 from scoring.contributions import Bucket, Contribution
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from scoring.command_handler import CommandHandler, Conflict, RefusedAt
+from scoring.command_handler import CommandHandler, RefusedAt
+from scoring.conflicts import Conflict
 from scoring.errors import InvalidGrant
 from scoring.grants import Grant, payload_of
 from scoring.receipts import GrantReceipt, GrantStatus

@@ -11,14 +11,13 @@ import pytest
 
 from forks import in_child
 from scoring import Scoring
-from scoring.conflicts import LOGGED_IN_FULL, ConflictLog
+from scoring.conflicts import LOGGED_IN_FULL, Conflict, ConflictLog
 from support import make_grant
 
 
 def add(log: ConflictLog, number: int) -> None:
-    log.add(
-        f"grant {number}", kept={"amount": 1, "key": "same"}, given={"amount": 2, "key": "same"}
-    )
+    kept, given = {"amount": 1, "key": "same"}, {"amount": 2, "key": "same"}
+    log.add(Conflict(f"grant {number}", kept, given))
 
 
 def counted(messages: list[str]) -> int:
