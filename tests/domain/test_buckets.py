@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -175,36 +175,24 @@ def test_a_snapshot_from_before_there_were_contributions_still_loads() -> None:
         b'"user_id":"ada","total_score":550,"category_totals":{"content":550},'
         b'"source_totals":{"feed":550},"grant_count":100,"recomputed_total":50}}',
     )
-    bucket_set: Any = UserScore.BucketSet
+    event_class: Any = UserScore.BucketSet
+    bucket_set = partial(
+        event_class,
+        originator_id=stream,
+        timestamp=NOON,
+        user_id="ada",
+        category="x",
+        source="s",
+        replaced_points=0,
+        equals_grant=False,
+    )
     with Scoring() as app:
         assert app.snapshots is not None
         app.snapshots.recorder.insert_events([stored])
         app.events.put(
             [
-                bucket_set(
-                    originator_id=stream,
-                    originator_version=101,
-                    timestamp=datetime(2026, 11, 22, 12, tzinfo=UTC),
-                    user_id="ada",
-                    key="in the snapshot",
-                    category="x",
-                    source="s",
-                    points=50,
-                    replaced_points=0,
-                    equals_grant=False,
-                ),
-                bucket_set(
-                    originator_id=stream,
-                    originator_version=102,
-                    timestamp=datetime(2026, 11, 23, tzinfo=UTC),
-                    user_id="ada",
-                    key="a",
-                    category="x",
-                    source="s",
-                    points=5,
-                    replaced_points=0,
-                    equals_grant=False,
-                ),
+                bucket_set(originator_version=101, key="in the snapshot", points=50),
+                bucket_set(originator_version=102, key="a", points=5),
             ]
         )
         score = app.score_of("ada")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import hypothesis
@@ -43,9 +43,7 @@ from scoring.testing import (
     user_created,
     user_ids,
 )
-from support import make_grant
-
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+from support import NOON, make_grant
 
 # --- the state machine ---------------------------------------------------------------------------
 
