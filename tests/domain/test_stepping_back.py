@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import pickle
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from eventsourcing.domain import Aggregate
 from eventsourcing.persistence import IntegrityError
 from eventsourcing.sqlite import SQLiteApplicationRecorder
-from psycopg import sql
-from pymongo import MongoClient
-from pymongo.database import Database
 
-from postgres_server import PostgresServer
 from receipts_check import read_ledger
+from restored_stores import MongoStore, PostgresStore, SQLiteStore, Store
 from scoring import BatchFailed, Contribution, Grant, Scoring, ScoringError, StreamHasGap, UserScore
 from scoring.event_store import StoreWentBack
 from scoring.identity import claim_stream_id, user_stream_id
-from support import make_grant, mongo_env, sqlite_env
+from support import make_grant, mongo_env
 
 
 class ChosenRecorder(SQLiteApplicationRecorder):
@@ -41,111 +36,14 @@ class Note(Aggregate):
             """Do nothing."""
 
 
-class SQLiteStore:
-    """A file, put back by SQLite's backup API, as under a process at work."""
-
-    def __init__(self, folder: Path, **variables: str) -> None:
-        self._file = folder / "events.sqlite"
-        self._backup = folder / "backup.sqlite"
-        self.env = {**sqlite_env(self._file), **variables}
-
-    def back_up(self) -> None:
-        self._copy(self._file, self._backup)
-
-    def put_back(self) -> None:
-        self._copy(self._backup, self._file)
-
-    def delete(self, *, stream: str, version: int) -> None:
-        with closing(sqlite3.connect(self._file)) as other, other:
-            other.execute(
-                "DELETE FROM stored_events WHERE originator_id = ? AND originator_version = ?",
-                (stream, version),
-            )
-
-    @staticmethod
-    def _copy(source: Path, target: Path) -> None:
-        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-            old.backup(new)
-
-
-class PostgresStore:
-    """A schema, put back by copying its tables."""
-
-    def __init__(self, server: PostgresServer) -> None:
-        self._server = server
-        self.env = server.new_env()
-
-    def back_up(self) -> None:
-        for table in ("events", "snapshots"):
-            self._run("CREATE TABLE {s}.kept_{t} AS TABLE {s}.scoring_{t}", table)
-
-    def put_back(self) -> None:
-        for table in ("events", "snapshots"):
-            self._run(
-                "DELETE FROM {s}.scoring_{t}; INSERT INTO {s}.scoring_{t} TABLE {s}.kept_{t}", table
-            )
-        self._run(
-            "SELECT setval(pg_get_serial_sequence('{s}.scoring_events', 'notification_id'),"
-            " (SELECT max(notification_id) FROM {s}.scoring_events))",
-            "events",
-        )
-
-    def delete(self, *, stream: str, version: int) -> None:
-        self._run(
-            "DELETE FROM {s}.scoring_events WHERE originator_id = '"
-            f"{stream}' AND originator_version = {version}",
-            "events",
-        )
-
-    def _run(self, statement: str, table: str) -> None:
-        text = statement.replace("{s}", self.env["POSTGRES_SCHEMA"]).replace("{t}", table)
-        self._server.execute(sql.SQL(text))
-
-
-class MongoStore:
-    """A database, put back by writing its documents again."""
-
-    def __init__(self, uri: str) -> None:
-        self.env = mongo_env(uri, f"back_{uuid4().hex[:8]}")
-        self._kept: dict[str, list[dict[str, Any]]] = {}
-
-    def back_up(self) -> None:
-        with self._database() as database:
-            for name in ("scoring_events", "scoring_snapshots"):
-                self._kept[name] = list(database[name].find())
-
-    def put_back(self) -> None:
-        with self._database() as database:
-            for name, documents in self._kept.items():
-                database[name].delete_many({})
-                if documents:
-                    database[name].insert_many(documents)
-
-    def delete(self, *, stream: str, version: int) -> None:
-        """Give the event to another stream, as positions have no gaps."""
-        key = UUID(stream).bytes
-        with self._database() as database:
-            database["scoring_events"].update_one(
-                {"e": {"$elemMatch": {"s": key, "v": version}}},
-                {"$set": {"e.$.s": uuid4().bytes, "e.$.t": "elsewhere:Lost"}},
-            )
-
-    @contextmanager
-    def _database(self) -> Iterator[Database[dict[str, Any]]]:
-        with MongoClient[dict[str, Any]](self.env["MONGO_URI"], w="majority") as client:
-            yield client[self.env["MONGO_DATABASE"]]
-
-
-Store = SQLiteStore | PostgresStore | MongoStore
-
-
 @pytest.fixture(params=["sqlite", "postgres", "mongo", "chosen recorder"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store that can be put back, of every kind."""
     if request.param == "mongo":
         # Where it does not restart, it is looked at once a second.
         monkeypatch.setattr("projections.mongo.event_store.foundations._LOOKS_BACK_SECONDS", 0)
-        return MongoStore(request.getfixturevalue("mongo_uri"))
+        uri = request.getfixturevalue("mongo_uri")
+        return MongoStore(mongo_env(uri, f"back_{uuid4().hex[:8]}"))
     if request.param == "postgres":
         return PostgresStore(request.getfixturevalue("postgres"))
     if request.param == "sqlite":

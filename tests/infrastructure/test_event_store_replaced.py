@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,12 +16,10 @@ from uuid import uuid4
 
 import pytest
 from eventsourcing.persistence import Tracking
-from psycopg import sql
 
 from command_line import CommandLine
 from concurrency import at_once
 from event_store import assert_equal_to_the_events, damaged
-from postgres_server import PostgresServer
 from projections import (
     EventStoreReplaced,
     MongoScoreView,
@@ -33,11 +30,11 @@ from projections import (
     ScoreLedger,
 )
 from projections.events.anchor import Tracked
-from projections.mongo import connect
 from projections.mongo.batches import Batch
 from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
+from restored_stores import MongoStore, PostgresStore, SQLiteFile, SQLiteStore, Store
 from scoring import Scoring
 from support import make_grant, mongo_env, sqlite_env, worker_maker
 
@@ -47,98 +44,6 @@ def record(env: dict[str, str], first: int, count: int) -> int:
     with Scoring(env) as app:
         app.grant_many([make_grant(first + number) for number in range(count)])
         return app.recorder.max_notification_id() or 0
-
-
-class SQLiteStore:
-    """Put back by SQLite's backup API, over a file that may be in use."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "events.sqlite"
-        self.env = sqlite_env(self.file)
-        self._backup = folder / "backup.sqlite"
-
-    def back_up(self) -> None:
-        self.save(self._backup)
-
-    def put_back(self) -> None:
-        self.load(self._backup)
-
-    def empty(self) -> None:
-        with closing(sqlite3.connect(self.file)) as database, database:
-            database.execute("DELETE FROM stored_events")
-
-    def save(self, file: Path) -> None:
-        self._copy(self.file, file)
-
-    def load(self, file: Path) -> None:
-        self._copy(file, self.file)
-
-    @staticmethod
-    def _copy(source: Path, target: Path) -> None:
-        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-            old.backup(new)
-
-
-class SQLiteFile(SQLiteStore):
-    """Put back as a file, while nobody uses it."""
-
-    def put_back(self) -> None:
-        self.empty()
-        shutil.copy(self._backup, self.file)
-
-    def empty(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self.file}{suffix}").unlink(missing_ok=True)
-
-
-class PostgresStore:
-    """Put back by deleting what came later, and resetting the sequence."""
-
-    def __init__(self, server: PostgresServer) -> None:
-        self._server = server
-        self.env = server.new_env()
-        self._newest = 0
-
-    def back_up(self) -> None:
-        found = self._execute("SELECT max(notification_id) FROM {}.scoring_events")
-        self._newest = int(str(found[0][0]))
-
-    def put_back(self) -> None:
-        self._execute(f"DELETE FROM {{}}.scoring_events WHERE notification_id > {self._newest}")
-        self._execute(
-            f"SELECT setval('{{}}.scoring_events_notification_id_seq'::regclass, {self._newest})"
-        )
-
-    def empty(self) -> None:
-        self._server.empty(self.env)
-
-    def _execute(self, statement: str) -> list[tuple[object, ...]]:
-        schema = sql.Identifier(self.env["POSTGRES_SCHEMA"])
-        return self._server.execute(sql.SQL(statement).format(schema))
-
-
-class MongoStore:
-    """Put back by deleting the documents of what came later."""
-
-    def __init__(self, env: dict[str, str]) -> None:
-        self.env = env
-        self._newest = 0
-
-    def back_up(self) -> None:
-        with Scoring(self.env) as app:
-            self._newest = app.recorder.max_notification_id() or 0
-
-    def put_back(self) -> None:
-        with connect(self.env["MONGO_URI"]) as client:
-            events = client[self.env["MONGO_DATABASE"]]["scoring_events"]
-            events.delete_many({"_id": {"$gt": self._newest}})
-
-    def empty(self) -> None:
-        with connect(self.env["MONGO_URI"]) as client:
-            client[self.env["MONGO_DATABASE"]]["scoring_events"].delete_many({})
-
-
-Store = SQLiteStore | PostgresStore | MongoStore
 
 
 @pytest.fixture(params=["sqlite", "postgres", "mongo"])
