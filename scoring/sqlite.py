@@ -103,15 +103,16 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
         here = f"FROM {events_table_name} WHERE originator_id="
         # SQLite looks for what is built on beside the place of the new row, which costs little
         # (unlike in INSERT ... SELECT ... WHERE), and refuses '' for a row's number.
+        # Without numbers: up to 3.12.3 Python takes ?1 for a name, and warns of each value.
         values = (
-            "(originator_id, originator_version, topic, state, rowid) VALUES (?1, ?2, ?3, ?4, CASE "
-            f"WHEN (?2=1 OR EXISTS (SELECT 1 {here}?1 AND originator_version=?2 - 1))"
+            "(originator_id, originator_version, topic, state, rowid) VALUES (?, ?, ?, ?, CASE "
+            f"WHEN (?=0 OR EXISTS (SELECT 1 {here}? AND originator_version=?))"
         )
         otherwise = "THEN NULL ELSE '' END)"
         self.insert_events_statement = f"INSERT INTO {events_table_name} {values} {otherwise}"
         self._insert_after_newest = (
             f"INSERT INTO {events_table_name} {values} AND EXISTS "
-            f"(SELECT 1 {here}?5 AND originator_version=?6 AND state=?7) {otherwise}"
+            f"(SELECT 1 {here}? AND originator_version=? AND state=?) {otherwise}"
         )
         self._select_stream = {
             desc: f"SELECT rowid, originator_version, topic, state {here}? AND originator_version>?"
@@ -139,10 +140,11 @@ class GaplessSQLiteRecorder(GaplessRecorder, CheckedSQLiteRecorder):
     ) -> Sequence[int] | None:
         cursor = c.sqlite_cursor
         newest: StoredEvent | None = kwargs["newest"]
-        rows = [
-            (_as_text(event.originator_id), event.originator_version, event.topic, event.state)
-            for event in stored_events
-        ]
+        rows = []
+        for event in stored_events:
+            stream, version = _as_text(event.originator_id), event.originator_version
+            before = version - 1
+            rows.append((stream, version, event.topic, event.state, before, stream, before))
         try:
             if newest is not None and rows:
                 own = (_as_text(newest.originator_id), newest.originator_version, newest.state)
