@@ -91,30 +91,64 @@ def assert_sound(scoring: Scoring, live: ReadModel) -> None:
     assert set(GENERATIONAL) <= names
 
 
-def kill_in_each_command(
-    scoring: Scoring, live: ReadModel, victim: Victim, places: list[tuple[str, int]]
+def built_position(live: ReadModel) -> int:
+    """How far the generation that is being built has got; 0 if there is none."""
+    state = live.generations.state()
+    if state.building is None:
+        return 0
+    building = live.of_generation(state.building)
+    found = building.positions.find_one({"_id": building.position_id("Scoring")}) or {}
+    return int(found.get("position") or 0)
+
+
+def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -> None:
+    until(lambda: process.poll() is not None or happened(), every_seconds=0.0005)
+
+
+LONG = [pytest.mark.soak, pytest.mark.timeout(3600)]
+SOME = [
+    ("createIndexes", 1),  # of the users, once they are there
+    *[("commitTransaction", skip) for skip in (3, 4)],  # of the counts, and of the hold
+    *[("renameCollection", skip) for skip in (1, 4)],
+]
+ALL = [
+    *[("createIndexes", skip) for skip in range(2)],
+    *[("renameCollection", skip) for skip in range(2 * len(GENERATIONAL))],
+    *[("commitTransaction", skip) for skip in range(7)],
+]
+
+
+@pytest.mark.parametrize("places", [SOME, pytest.param(ALL, marks=LONG)], ids=["some", "all"])
+def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(
+    scoring: Scoring, read_model: ReadModel, victim: Victim, places: list[tuple[str, int]]
 ) -> None:
+    """Though the server carries the command out after the process is gone."""
     scoring.grant_many([make_grant(number) for number in range(100)])
-    ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
+    ProjectionWorker(scoring, MongoScoreView(read_model)).catch_up()
     for number, (command, skip) in enumerate(places):
-        with blocked(live, command, skip=skip) as wait:
+        with blocked(read_model, command, skip=skip) as wait:
             process = victim.start()
             wait()
             victim.kill(process)
         # The server carries out what it sat on later, perhaps in the middle of what follows.
         scoring.grant_many([make_grant(1000 + number)])
-        assert_sound(scoring, live)
+        assert_sound(scoring, read_model)
         time.sleep(BLOCKED_SECONDS)
-        assert_sound(scoring, live)
-        live.generations.drop_kept()
+        assert_sound(scoring, read_model)
+        read_model.generations.drop_kept()
     victim.run()
-    assert_sound(scoring, live)
+    assert_sound(scoring, read_model)
 
 
-def kill_at_random(
-    scoring: Scoring, live: ReadModel, victim: Victim, *, kills: int, grants: int
-) -> tuple[Counter[str], int]:
-    """Kill rebuilds, every other one when it has come to the switch; return what they were at."""
+@pytest.mark.parametrize(("kills", "grants"), [(2, 3000), pytest.param(100, 10_000, marks=LONG)])
+def test_a_rebuild_killed_at_random_moments_is_carried_on(
+    scoring: Scoring, read_model: ReadModel, victim: Victim, kills: int, grants: int
+) -> None:
+    """Nothing is lost or doubled, in what is live or in what comes of it in the end.
+
+    Every other one is killed when it has come to the switch.
+    """
+    live = read_model
     randomness = random.Random(2026)
     scoring.grant_many([make_grant(number) for number in range(grants)])
     ProjectionWorker(scoring, MongoScoreView(live)).catch_up()
@@ -138,61 +172,7 @@ def kill_at_random(
         live.generations.drop_kept()
     victim.run()
     assert_sound(scoring, live)
-    return at, in_a_transaction
-
-
-def built_position(live: ReadModel) -> int:
-    """How far the generation that is being built has got; 0 if there is none."""
-    state = live.generations.state()
-    if state.building is None:
-        return 0
-    building = live.of_generation(state.building)
-    found = building.positions.find_one({"_id": building.position_id("Scoring")}) or {}
-    return int(found.get("position") or 0)
-
-
-def wait_for(process: subprocess.Popen[bytes], happened: Callable[[], object]) -> None:
-    until(lambda: process.poll() is not None or happened(), every_seconds=0.0005)
-
-
-def test_a_rebuild_killed_in_a_command_of_the_switch_is_rolled_forward(
-    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
-) -> None:
-    """Though the server carries the command out after the process is gone."""
-    places = [
-        ("createIndexes", 1),  # of the users, once they are there
-        *[("commitTransaction", skip) for skip in (3, 4)],  # of the counts, and of the hold
-        *[("renameCollection", skip) for skip in (1, 4)],
-    ]
-    kill_in_each_command(scoring, read_model, victim, places)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_a_rebuild_killed_in_each_command_of_the_switch_is_rolled_forward(
-    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
-) -> None:
-    """All indexes and renames, and all transactions."""
-    indexes = [("createIndexes", skip) for skip in range(2)]
-    renames = [("renameCollection", skip) for skip in range(2 * len(GENERATIONAL))]
-    commits = [("commitTransaction", skip) for skip in range(7)]
-    kill_in_each_command(scoring, read_model, victim, indexes + renames + commits)
-
-
-def test_a_rebuild_killed_at_random_moments_is_carried_on(
-    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
-) -> None:
-    """Nothing is lost or doubled, in what is live or in what comes of it in the end."""
-    kill_at_random(scoring, read_model, victim, kills=2, grants=3000)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_a_rebuild_killed_a_hundred_times_is_carried_on(
-    scoring: Scoring, view: MongoScoreView, read_model: ReadModel, victim: Victim
-) -> None:
-    """At least twenty of the kills hit an open transaction, and some the switch."""
-    at, in_a_transaction = kill_at_random(scoring, read_model, victim, kills=100, grants=10_000)
     sys.stderr.write(f"killed {dict(at)}, {in_a_transaction} with a transaction open\n")
-    assert in_a_transaction >= 20
-    assert at["holding"] + at["switching"] >= 20
+    # At what a few are killed is chance.
+    assert in_a_transaction >= kills // 5
+    assert at["holding"] + at["switching"] >= kills // 5
