@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import suppress
 from pathlib import Path
 from threading import Condition, RLock, get_ident
 from typing import Any, Final
@@ -95,7 +94,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
 
     def _make_locks(self) -> None:
         # These are entered without calling anything in Python, unlike a semaphore and a condition,
-        # and know who holds them.
+        # where an exception might come from, and know who holds them.
         self._get_semaphore: Any = RLock()
         self._lock = RLock()
         self._put_condition = Condition(self._lock)
@@ -143,8 +142,10 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 self._users[id(connection)] = get_ident()
                 return connection
         finally:
-            with suppress(RuntimeError):  # it was interrupted before it had that
+            try:  # noqa: SIM105 - suppress() is in Python, where it may be interrupted
                 self._get_semaphore.release()
+            except RuntimeError:
+                pass  # it was interrupted before it had that
 
     def _has_to_wait(self, *, is_writer: bool | None) -> bool:
         if self._retired:
@@ -195,7 +196,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         None is given out from now on. What is not returned in ``PATIENCE_SECONDS``, and what the
         calling thread itself uses, as in a signal handler, is closed when it is returned.
         """
-        with self._put_condition:
+        with self._lock:
             self._retired = True
             self._put_condition.notify_all()
             deadline = time.monotonic() + PATIENCE_SECONDS
@@ -281,7 +282,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         """
         if not (self.is_sqlite_memory_mode or self._files.are_in_settled_folder()):
             # With the last connection, which another thread may just be closing, goes the log.
-            with self._put_condition:
+            with self._lock:
                 self._files.check(log_may_be_gone=self._retired)
 
     def _check_inheritance(self) -> None:

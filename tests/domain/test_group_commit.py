@@ -551,15 +551,12 @@ def test_whose_attempt_was_cut_short_finds_out_about_it_first(app: Watched) -> N
 def interrupted(number: int, call: Callable[[], T]) -> T:
     """Make a call, and raise where an interrupt may come for the n-th time.
 
-    CPython looks for one as a function in Python begins and when one in C returns. Not within
-    the library.
+    CPython looks for one as a function in Python begins and when one in C returns.
     """
     places = count(1)
 
-    def look(frame: FrameType, event: str, _: object) -> None:
-        file = Path(frame.f_code.co_filename)
-        is_ours = file.parent.name == "scoring"
-        if is_ours and event in {"call", "c_return"} and next(places) == number:
+    def look(_frame: FrameType, event: str, _: object) -> None:
+        if event in {"call", "c_return"} and next(places) == number:
             sys.setprofile(None)
             raise KeyboardInterrupt
 
