@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from threading import local
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import ReferenceType, ref
 
 from eventsourcing.persistence import (
     ConnectionPoolClosedError,
@@ -70,7 +71,7 @@ class _Running(local):
     collector comes in between and a finaliser changes another one.
     """
 
-    ends_at: float | None = None
+    limit: ReferenceType[TimeLimit] | None = None
 
 
 _running: Final = _Running()
@@ -85,12 +86,15 @@ class TimeLimit:
     def __enter__(self) -> Self:
         self._began = time.monotonic()
         ends_at = self._began + MAX_SECONDS
-        self._outer = outer = _running.ends_at
-        _running.ends_at = ends_at if outer is None else min(outer, ends_at)
+        outer = _ends_at()
+        self.ends_at = ends_at if outer is None else min(outer, ends_at)
+        self._outer = _running.limit
+        # Should an exception from a signal handler come as __exit__ begins, it ends with this.
+        _running.limit = ref(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _running.ends_at = self._outer
+        _running.limit = self._outer
 
     @property
     def elapsed_seconds(self) -> float:
@@ -98,9 +102,14 @@ class TimeLimit:
         return time.monotonic() - self._began
 
 
+def _ends_at() -> float | None:
+    limit = None if _running.limit is None else _running.limit()
+    return None if limit is None else limit.ends_at
+
+
 def remaining_seconds() -> float:
     """Return how long what is done at this moment may still take; never nothing at all."""
-    ends_at = _running.ends_at
+    ends_at = _ends_at()
     if ends_at is None:
         return MAX_SECONDS
     return max(_LEAST_SECONDS, ends_at - time.monotonic())
@@ -167,7 +176,7 @@ class _StopInTime(stop_base):
     """Stops when the time of what is done at this moment is over."""
 
     def __call__(self, retry_state: RetryCallState) -> bool:  # noqa: ARG002 - as tenacity calls it
-        ends_at = _running.ends_at
+        ends_at = _ends_at()
         return ends_at is not None and time.monotonic() >= ends_at
 
 

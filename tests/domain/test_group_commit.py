@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from opentelemetry import trace
 
 import scoring.commit_queue
+import scoring.retries
 from command_line import run_python
 from concurrency import until
 from group_commit import Watched, commit_under_way, failing, together
@@ -602,8 +603,10 @@ def test_wherever_one_is_interrupted_the_others_are_answered(
     assert recorded == {grant.grant_id: 1 for grant, _ in answers}
 
 
-def test_wherever_one_is_interrupted_its_connection_is_given_back(watched: Watched) -> None:
-    """As by a time limit that raises in a signal handler; nobody else could write any more."""
+def test_wherever_one_is_interrupted_nothing_of_it_stays(
+    watched: Watched,
+) -> None:
+    """As by a signal handler: a connection, without which nobody could write, or its time limit."""
     datastore: Any = watched.recorder
     pool = datastore.datastore.pool
     with ThreadPoolExecutor(1) as another:
@@ -614,6 +617,7 @@ def test_wherever_one_is_interrupted_its_connection_is_given_back(watched: Watch
                 break
             assert not pool._in_use
             assert not pool._users
+            assert scoring.retries.remaining_seconds() == scoring.retries.MAX_SECONDS
             answer = another.submit(granting(watched, later)).result(timeout=20)
             assert answer.status is GrantStatus.RECORDED
     assert place > 100
