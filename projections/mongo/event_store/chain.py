@@ -12,9 +12,8 @@ the first event tells whose that is.
 Every attempt names the collection that it means by its UUID. Otherwise one that was dropped would
 be made again by an insert, without what makes events unique.
 
-Where processes race, all but one ask in vain each time. So one that wins after it has lost says in
-its document for how long it will go on; the others stand by, and afterwards it rests. Eight
-processes commit twice as much that way. Nothing else depends on it.
+Nobody pauses after losing: the end is read when the winner is acknowledged, and at that moment all
+have the same chance again, whoever won.
 """
 
 from __future__ import annotations
@@ -80,12 +79,6 @@ _DOCUMENT_SECONDS: Final = 3.0
 _TRANSACTION_SECONDS: Final = 10.0
 """How long one attempt may take before somebody dead is looked for who holds it up."""
 
-_TURN_MILLISECONDS: Final = 12
-"""How long a process goes on appending that has won after others had been faster."""
-
-_REST_SECONDS: Final = 0.003
-"""How long it leaves to the others afterwards."""
-
 _FIRST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_SECONDS: Final = 0.25
 
@@ -130,8 +123,6 @@ class EventChain:
         self._end: int | None = None
         # What names the collection, once it is known.
         self._guard: Document | None = None
-        self._has_lost = False
-        self._turn_ends_at: float | None = None
 
     def append(self, commits: Sequence[Commit]) -> None:
         """Record commits in one document or transaction; each is told how it went."""
@@ -152,7 +143,7 @@ class EventChain:
                     for commit in waiting:
                         commit.tokens.add(token)
                     self._attempt(waiting, token)
-                if self._has_lost and time.monotonic() > until:
+                if self._end is None and time.monotonic() > until:
                     _fail(waiting, OperationalError("others were faster each time"))
                 continue
             except (PyMongoError, BSONError) as error:
@@ -206,7 +197,7 @@ class EventChain:
         elif key is None:
             raise error
         elif "_id" in key:
-            self._end, self._has_lost = None, True  # for another one was faster
+            self._end = None  # another one was faster
         else:
             self._refuse(commits, key["e.s"], key["e.v"])
 
@@ -236,27 +227,16 @@ class EventChain:
             else:
                 self._track(tracked, token, session)
             return 0
-        self._rest_after_turn()
         if self._end is None:
             self._end = self._last_position(session)
         first = self._end + 1
         documents = chained(items, first, token)
-        if self._has_lost:
-            documents[-1]["h"] = _TURN_MILLISECONDS
         if len(documents) == 1 and not tracked:
             self._insert_one(documents[0], session)
         else:
             self._insert_all(documents, tracked, token, session)
         self._end = documents[-1]["l"]
-        if self._has_lost:
-            self._has_lost = False
-            self._turn_ends_at = time.monotonic() + _TURN_MILLISECONDS / 1000
         return first
-
-    def _rest_after_turn(self) -> None:
-        if self._turn_ends_at is not None and time.monotonic() > self._turn_ends_at:
-            self._turn_ends_at = None
-            time.sleep(_REST_SECONDS)
 
     def _insert_all(
         self,
@@ -349,20 +329,8 @@ class EventChain:
         )
 
     def _last_position(self, session: ClientSession) -> int:
-        last = self._last_document(session)
-        # Whoever goes on with the next positions asks the others to stand by for that long. If it
-        # has died, no more than that is lost.
-        if last.get("h") and self._has_lost:
-            time.sleep(last["h"] / 1000 * random.uniform(1, 1.25))  # noqa: S311 - jitter
-            last = self._last_document(session)
-        position: int = last["l"]
-        return position
-
-    def _last_document(self, session: ClientSession) -> Document:
-        last = self._events.find_one(
-            {}, {"l": 1, "h": 1}, sort=[("_id", DESCENDING)], session=session
-        )
-        return last or {"l": 0}
+        last = self._events.find_one({}, {"l": 1}, sort=[("_id", DESCENDING)], session=session)
+        return 0 if last is None else last["l"]
 
     def _session_in_use(self) -> ClientSession:
         if self._session is None:

@@ -2,11 +2,11 @@
 
 Events, one document for up to twenty that were committed together, in a chain without gaps::
 
-    {_id: 17, l: 18, c: <8 random bytes>, h?: 12, e: [{s: stream, v: 3, t: topic, d: state}, …]}
+    {_id: 17, l: 18, c: <8 random bytes>, e: [{s: stream, v: 3, t: topic, d: state}, …]}
 
 ``_id`` is the position of the first event, ``l`` that of the last; ``c`` tells an attempt to commit
-from all others; ``h`` asks other processes to stand by for so many milliseconds. A unique index on
-stream and version goes across documents. Snapshots and positions of other applications::
+from all others. A unique index on stream and version goes across documents. Snapshots and positions
+of other applications::
 
     {_id: {s: stream, v: 3}, t: topic, d: state}
     {_id: application, position: 17, c: <8 random bytes>}
