@@ -10,8 +10,7 @@ How sharing works, file by file in the folder:
 
 - ``users.lock``: every user holds it shared. The kernel drops a dead process's locks, so a killed
   user can neither keep the server running nor stop it for the others. Its text is the wish of the
-  last to leave: for how many seconds the supervisor is to keep the server, standing still, for the
-  next user.
+  last to leave: until when the supervisor is to keep the server, standing still, for the next user.
 - ``release.lock``: held by whoever finds out whether it was the last, one at a time.
 - ``start.lock``: held by whoever looks for the server and starts it if there is none.
 - ``supervisor.lock``: held by the small process that owns mongod, restarts it when it dies and

@@ -22,8 +22,9 @@ _POLL_SECONDS: Final = 0.02
 class Lease:
     """One user's hold on the server, which runs for as long as there is one.
 
-    The text of ``users.lock`` is what the last user to leave wishes: for how many seconds the
-    supervisor is to keep the server for the next one. A user that is killed wishes nothing.
+    The text of ``users.lock`` is what the last user to leave wishes: until when, on the monotonic
+    clock, the supervisor is to keep the server for the next one. Whoever comes takes the wish away,
+    so that a user that is killed wishes nothing.
     """
 
     def __init__(self, layout: Layout, users: FileLock) -> None:
@@ -59,10 +60,9 @@ class Lease:
             alone = self._users.try_exclusive()
             if alone:
                 stop_server(self._layout)
-                # Its processes may not be seen from here, as those of another container.
-                self._users.write("0")
                 self._users.unlock()
         if alone:
+            # Its processes may not be seen from here, as those of another container.
             self._await_supervisors_end()
         self._wait(deadline)
         return not supervisor_runs(self._layout)
@@ -90,6 +90,7 @@ class Lease:
                 f"the MongoDB in {self._layout.folder} was being stopped by somebody else for more "
                 f"than {deadline.seconds:g} s: see {self._layout.log}"
             )
+        self._users.write("")
 
     def _await_supervisors_end(self) -> None:
         patience = Deadline(_UNSEEN_STOP_SECONDS)
@@ -113,7 +114,7 @@ class Lease:
             if linger_seconds and mongod is not None and supervisor_runs(self._layout):
                 # While nobody can come who would have it go on.
                 mongod.freeze()
-                self._users.write(str(linger_seconds))
+                self._users.write(str(time.monotonic() + linger_seconds))
             else:
                 stop_server(self._layout)
 

@@ -112,7 +112,6 @@ class _Supervisor:
         self._release = release
         self._child: subprocess.Popen[bytes] | None = None
         self._restarts: deque[float] = deque()
-        self._lingering: Deadline | None = None
         self._log_checked = time.monotonic()
 
     def run(self) -> dict[str, Any] | None:
@@ -157,13 +156,11 @@ class _Supervisor:
             if presence is _Presence.NOBODY and not self._lingers(mongod):
                 mongod.stop()
                 return
-            if presence is _Presence.SOMEBODY:
-                self._lingering = None
-                if not mongod.alive:
-                    if not self._may_restart():
-                        print(f"mongod died too often; see {self._layout.log}", file=sys.stderr)  # noqa: T201 - this stream is our log
-                        return
-                    mongod = self._spawn(mongod.port)
+            if presence is _Presence.SOMEBODY and not mongod.alive:
+                if not self._may_restart():
+                    print(f"mongod died too often; see {self._layout.log}", file=sys.stderr)  # noqa: T201 - this stream is our log
+                    return
+                mongod = self._spawn(mongod.port)
             self._tend_log(mongod)
 
     def _presence(self) -> _Presence:
@@ -176,11 +173,9 @@ class _Supervisor:
         return _Presence.SOMEBODY
 
     def _lingers(self, mongod: Mongod) -> bool:
-        """Tell, after ``NOBODY``, whether the last user wished the server kept; let arrivals in."""
-        if wish := self._users.read():
-            self._users.write("")
-            self._lingering = Deadline(float(wish))
-        if self._lingering is None or self._lingering.passed or not mongod.alive:
+        """Tell, after ``NOBODY``, whether the last user wishes the server kept; let arrivals in."""
+        wish = self._users.read()
+        if not wish or time.monotonic() >= float(wish) or not mongod.alive:
             return False
         self._users.unlock()
         self._release.unlock()  # last: who has this one takes a locked users' lock for a user

@@ -552,10 +552,15 @@ def _left_lingering(folder: Path, *items: str, extra_args: tuple[str, ...] = ())
     return _mongods(folder)
 
 
-def _pauses(pid: int) -> int:
-    """How often a process has waited for something: a supervisor does so after each look."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("voluntary_ctxt_switches:")[2].split()[0])
+def _await_looks(supervisor: int) -> None:
+    """Wait until it has looked at its users: it waits for something after each look."""
+
+    def pauses() -> int:
+        status = Path(f"/proc/{supervisor}/status").read_text()
+        return int(status.partition("voluntary_ctxt_switches:")[2].split()[0])
+
+    before = pauses()
+    _eventually(lambda: pauses() > before + 3)
 
 
 def _state(pid: int) -> str:
@@ -599,14 +604,21 @@ def test_several_users_at_once_find_the_server_that_lingers(folder: Path) -> Non
     assert processes_naming(folder) == []
 
 
-def test_a_killed_user_of_a_server_that_lingered_wishes_nothing(folder: Path) -> None:
-    """What the user before it wished is over; the server stops as if nobody had wished it."""
-    _left_lingering(folder)
-    user = User(folder, linger=60).opened()
-    (supervisor,) = _supervisors(folder)
-    looks = _pauses(supervisor) + 3
-    _eventually(lambda: _pauses(supervisor) > looks)
+@pytest.mark.parametrize("seen", ["the one before", "nobody", "the killed one"])
+def test_a_killed_user_of_a_server_that_lingered_wishes_nothing(folder: Path, seen: str) -> None:
+    """What the user before it wished is over, whomever the supervisor saw last."""
+    with open_server(folder, linger_seconds=600):
+        (supervisor,) = _supervisors(folder)
+        if seen == "the one before":
+            os.kill(supervisor, signal.SIGSTOP)
+    if seen == "nobody":
+        _await_looks(supervisor)
+        os.kill(supervisor, signal.SIGSTOP)
+    user = User(folder, linger=600).opened()
+    if seen == "the killed one":
+        _await_looks(supervisor)
     user.kill()
+    os.kill(supervisor, signal.SIGCONT)
     await_end_of_those_naming(folder)
 
 
