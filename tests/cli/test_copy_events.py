@@ -150,8 +150,8 @@ def test_sigterm_stops_it_between_two_pages(cli: CommandLine, database: Any, lar
     """It says how to go on."""
     shutil.copy(large, cli.cwd / "old.sqlite")
     asked = ("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
-    slow = {"blockConnection": True, "blockTimeMS": 500}
-    with failing(cli.env["MONGO_URI"], "insert", **slow):
+    slow = {"blockConnection": True, "blockTimeMS": 2000}  # each page but the first one
+    with failing(cli.env["MONGO_URI"], "insert", mode={"skip": 1}, **slow):
         process = cli.start(*asked)
         until(lambda: process.poll() is not None or database.scoring_events.find_one())
         process.terminate()

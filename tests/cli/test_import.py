@@ -7,7 +7,9 @@ import json
 import signal
 import sqlite3
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from subprocess import Popen
 from threading import Event
 
 import pytest
@@ -143,20 +145,21 @@ def test_a_file_that_is_not_there_is_one_sentence(cli: CommandLine) -> None:
     assert not (cli.cwd / ".score-ledger").exists()
 
 
+def feed(process: Popen[bytes], lines: bytes, _: Event) -> None:
+    """Give an import all but the last byte, so that it is not done before it is ended."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write(lines[:-1])
+
+
 def test_an_import_killed_half_way_and_run_again_ends_the_same(cli: CommandLine) -> None:
     """``kill -9`` in the middle; the second run adds just what is missing."""
     count = 12_000
     grants = grant_lines(*range(count))
     (cli.cwd / "grants.jsonl").write_bytes(grants)
     process = cli.start("import", "-")
-
-    def feed(_: Event) -> None:
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(grants[:-1])  # so it is not done before it is killed
-
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    with meanwhile(feed):
+    with meanwhile(partial(feed, process, grants)):
         until(lambda: events_in(events))
         process.kill()
     with suppress(BrokenPipeError):
@@ -178,11 +181,11 @@ def test_an_interrupted_import_stops_between_chunks_and_says_how_to_finish(
     cli: CommandLine,
 ) -> None:
     """SIGINT is answered with what was done, not with a traceback."""
-    (cli.cwd / "grants.jsonl").write_bytes(grant_lines(*range(30_000)))
-    process = cli.start("import", "grants.jsonl", "--json")
+    process = cli.start("import", "-", "--json")
     events = cli.cwd / ".score-ledger" / "events.sqlite"
-    until(lambda: events_in(events))
-    process.send_signal(signal.SIGINT)
+    with meanwhile(partial(feed, process, grant_lines(*range(12_000)))):
+        until(lambda: events_in(events))
+        process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=90)
     assert process.returncode == 130
     summary = json.loads(stdout)
