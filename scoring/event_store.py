@@ -18,6 +18,7 @@ from eventsourcing.persistence import (
     Mapper,
     Notification,
     Recording,
+    StoredEvent,
 )
 from eventsourcing.popo import POPOApplicationRecorder
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from eventsourcing.domain import DomainEventProtocol
-    from eventsourcing.persistence import StoredEvent
 
 _EVENTS_AT_ONCE = 5000
 
@@ -34,6 +34,9 @@ LAST_VERSION: Final = 2**63 - 1
 
 Place = tuple[UUID, int]
 """A stream and a version in it: where one event is found."""
+
+WithPrevious = tuple[StoredEvent | None, StoredEvent | None]
+"""An event, after the one that was recorded just before it; ``None`` for what is not known."""
 
 
 class StoreWentBack(IntegrityError):
@@ -69,8 +72,11 @@ class ManyPlacesRecorder(Protocol):
 class AdjacentEventsRecorder(Protocol):
     """A recorder whose database gives out events together with those beside them."""
 
-    def select_events_around(self, places: Sequence[Place]) -> dict[Place, StoredEvent]:
-        """Return, by place, the events that are there, and others that cost nothing more."""
+    def select_events_with_previous(self, places: Sequence[Place]) -> list[WithPrevious]:
+        """Return, for each place in turn, the event that is there, or ``None``.
+
+        With each is the one of the position before it, if that costs nothing more.
+        """
         ...
 
 
@@ -218,33 +224,21 @@ class ScoringEventStore(EventStore[UUID]):
         positions = self.recorder.insert_events(stored_events, **kwargs)
         return RecordedEvents(domain_events, stored_events, positions or ())
 
-    def at(
-        self, places: Sequence[Place], *, known: Mapping[Place, StoredEvent] | None = None
-    ) -> list[Any]:
-        """Return, for each place in turn, the domain event that is there, or ``None``.
+    def at(self, places: Sequence[Place]) -> list[Any]:
+        """Return, for each place in turn, the domain event that is there, or ``None``."""
+        found = self._stored_at(places) if places else []
+        return [stored and self.mapper.to_domain_event(stored) for stored in found]
 
-        Args:
-            places: Where to look.
-            known: Stored events that need not be asked for.
+    def stored_with_previous(self, places: Sequence[Place]) -> list[WithPrevious]:
+        """Return, for each place in turn, the stored event that is there, or ``None``.
+
+        With each is the one that was recorded just before it, if that was read with it.
         """
-        asked = [place for place in places if place not in known] if known else places
-        found = iter(self._stored_at(asked) if asked else ())
-        return [
-            stored and self.mapper.to_domain_event(stored)
-            for stored in (
-                (known[place] if place in known else next(found) for place in places)
-                if known
-                else found
-            )
-        ]
-
-    def around(self, places: Sequence[Place]) -> tuple[list[Any], dict[Place, StoredEvent]]:
-        """Return what ``at`` does, and stored events that were read with it, to be known."""
+        if not places:
+            return []
         if self._adjacent is None:
-            return self.at(places), {}
-        read = self._adjacent.select_events_around(places) if places else {}
-        found = [read.get(place) for place in places]
-        return [stored and self.mapper.to_domain_event(stored) for stored in found], read
+            return [(None, stored) for stored in self._stored_at(places)]
+        return self._adjacent.select_events_with_previous(places)
 
     def after(self, places: Sequence[Place]) -> Iterator[Iterator[Any]]:
         """Yield, for each place in turn, the later domain events of its stream, by version.

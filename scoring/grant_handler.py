@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from scoring.command_handler import CommandHandler, RefusedAt
 from scoring.conflicts import Conflict
 from scoring.errors import InvalidGrant
-from scoring.grants import Grant, payload_of
+from scoring.grants import Grant, are_same_grant, payload_of
 from scoring.receipts import GrantReceipt, GrantStatus
 
 if TYPE_CHECKING:
@@ -78,9 +78,8 @@ class GrantHandler(CommandHandler[Grant, GrantReceipt, _Step]):
         return receipts
 
     def _status_beside(self, holder: UserScore.GrantRecorded, grant: Grant) -> GrantStatus:
-        kept, given = payload_of(holder), payload_of(grant)
-        if kept == given:
+        if are_same_grant(holder, grant):
             return GrantStatus.DUPLICATE
         what = f"grant id {grant.grant_id!r} was recorded before with another payload"
-        self._conflicts.append(Conflict(what, kept, given))
+        self._conflicts.append(Conflict(what, payload_of(holder), payload_of(grant)))
         return GrantStatus.CONFLICT

@@ -91,10 +91,16 @@ _FIELDS: Final = tuple(Grant.model_fields)
 _values_of: Final = attrgetter(*_FIELDS)
 
 
-def payload_of(awarded: object) -> dict[str, Any]:
-    """Return the fields of a grant by name, of a ``Grant`` or of the event that recorded one.
+def are_same_grant(one: object, other: object) -> bool:
+    """Tell whether two awards say the same, each a ``Grant`` or the event that recorded one.
 
-    Two grants are the same if these are: an embedder's subclass never equals a ``Grant``, and what
-    was recorded need not keep the rules of today.
+    Their fields decide: an embedder's subclass never equals a ``Grant``, and what was recorded need
+    not keep the rules of today.
     """
+    same: bool = _values_of(one) == _values_of(other)
+    return same
+
+
+def payload_of(awarded: object) -> dict[str, Any]:
+    """Return the fields of a grant by name, of a ``Grant`` or of the event that recorded one."""
     return dict(zip(_FIELDS, _values_of(awarded), strict=True))

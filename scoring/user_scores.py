@@ -153,23 +153,30 @@ class UserScores:
         Ids that are free are left out. In the place of a grant that is not there, which only damage
         to the store can bring about, is the error that says so.
         """
-        # A grant is where its claim is, mostly: they were committed together.
-        claimed, read = self._events.around(
-            [(claim_stream_id(grant_id), UserScore.INITIAL_VERSION) for grant_id in grant_ids]
-        )
-        claims = {
-            grant_id: claim
-            for grant_id, claim in zip(grant_ids, claimed, strict=True)
-            if isinstance(claim, GrantClaimed)
-        }
+        originals: dict[str, UserScore.GrantRecorded | ScoringError] = {}
+        claims: dict[str, GrantClaimed] = {}
+        decoded = self._events.mapper.to_domain_event
+        places = [(claim_stream_id(grant_id), UserScore.INITIAL_VERSION) for grant_id in grant_ids]
+        stored = self._events.stored_with_previous(places)
+        for grant_id, (previous, at_place) in zip(grant_ids, stored, strict=True):
+            if at_place is None:
+                continue
+            # A grant is recorded just before its claim, so mostly it was read with it.
+            if previous is not None and previous.topic == UserScore.GrantRecorded.TOPIC:
+                grant: Any = decoded(previous)
+                if grant.grant_id == grant_id:
+                    originals[grant_id] = grant
+                    continue
+            claim = decoded(at_place)
+            if isinstance(claim, GrantClaimed):
+                claims[grant_id] = claim
         found = self._events.at(
-            [(user_stream_id(claim.user_id), claim.version) for claim in claims.values()],
-            known=read,
+            [(user_stream_id(claim.user_id), claim.version) for claim in claims.values()]
         )
-        return {
-            grant_id: event if isinstance(event, UserScore.GrantRecorded) else _damaged(claim)
-            for (grant_id, claim), event in zip(claims.items(), found, strict=True)
-        }
+        for (grant_id, claim), event in zip(claims.items(), found, strict=True):
+            is_grant = isinstance(event, UserScore.GrantRecorded)
+            originals[grant_id] = event if is_grant else _damaged(claim)
+        return originals
 
     def are_recorded(self, events: Sequence[Any]) -> list[bool]:
         """Tell of each event whether just this one was committed.

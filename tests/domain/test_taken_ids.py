@@ -14,7 +14,7 @@ from eventsourcing.persistence import StoredEvent
 from eventsourcing.sqlite import SQLiteApplicationRecorder
 
 from event_store_kinds import EVENT_STORES
-from scoring import Contribution, Grant, GrantStatus, Scoring
+from scoring import Contribution, Grant, GrantStatus, Scoring, UserScore
 from scoring.event_store import Place
 from scoring.identity import claim_stream_id, user_stream_id
 from support import make_grant, sqlite_env
@@ -198,6 +198,21 @@ def test_taken_ids_are_answered_alike_on_every_store(env: dict[str, str]) -> Non
             total["user-3"],
             after["user-3"],
         )
+
+
+@pytest.mark.parametrize("env", [*EVENT_STORES], indirect=True)
+def test_an_id_is_not_answered_from_another_grant_that_is_stored_before_its_claim(
+    env: dict[str, str],
+) -> None:
+    """Whoever saved them had all grants first, and then all claims."""
+    grants = [make_grant(number, user_id="ada", amount=number + 1) for number in range(9)]
+    user = UserScore(user_id="ada")
+    for grant in grants:
+        user.record(grant)
+    opening, *events = user.collect_events()
+    with Scoring(env) as app:
+        app.events.put([opening, *events[::2], *events[1::2]])
+        assert {receipt.status for receipt in app.grant_many(grants)} == {DUPLICATE}
 
 
 def test_events_are_found_by_place_in_the_order_of_the_places(env: dict[str, str]) -> None:

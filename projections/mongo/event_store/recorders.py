@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,6 @@ from projections.mongo.event_store.documents import (
     event_of,
     notifications,
     stream_key,
-    stream_of,
     transferred,
 )
 from projections.mongo.event_store.foundations import Foundations
@@ -38,7 +38,7 @@ from scoring.commit_queue import CommitQueue
 from scoring.event_store import GaplessRecorder, predecessors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from uuid import UUID
 
     from eventsourcing.persistence import Notification, Subscription, Tracking
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
 
     from projections.mongo.event_store.documents import Document
-    from scoring.event_store import Place
+    from scoring.event_store import Place, WithPrevious
 
 _LEAST_BATCH: Final = 100
 
@@ -168,27 +168,30 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
                 self._client,
                 lambda session: list(self._events.aggregate(pipeline, session=session)),
             )
-        events = [decoded(item) for item in self._items(found)]
+        events = [decoded(item) for item in chain.from_iterable(self._read(found))]
         events.sort(key=attrgetter("originator_version"), reverse=desc)
         return events[:limit]
 
     def select_events_at(self, places: Sequence[Place]) -> list[StoredEvent | None]:
         """Return, for each place in turn, the event that is there, or ``None``."""
-        found = self.select_events_around(places)
-        return [found.get(place) for place in places]
+        return [event for _, event in self.select_events_with_previous(places)]
 
-    def select_events_around(self, places: Sequence[Place]) -> dict[Place, StoredEvent]:
-        """Return, by place, the events that are there, and those in the same documents."""
-        asked = {stream_key(stream): stream for stream, _ in places}
-        conditions = conditions_at([(stream_key(stream), version) for stream, version in places])
+    def select_events_with_previous(self, places: Sequence[Place]) -> list[WithPrevious]:
+        """Return, for each place in turn, the event that is there, or ``None``.
+
+        With each is the one of the position before it, if it is in the same document.
+        """
+        asked = [(stream_key(stream), version) for stream, version in places]
         with self._asking():
-            documents = beside_any(self._events, conditions)
-        found: dict[Place, StoredEvent] = {}
-        for item in self._items(documents):
-            key, version = item["s"], item["v"]
-            stream = asked.get(key) or stream_of(key)
-            found[stream, version] = event_of(stream, item)
-        return found
+            documents = beside_any(self._events, conditions_at(asked))
+        streams = {place: stream for place, (stream, _) in zip(asked, places, strict=True)}
+        found: dict[tuple[bytes | str, int], WithPrevious] = {}
+        for items in self._read(documents):
+            for previous, item in zip([None, *items], items, strict=False):
+                if (place := (item["s"], item["v"])) in streams:
+                    before = decoded(previous) if previous else None
+                    found[place] = before, event_of(streams[place], item)
+        return [found.get(place, (None, None)) for place in asked]
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
         """Return, for each place in turn, the later events of its stream, by version."""
@@ -206,7 +209,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
                     for version, some in by_version.items()
                 ),
             )
-        for item in self._items(documents):
+        for item in chain.from_iterable(self._read(documents)):
             if item["s"] in wanted:
                 stream, version, later = wanted[item["s"]]
                 if item["v"] > version:
@@ -215,10 +218,9 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             later.sort(key=attrgetter("originator_version"))
         return [later for *_, later in wanted.values()]
 
-    def _items(self, documents: Sequence[Document]) -> Iterator[Document]:
-        """Yield the events of documents that were read for the sake of streams."""
-        for document in documents:
-            yield from document["e"]
+    def _read(self, documents: Sequence[Document]) -> list[list[Document]]:
+        """Return the events of documents that were read for the sake of streams."""
+        return [document["e"] for document in documents]
 
     def select_notifications(
         self,
@@ -268,11 +270,11 @@ class GaplessMongoRecorder(GaplessRecorder, MongoApplicationRecorder):
     def _foundations(self) -> Foundations:
         return Foundations(self._client, self._events)
 
-    def _items(self, documents: Sequence[Document]) -> Iterator[Document]:
+    def _read(self, documents: Sequence[Document]) -> list[list[Document]]:
         if documents:
             newest = max(documents, key=itemgetter("_id"))
             self.expected(newest["_id"], decoded(newest["e"][-1]))
-        return super()._items(documents)
+        return super()._read(documents)
 
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         commit = super()._as_commit(stored_events, **kwargs)
