@@ -13,7 +13,7 @@ from pymongo.errors import PyMongoError
 
 from projections.errors import PositionMoved, ReadModelUnavailable
 from projections.events.anchor import Tracked
-from projections.mongo.errors import translated
+from projections.mongo.errors import ANSWER_SECONDS, translated
 from projections.mongo.liveness import process_identity
 from projections.mongo.parking import OnError, Parking
 from projections.mongo.positions import Positions
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _NOTED: Final = frozenset({"position", "reason", "pid", "host", "failedAt"})
 
 _ASK_SECONDS: Final = 1.0
-_SHORTEST_ASK_SECONDS: Final = 0.25
 _FIRST_LOOK_SECONDS: Final = 0.001
 _LONGEST_LOOK_SECONDS: Final = 0.02
 
@@ -93,7 +92,8 @@ class MongoScoreView(TrackingRecorder):
 
     def record_failure(self, application_name: str, *, reason: str) -> None:
         """Leave a note on why a worker gave up, for ``status``; best effort."""
-        with suppress(PyMongoError, ReadModelUnavailable), pymongo.timeout(_ASK_SECONDS):
+        with suppress(PyMongoError, ReadModelUnavailable), pymongo.timeout(ANSWER_SECONDS):
+            find_server(self.read_model.client)
             self.read_model.workers.update_one(
                 {"_id": _failure_id(application_name)},
                 {
@@ -154,7 +154,7 @@ class MongoScoreView(TrackingRecorder):
             with self._applied:
                 applied_before = self._applied_count
             try:
-                with pymongo.timeout(max(_SHORTEST_ASK_SECONDS, deadline - time.monotonic())):
+                with pymongo.timeout(max(_ASK_SECONDS, deadline - time.monotonic())):
                     tracked = self.tracked(application_name)
                 if check is not None and seen.anchor is None and tracked != seen:
                     check(tracked)

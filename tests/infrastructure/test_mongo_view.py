@@ -11,6 +11,7 @@ from eventsourcing.tests.persistence import TrackingRecorderTestCase
 from pymongo.errors import DuplicateKeyError
 
 from concurrency import at_once
+from fail_points import failing
 from projections import MongoScoreView, PositionMoved
 from projections.errors import BatchRefused
 from projections.events.anchor import Tracked
@@ -182,3 +183,15 @@ def test_a_batch_is_applied_whole_or_not_at_all(
         view.apply(batch(projected(make_grant(1, user_id="ada"))))
     assert read_model.grants.count_documents({}) == 0
     assert view.max_tracking_id("Scoring") is None
+
+
+def test_a_short_wait_puts_up_with_a_server_that_is_slow_for_once(
+    view: MongoScoreView, mongo_uri: str
+) -> None:
+    """Whoever does not want to wait for a worker still wants an answer of the server."""
+    slow = {"blockConnection": True, "blockTimeMS": 500}
+    with (
+        failing(mongo_uri, "find", mode={"times": 1}, **slow),
+        pytest.raises(TimeoutError, match="was not projected within 0 s"),
+    ):
+        view.wait("Scoring", 1, timeout=0)

@@ -13,6 +13,7 @@ import pytest
 
 from concurrency import meanwhile
 from event_store import assert_equal_to_the_events, damaged
+from fail_points import failing
 from projections import MongoScoreView, PoisonEvent, ProjectionWorker, ScoreLedger, StreamParked
 from projections.errors import TooManyParked
 from projections.events.anchor import Tracked
@@ -131,6 +132,22 @@ def test_whoever_waits_behind_a_poison_event_is_told_of_it(
             ledger.catch_up()
         with pytest.raises(TimeoutError, match=rf"gave up .*position {poison.position} .*park"):
             ledger.wait(receipt, timeout=0.1)
+
+
+def test_why_a_worker_gave_up_is_noted_on_a_server_that_is_slow_for_once(
+    scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
+) -> None:
+    """Nobody could tell otherwise, since the worker is gone."""
+    poison = grant(scoring, 1, "bob")
+    workers = view.read_model.workers.full_name
+    slow = {"blockConnection": True, "blockTimeMS": 1500, "namespace": workers}
+    with (
+        damaged(tmp_path / EVENTS, poison.position),
+        failing(mongo_uri, "update", **slow),
+        pytest.raises(PoisonEvent),
+    ):
+        ProjectionWorker(scoring, view).catch_up()
+    assert f"position {poison.position}" in (view.failure("Scoring") or "")
 
 
 def test_a_poison_event_parks_its_stream_and_the_others_go_on(
