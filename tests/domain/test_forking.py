@@ -63,11 +63,16 @@ assert in_child(lambda: grant(1)) == "DUPLICATE"
 _INTERRUPTED_WHILE_IT_WAITS = """
 import signal
 
+def interrupt(_, frame):
+    if frame.f_code is threading.Condition.wait.__code__:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        raise KeyboardInterrupt
+
 sys.unraisablehook = lambda _: None  # Python tells of what a fork's hooks raise, and forks
 with meanwhile(using):
     begun.wait()
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
     with lasting_at_most(10):
         said = in_child(lambda: grant(1))
     assert "in use when this process was forked" in said, said

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from itertools import count
 from pathlib import Path
-from threading import Event, Thread
+from threading import Barrier, Event, Thread
 from typing import Any
 
 import pytest
@@ -251,8 +252,19 @@ def test_what_was_begun_before_the_store_was_put_back_is_given_up(
 
 def test_two_rebuilds_at_once_share_the_work(scoring: Scoring, live: ReadModel) -> None:
     """Both say that the same generation is live."""
-    scoring.grant_many([make_grant(number) for number in range(1000, 3000)])
-    outcomes = at_once(2, lambda _: rebuild(scoring, live, batch_size=20))
+    scoring.grant_many([make_grant(number) for number in range(1000, 1500)])
+    at_work = Barrier(2)  # or the first might have ended before the other begins
+
+    def share(_: int) -> RebuildOutcome:
+        batches = count()
+
+        def meet(_: Progress) -> None:
+            if next(batches) == 0:
+                at_work.wait(60)
+
+        return Rebuild(scoring, live, worker_maker(scoring, 20)).run(on_progress=meet)
+
+    outcomes = at_once(2, share)
     assert [(outcome.generation, outcome.live) for outcome in outcomes] == [(2, True)] * 2
     state = live.generations.state()
     assert (state.generation, state.building) == (2, None)

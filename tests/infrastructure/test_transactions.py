@@ -146,6 +146,7 @@ def test_a_batch_whose_transaction_the_server_does_not_have_is_sent_again_whole(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Committing again would not help, and it did not take too long: nothing is divided."""
+    monkeypatch.setattr("projections.mongo.transactions._SLOW_SECONDS", 600.0)
     scoring.grant_many([make_grant(number) for number in range(20)])
     sizes: list[int] = []
 
@@ -285,6 +286,8 @@ def test_a_commit_that_stays_unknown_is_raised_and_leaves_no_transaction_open(
     """The session is killed, or its locks would hold everybody up for a minute."""
     scoring.grant_many([make_grant(number) for number in range(10)])
     monkeypatch.setattr("projections.retries.RETRY_SECONDS", 0.2)
+    # For a server that is healthy, and perhaps busy.
+    monkeypatch.setattr("projections.mongo.transactions._PROBE_SECONDS", 60.0)
     before = open_transactions(view.read_model)
     lost = {"errorCode": 64, "errorLabels": ["UnknownTransactionCommitResult"]}
     with failing(mongo_uri, "commitTransaction", **lost):
