@@ -21,15 +21,10 @@ import re
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
-from bson.codec_options import CodecOptions
 from pymongo import ASCENDING, DESCENDING, IndexModel
-from pymongo.errors import InvalidName
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
-from pymongo.write_concern import WriteConcern
 
+from projections.mongo.catalog import database_of
 from projections.mongo.errors import translated
-from scoring import InvalidSetting
 
 if TYPE_CHECKING:
     from typing import Self
@@ -108,25 +103,14 @@ class Collections:
         """Name the database, and the generation unless it is the live one; nothing is sent yet.
 
         Raises:
-            InvalidSetting: if no database can have this name.
+            InvalidSetting: if it can be in no database of this name.
         """
         self.client = client
         self.generation = generation
         self.stop = Event()
         self.shape = SHAPE
         self.loads = generation is not None
-        try:
-            self.database: Database[Document] = client.get_database(
-                database,
-                codec_options=CodecOptions(tz_aware=True),
-                read_preference=ReadPreference.PRIMARY,
-                read_concern=ReadConcern("majority"),
-                write_concern=WriteConcern("majority"),
-            )
-        except InvalidName as error:
-            raise InvalidSetting(
-                "MONGO_DATABASE, or the argument mongo_database,", str(error)
-            ) from error
+        self.database: Database[Document] = database_of(client, database)
         self.grants: Collection[Document] = self.database[self.name_of(GRANTS)]
         self.users: Collection[Document] = self.database[self.name_of(USERS)]
         self.buckets: Collection[Document] = self.database[self.name_of(BUCKETS)]

@@ -8,13 +8,18 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from bson.codec_options import TypeDecoder, TypeRegistry
+from bson.raw_bson import RawBSONDocument
 from eventsourcing.application import Application
+from eventsourcing.persistence import StoredEvent, Tracking
+from eventsourcing.utils import Environment
 from pymongo import MongoClient
 from pymongo.read_preferences import Nearest, ReadPreference
 
 from event_store import damaged
+from heard_commands import HeardCommands
 from projections import ReadModelUnavailable, ScoreLedger
-from projections.mongo import close
+from projections.mongo import MongoFactory, close
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from replica_set import ReplicaSet
@@ -120,6 +125,61 @@ def test_with_secondaries_there_everything_is_asked_of_the_primary(
             worker=False,
             event_store=sqlite_env(file),
         )
+
+
+class UpperCase(TypeDecoder):
+    """What an application of its own kind may register for all text that it reads."""
+
+    bson_type = str
+
+    def transform_bson(self, value: str) -> str:
+        return value.upper()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"w": 0},
+        {"w": 1, "journal": False},
+        {"readConcernLevel": "linearizable"},
+        {"read_preference": ReadPreference.SECONDARY},
+        {"type_registry": TypeRegistry([UpperCase()])},
+        {"document_class": RawBSONDocument},
+    ],
+    ids=str,
+)
+def test_every_event_and_snapshot_is_written_and_read_by_a_majority(
+    mongo_uri: str, options: dict[str, Any]
+) -> None:
+    """Whatever an application has its client do elsewhere; one event, and many at once."""
+    commands = HeardCommands()
+    database = f"events_{uuid4().hex[:8]}"
+    uri = mongo_uri.replace("directConnection=true", "replicaSet=score-ledger")
+    with MongoClient[Any](uri, event_listeners=[commands], **options) as client:
+        factory = MongoFactory(Environment("kennel", {"MONGO_DATABASE": database}), client=client)
+        stored = [StoredEvent(f"dog-{number}", 1, "topic", b"state") for number in range(30)]
+        events, snapshots = factory.process_recorder(), factory.aggregate_recorder("snapshots")
+        commands.sent.clear()
+        for some in (stored[:1], stored[1:]):
+            events.insert_events(some, tracking=Tracking("upstream", len(some)))
+            snapshots.insert_events(some)
+        assert events.select_events("dog-7") == snapshots.select_events("dog-7") == [stored[7]]
+        assert len(events.select_notifications(start=1, limit=100)) == 30
+        client.drop_database(database)
+    asked = [command for command in commands.sent if "startTransaction" in command]
+    asked += [
+        command
+        for command in commands.sent
+        if {"find", "aggregate"} & {*command} and "autocommit" not in command
+    ]
+    ended = [
+        command
+        for command in commands.sent
+        if {"insert", "update"} & {*command} and "autocommit" not in command
+    ]
+    ended += [command for command in commands.sent if "commitTransaction" in command]
+    assert {command["readConcern"]["level"] for command in asked} == {"majority"}
+    assert {command["writeConcern"]["w"] for command in ended} == {"majority"}
 
 
 def test_an_application_that_was_closed_is_collected_without_a_word(

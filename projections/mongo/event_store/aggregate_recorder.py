@@ -84,7 +84,11 @@ class MongoAggregateRecorder(MongoRecorder, AggregateRecorder):
             else:
                 with self._client.start_session() as session:
                     session.with_transaction(
-                        lambda own: self._collection.insert_many(documents, session=own)
+                        lambda own: self._collection.insert_many(documents, session=own),
+                        # Named, for a session has those of its client.
+                        self._collection.read_concern,
+                        self._collection.write_concern,
+                        self._collection.read_preference,
                     )
         return None
 

@@ -26,10 +26,8 @@ from uuid import UUID
 
 from eventsourcing.persistence import Notification, StoredEvent
 from pymongo import ASCENDING, IndexModel
-from pymongo.read_concern import ReadConcern
-from pymongo.read_preferences import ReadPreference
-from pymongo.write_concern import WriteConcern
 
+from projections.mongo.catalog import database_of
 from scoring.frozen import made_of
 
 if TYPE_CHECKING:
@@ -47,13 +45,12 @@ UNIQUE_EVENTS: Final = IndexModel([("e.s", ASCENDING), ("e.v", ASCENDING)], uniq
 
 
 def collection_of(client: MongoClient[Any], database: str, name: str) -> Collection[Document]:
-    """Return a collection with the concerns that events need, whatever the client's own are."""
-    return client.get_database(database).get_collection(
-        name,
-        read_preference=ReadPreference.PRIMARY,
-        read_concern=ReadConcern("majority"),
-        write_concern=WriteConcern("majority"),
-    )
+    """Return a collection with the concerns that events need, whatever the client's own are.
+
+    Raises:
+        InvalidSetting: if it can be in no database of this name.
+    """
+    return database_of(client, database)[name]
 
 
 def stream_key(stream: UUID | str) -> bytes | str:
