@@ -74,17 +74,29 @@ def check_server(client: MongoClient[Document]) -> None:
         ReadModelUnavailable: if the server is not there, or is not of a replica set.
     """
     with translated():
-        hello = client.admin.command("hello")
-        if hello.get("isreplicaset"):
-            raise ReadModelUnavailable(
-                "the MongoDB server is started for a replica set that was never initiated: run "
-                "rs.initiate() on it once, one node is enough"
-            )
-        if "setName" not in hello and hello.get("msg") != "isdbgrid":
-            raise ReadModelUnavailable(
-                "the MongoDB server is a standalone one, which cannot do transactions: start "
-                "it with --replSet NAME and run rs.initiate() once, one node is enough"
-            )
+        reason = why_unusable(client)
+    if reason is not None:
+        raise ReadModelUnavailable(reason)
+
+
+def why_unusable(client: MongoClient[Any]) -> str | None:
+    """Return why the server cannot do transactions, in one sentence; ``None`` if it can.
+
+    Raises:
+        PyMongoError: if the server is not there.
+    """
+    hello = client.admin.command("hello")
+    if hello.get("isreplicaset"):
+        return (
+            "the MongoDB server is started for a replica set that was never initiated: run "
+            "rs.initiate() on it once, one node is enough"
+        )
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        return (
+            "the MongoDB server is a standalone one, which cannot do transactions: start "
+            "it with --replSet NAME and run rs.initiate() once, one node is enough"
+        )
+    return None
 
 
 def close(client: MongoClient[Document]) -> None:

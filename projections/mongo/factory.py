@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from eventsourcing.persistence import InfrastructureFactory, TrackingRecorder
+from eventsourcing.persistence import InfrastructureFactory, ProgrammingError, TrackingRecorder
 from eventsourcing.utils import resolve_topic, strtobool
 
-from projections.mongo.client import close, connect, database_in_path
+from projections.mongo.client import close, connect, database_in_path, why_unusable
 from projections.mongo.errors import translated
 from projections.mongo.event_store import (
     MongoAggregateRecorder,
@@ -17,6 +17,7 @@ from projections.mongo.event_store import (
     MongoTrackingRecorder,
 )
 from projections.mongo.event_store.aggregate_recorder import MongoRecorder
+from projections.mongo.event_store.errors import persistence_errors
 from projections.mongo.read_model import ReadModel
 from projections.mongo.view import MongoScoreView
 from scoring import InvalidSetting
@@ -36,7 +37,8 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
     positions that it has processed in ``<name>_tracking``, by its name in lower case. Like the
     library's other factories, this one is told other recorders by ``APPLICATION_RECORDER_TOPIC``,
     ``PROCESS_RECORDER_TOPIC`` and ``TRACKING_RECORDER_TOPIC``, and to create nothing by
-    ``CREATE_TABLE=n``. If the server failed, its methods raise ``PersistenceError``.
+    ``CREATE_TABLE=n``. If the server failed, or is not of a replica set, its methods raise
+    ``PersistenceError``; if the database cannot be used, ``InvalidSetting``.
     """
 
     MONGO_URI: Final = "MONGO_URI"
@@ -137,6 +139,10 @@ class MongoFactory(InfrastructureFactory[TrackingRecorder]):
         return chosen
 
     def _prepared(self, recorder: RecorderT) -> RecorderT:
+        with persistence_errors():
+            reason = why_unusable(self._client)
+        if reason is not None:
+            raise ProgrammingError(reason)
         if strtobool(self.env.get(self.CREATE_TABLE) or "yes"):
             recorder.prepare()
         self._recorders.append(recorder)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eventsourcing.application import Application
+from eventsourcing.persistence import PersistenceError
 from pymongo import MongoClient
 
 from projections import LedgerError, ProjectionError, ReadModelUnavailable, ScoreLedger, Settings
 from projections.embedded import find_mongod
 from projections.embedded.launch import free_port
 from scoring import InvalidSetting, Scoring, ScoringError
-from support import make_grant, sqlite_env
+from support import make_grant, mongo_env, sqlite_env
 
 
 @pytest.fixture
@@ -196,6 +198,22 @@ def test_a_page_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("name", "reason"), [("a b", "character"), ("config", "own"), ("local", "own")]
+)
+def test_a_database_that_can_keep_nothing_for_certain_is_refused(
+    mongo_uri: str, name: str, reason: str
+) -> None:
+    """The server takes events into some of its own databases, and other nodes get no copy."""
+    refused = f"MONGO_DATABASE.*{reason}"
+    with pytest.raises(InvalidSetting, match=refused):
+        Application(mongo_env(mongo_uri, name))
+    with pytest.raises(InvalidSetting, match=refused):
+        ScoreLedger.open(mongo=mongo_uri, mongo_database=name, events="mongo")
+    with pytest.raises(InvalidSetting, match=refused):
+        ScoreLedger.open(mongo=mongo_uri, mongo_database=name, scoring=Scoring())
+
+
+@pytest.mark.parametrize(
     ("arguments", "cure"),
     [([], "standalone.*--replSet"), (["--replSet", "rs0"], r"never initiated.*rs\.initiate\(\)")],
 )
@@ -214,5 +232,8 @@ def test_a_server_that_cannot_do_transactions_is_told_what_it_lacks(
                 client.admin.command("ping")  # for the ledger does not wait long for its start
             with pytest.raises(ReadModelUnavailable, match=cure):
                 ScoreLedger.open(folder=tmp_path / "ledger", mongo=uri)
+            # Events of any application, too, and at once, not with its first large commit.
+            with pytest.raises(PersistenceError, match=cure):
+                Application(mongo_env(uri, "kennel"))
         finally:
             server.kill()
