@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from eventsourcing.persistence import (
     ConnectionPoolClosedError,
+    DataError,
     IntegrityError,
     OperationalError,
     StoredEvent,
@@ -153,6 +154,45 @@ def test_commits_of_threads_go_together_and_one_that_is_refused_harms_no_other(
     assert [position for position, *_ in recorded(recorder)] == list(range(1, 14))
     documents = client[database]["test_events"].count_documents({})
     assert documents < 1 + 6
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        StoredEvent("too large", 1, "topic", bytes(17 * 2**20)),
+        StoredEvent("no text: \ud800", 1, "topic", b""),
+        StoredEvent("no number of 64 bits", 2**63, "topic", b""),
+    ],
+    ids=lambda event: event.originator_id.partition(":")[0],
+)
+def test_what_cannot_be_stored_is_refused_for_its_own_caller_only(
+    recorder: MongoProcessRecorder, monkeypatch: pytest.MonkeyPatch, refused: StoredEvent
+) -> None:
+    """Its neighbours were to go into the same document."""
+    hold_the_first(recorder, monkeypatch, threads=6)
+
+    def commit(number: int) -> Sequence[int] | None:
+        if number > 1:
+            return recorder.insert_events(events(f"s{number}", 1))
+        with pytest.raises(DataError):
+            recorder.insert_events([refused])
+        return []
+
+    with ThreadPoolExecutor(6) as threads:
+        answers = list(threads.map(commit, range(6)))
+    assert sorted(position for answer in answers for position in answer or ()) == [1, 2, 3, 4]
+
+
+def test_large_events_are_recorded_together_in_several_documents(
+    client: MongoClient[Any], recorder: MongoProcessRecorder, database: str
+) -> None:
+    """One document would be larger than MongoDB takes."""
+    large = [StoredEvent("large", version, "topic", bytes(3 * 2**20)) for version in range(1, 8)]
+    assert recorder.insert_events(large) == list(range(1, 8))
+    assert recorder.select_events("large", gt=5) == large[5:]
+    assert [each.id for each in recorder.select_notifications(start=4, limit=9)] == [4, 5, 6, 7]
+    places = [(each["_id"], each["l"]) for each in client[database]["test_events"].find()]
+    assert places == [(1, 2), (3, 4), (5, 6), (7, 7)]
 
 
 def test_whoever_is_interrupted_while_leading_leaves_the_others_to_the_next(

@@ -25,7 +25,6 @@ from os import urandom
 from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
-from bson.errors import BSONError
 from eventsourcing.persistence import (
     ConnectionPoolClosedError,
     IntegrityError,
@@ -54,7 +53,7 @@ from projections.mongo.errors import (
     is_transient,
 )
 from projections.mongo.event_store.documents import MAX_EVENTS, UNIQUE_EVENTS, chained
-from projections.mongo.event_store.errors import as_persistence_error
+from projections.mongo.event_store.errors import DRIVER_ERRORS, as_persistence_error
 from projections.mongo.event_store.writers import Writers
 from projections.mongo.sessions import discarding
 from scoring.forks import call_in_child
@@ -146,9 +145,14 @@ class EventChain:
                 if self._end is None and time.monotonic() > until:
                     _fail(waiting, OperationalError("others were faster each time"))
                 continue
-            except (PyMongoError, BSONError) as error:
+            except DRIVER_ERRORS as error:
                 self._end = None
                 has_failed = isinstance(error, PyMongoError) and is_transient(error)
+                if not has_failed and len(waiting) > 1:
+                    # Which may be for what one of them wants recorded.
+                    for commit in waiting:
+                        self.append([commit])
+                    return
                 for commit in waiting:
                     commit.is_unknown |= has_failed
                 if not has_failed or time.monotonic() > until:

@@ -41,6 +41,9 @@ Document = dict[str, Any]
 MAX_EVENTS: Final = 20
 """Of one document: whoever loads a user reads whole documents, and there may be one per event."""
 
+_MAX_BYTES: Final = 8 * 1024 * 1024
+"""Of one document, unless it is one event: MongoDB takes twice as many, and names go along."""
+
 UNIQUE_EVENTS: Final = IndexModel([("e.s", ASCENDING), ("e.v", ASCENDING)], unique=True)
 
 
@@ -70,15 +73,17 @@ def encoded(event: StoredEvent) -> Document:
 
 def chained(items: Sequence[Document], first: int, token: bytes) -> list[Document]:
     """Return the documents of a commit whose first event has this position."""
-    return [
-        {
-            "_id": first + start,
-            "l": first + min(start + MAX_EVENTS, len(items)) - 1,
-            "c": token,
-            "e": list(items[start : start + MAX_EVENTS]),
-        }
-        for start in range(0, len(items), MAX_EVENTS)
-    ]
+    documents: list[Document] = []
+    held: list[Document] = []
+    size = 0
+    for position, item in enumerate(items, first):
+        size += len(item["d"])
+        if not held or len(held) == MAX_EVENTS or size > _MAX_BYTES:
+            held, size = [], len(item["d"])
+            documents.append({"_id": position, "l": position, "c": token, "e": held})
+        held.append(item)
+        documents[-1]["l"] = position
+    return documents
 
 
 def transferred(events: Sequence[Notification]) -> list[Document]:

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 CLOSED: Final = "the event store was closed"
 
+# The last two are of text that is no Unicode, and of numbers beyond 64 bits.
+DRIVER_ERRORS: Final = (PyMongoError, BSONError, UnicodeError, OverflowError)
+
 
 def as_persistence_error(
-    error: PyMongoError | BSONError,
+    error: PyMongoError | BSONError | UnicodeError | OverflowError,
 ) -> PersistenceError | ConnectionPoolClosedError:
     """Return what the library calls an error of the driver."""
-    if isinstance(error, BSONError):
+    if not isinstance(error, PyMongoError):
         return DataError(str(error))
     if isinstance(error, InvalidOperation):
         # What the driver says of a client that is closed, or of a session that ended with it.
@@ -54,5 +57,5 @@ def persistence_errors() -> Iterator[None]:
     """Turn every error of the driver into one of the library's."""
     try:
         yield
-    except (PyMongoError, BSONError) as error:
+    except DRIVER_ERRORS as error:
         raise as_persistence_error(error) from error
