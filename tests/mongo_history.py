@@ -83,8 +83,8 @@ class Reader:
 
 
 def acknowledged(output: bytes) -> list[Acknowledged]:
-    """What a writer said; the last line may be cut off where it was killed."""
-    return [tuple(json.loads(line)) for line in output.split(b"\n")[:-1]]
+    """What writers said."""
+    return [tuple(json.loads(line)) for line in output.splitlines()]
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import time
@@ -60,8 +59,9 @@ class ReplicaSet:
     def __init__(self, folder: Path) -> None:
         self._program = find_mongod()
         self.nodes: list[Node] = []
-        # Those of embedded servers are lower: none of these is taken while its node is down.
-        first_port = random.randrange(30_000, 32_000)
+        # Those of embedded servers are lower, and those of other processes that test are others:
+        # none of these is taken while its node is down.
+        first_port = 30_000 + 3 * (os.getpid() % 900)
         for number in range(3):
             port = free_port(first_port + number)
             node = Node(port=port, folder=folder / f"node-{number}")
@@ -152,25 +152,29 @@ class ReplicaSet:
                 self.restart(node)
         self._await(self._healthy)
 
-    @contextmanager
-    def rollback(self) -> Iterator[MongoClient[Document]]:
-        """What is written to the primary inside the block is rolled back at its end.
+    def roll_back(self, write: Callable[[MongoClient[Document]], object]) -> None:
+        """Have something written to the primary, and rolled back.
 
-        Yields a client of the primary alone; write with ``WriteConcern(1)``, since no majority
-        sees it. The old primary is killed, another elected, and the old one joins that again.
+        Writes with a client of the primary alone; with ``WriteConcern(1)``, since no majority sees
+        it. The old primary is killed, another elected, and the old one joins that again.
         """
-        self.await_healthy()
-        old = self.primary()
-        others = [node for node in self.nodes if node is not old]
-        for node in others:
-            self._set_fail_point(node, "stopReplProducer", "alwaysOn")
-        try:
-            with old.client() as client:
-                yield client
-            self.kill(old)
-        finally:
-            for node in others:
-                self._set_fail_point(node, "stopReplProducer", "off")
+
+        def attempt() -> bool:
+            self.await_healthy()
+            old = self.primary()  # which may make way by itself before it is written to
+            others = [node for node in self.nodes if node is not old]
+            try:
+                for node in others:
+                    self._set_fail_point(node, "stopReplProducer", "alwaysOn")
+                with old.client() as client:
+                    write(client)
+                self.kill(old)
+            finally:
+                for node in others:
+                    self._set_fail_point(node, "stopReplProducer", "off")
+            return True
+
+        self._await(attempt)
         self.primary()
         self.await_healthy()
 

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from pymongo import WriteConcern
+from pymongo import MongoClient, WriteConcern
 from pymongo.errors import PyMongoError
 
 from command_line import CommandLine
@@ -147,9 +148,12 @@ def test_what_only_a_primary_has_seen_is_rolled_back(replica_set: ReplicaSet) ->
     """The helper does what tests of a rollback need."""
     with connect(replica_set.uri) as client:
         client["rolled"]["back"].insert_one({"_id": "kept"})
-        with replica_set.rollback() as primary:
+
+        def write(primary: MongoClient[Any]) -> None:
             database = primary.get_database("rolled", write_concern=WriteConcern(1))
             database["back"].insert_one({"_id": "gone"})
+
+        replica_set.roll_back(write)
         assert [document["_id"] for document in client["rolled"]["back"].find()] == ["kept"]
     for node in replica_set.nodes:
         with node.client() as direct:

@@ -62,7 +62,9 @@ class Site:
         writer.wait()
 
     def output(self) -> bytes:
-        return b"".join(file.read_bytes() for file in sorted(self._folder.glob("*.out")))
+        """Whole lines: the last one of a writer may be cut off where it was killed."""
+        said = (file.read_bytes() for file in sorted(self._folder.glob("*.out")))
+        return b"".join(each[: each.rfind(b"\n") + 1] for each in said)
 
     # --- faults -----------------------------------------------------------------------------------
 
@@ -118,10 +120,13 @@ class Site:
 
     def roll_back(self) -> None:
         """What a primary took that no majority has is gone; nobody was told of it."""
-        with self.replicas.rollback() as client:
-            notes = client.get_database(self.database).get_collection("notes")
+
+        def write(primary: MongoClient[Any]) -> None:
+            notes = primary.get_database(self.database).get_collection("notes")
             notes.with_options(write_concern=WriteConcern(1)).insert_one({})
             time.sleep(0.5)
+
+        self.replicas.roll_back(write)
 
 
 Fault = Callable[[Site], object]
