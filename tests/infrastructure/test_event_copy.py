@@ -306,8 +306,6 @@ def test_a_copy_goes_on_over_elections(
 ) -> None:
     """The primary of one side dies before a page is read or added, and its successor steps down."""
     monkeypatch.setattr("projections.relocation.event_copy._EVENTS_AT_ONCE", 200)
-    # Shorter than an election, so that the driver's own patience is not enough.
-    monkeypatch.setattr("projections.mongo.event_store.aggregate_recorder._READ_SECONDS", 0.5)
     database = f"copied_{uuid4().hex[:8]}"
     three = mongo_env(replica_set.uri, database)
     fill(scoring)
@@ -323,8 +321,12 @@ def test_a_copy_goes_on_over_elections(
             faults.pop(next(calls), bool)()
             return ask(*args, **kwargs)
 
-        monkeypatch.setattr(replicated.recorder, asked, strike)
-        assert copy_events(source, target).is_complete
+        with monkeypatch.context() as patched:
+            # Shorter than an election, so that the driver's own patience is not enough.
+            reading = "projections.mongo.event_store.aggregate_recorder._READ_SECONDS"
+            patched.setattr(reading, 0.5)
+            patched.setattr(replicated.recorder, asked, strike)
+            assert copy_events(source, target).is_complete
         assert not faults
         replica_set.await_healthy()
         assert_same(scoring, target)
