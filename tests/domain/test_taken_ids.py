@@ -215,6 +215,19 @@ def test_an_id_is_not_answered_from_another_grant_that_is_stored_before_its_clai
         assert {receipt.status for receipt in app.grant_many(grants)} == {DUPLICATE}
 
 
+@pytest.mark.parametrize("env", ["mongo"], indirect=True)
+def test_a_grant_in_the_document_before_that_of_its_claim_costs_no_query_of_its_own(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document has twenty events; the user's opening event is the first."""
+    grants = [make_grant(number, user_id="ada") for number in range(15)]
+    with Scoring(env) as app:
+        app.grant_many(grants)
+        asked = count_calls(monkeypatch, app.recorder)
+        originals = app._scores.originals_of([grant.grant_id for grant in grants])
+        assert (len(originals), asked()) == (15, 1)
+
+
 def test_events_are_found_by_place_in_the_order_of_the_places(env: dict[str, str]) -> None:
     """One that is not there is ``None``, one that is asked for twice is there twice."""
     user = user_stream_id("user-1")

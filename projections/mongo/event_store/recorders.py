@@ -168,7 +168,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
                 self._client,
                 lambda session: list(self._events.aggregate(pipeline, session=session)),
             )
-        events = [decoded(item) for item in chain.from_iterable(self._read(found))]
+        events = [decoded(item) for document in self._noted(found) for item in document["e"]]
         events.sort(key=attrgetter("originator_version"), reverse=desc)
         return events[:limit]
 
@@ -179,18 +179,23 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
     def select_events_with_previous(self, places: Sequence[Place]) -> list[WithPrevious]:
         """Return, for each place in turn, the event that is there, or ``None``.
 
-        With each is the one of the position before it, if it is in the same document.
+        With each is the one of the position before it, if that is in one of their documents.
         """
         asked = [(stream_key(stream), version) for stream, version in places]
         with self._asking():
             documents = beside_any(self._events, conditions_at(asked))
         streams = {place: stream for place, (stream, _) in zip(asked, places, strict=True)}
+        read = {
+            position: item
+            for document in self._noted(documents)
+            for position, item in enumerate(document["e"], document["_id"])
+        }
         found: dict[tuple[bytes | str, int], WithPrevious] = {}
-        for items in self._read(documents):
-            for previous, item in zip([None, *items], items, strict=False):
-                if (place := (item["s"], item["v"])) in streams:
-                    before = decoded(previous) if previous else None
-                    found[place] = before, event_of(streams[place], item)
+        for position, item in read.items():
+            if (place := (item["s"], item["v"])) in streams:
+                previous = read.get(position - 1)
+                before = decoded(previous) if previous else None
+                found[place] = before, event_of(streams[place], item)
         return [found.get(place, (None, None)) for place in asked]
 
     def select_events_after(self, places: Sequence[Place]) -> list[list[StoredEvent]]:
@@ -209,7 +214,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
                     for version, some in by_version.items()
                 ),
             )
-        for item in chain.from_iterable(self._read(documents)):
+        for item in chain.from_iterable(document["e"] for document in self._noted(documents)):
             if item["s"] in wanted:
                 stream, version, later = wanted[item["s"]]
                 if item["v"] > version:
@@ -218,9 +223,9 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
             later.sort(key=attrgetter("originator_version"))
         return [later for *_, later in wanted.values()]
 
-    def _read(self, documents: Sequence[Document]) -> list[list[Document]]:
-        """Return the events of documents that were read for the sake of streams."""
-        return [document["e"] for document in documents]
+    def _noted(self, documents: Sequence[Document]) -> Sequence[Document]:
+        """Return documents that were read for the sake of streams."""
+        return documents
 
     def select_notifications(
         self,
@@ -270,11 +275,11 @@ class GaplessMongoRecorder(GaplessRecorder, MongoApplicationRecorder):
     def _foundations(self) -> Foundations:
         return Foundations(self._client, self._events)
 
-    def _read(self, documents: Sequence[Document]) -> list[list[Document]]:
+    def _noted(self, documents: Sequence[Document]) -> Sequence[Document]:
         if documents:
             newest = max(documents, key=itemgetter("_id"))
             self.expected(newest["_id"], decoded(newest["e"][-1]))
-        return super()._read(documents)
+        return documents
 
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         commit = super()._as_commit(stored_events, **kwargs)
