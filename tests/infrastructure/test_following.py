@@ -50,7 +50,11 @@ def await_visible(
 
 @pytest.fixture
 def never_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers and waiters that nobody wakes would look too late for ``await_visible``."""
+    """Workers and waiters that nobody wakes would look too late for ``await_visible``.
+
+    And who looks waits for the answer, also beyond the end of a short wait.
+    """
+    monkeypatch.setattr("projections.mongo.view._ASK_SECONDS", 30.0)
     for pause in ("SHORTEST_PAUSE", "LONGEST_PAUSE_LISTENING", "LONGEST_PAUSE_LOOKING"):
         monkeypatch.setattr(f"projections.worker.worker._{pause}_SECONDS", 100.0)
     for pause in ("FIRST_LOOK", "LONGEST_LOOK"):
@@ -293,8 +297,12 @@ def test_a_ledger_in_use_projects_in_the_background(
     assert time.monotonic() - closing_began < 30
 
 
-def test_waiting_ends_when_it_was_to_end(view: MongoScoreView) -> None:
+def test_waiting_ends_when_it_was_to_end(
+    view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a sentence that says what to look at."""
+    # A server that is slow for once would be what the sentence is about.
+    monkeypatch.setattr("projections.mongo.view._ASK_SECONDS", 30.0)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="score-ledger status"):
         view.wait("Scoring", 1, timeout=0.3)
