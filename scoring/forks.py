@@ -38,4 +38,5 @@ def _after_in_child() -> None:
         method(owner)
 
 
-os.register_at_fork(after_in_child=_after_in_child)
+for _ in range(2):  # for an exception that comes there, a signal handler's, say, ends only one
+    os.register_at_fork(after_in_child=_after_in_child)

@@ -17,12 +17,12 @@ from eventsourcing.sqlite import (
 )
 
 from scoring.event_store import LAST_VERSION, GaplessRecorder, StoreWentBack
-from scoring.sqlite_pool import PatientConnectionPool
+from scoring.sqlite_pool import PatientConnectionPool, PooledConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from eventsourcing.sqlite import SQLiteConnection, SQLiteCursor
+    from eventsourcing.sqlite import SQLiteCursor
 
     from scoring.event_store import Place
 
@@ -49,10 +49,10 @@ class PatientDatastore(SQLiteDatastore):
         It has three generators for this, one in the other: a tenth of reading an event. And where
         an exception may reach the thread, as from a signal handler, it may lose a connection.
         """
-        lent: list[SQLiteConnection] = []
+        lent: list[PooledConnection] = []
         try:
             connection = self.pool.get_connection(is_writer=commit, lent=lent)
-            with SQLiteTransaction(connection, commit=commit) as cursor, cursor:
+            with SQLiteTransaction(connection, commit=commit) as cursor:
                 yield cursor
         finally:
             try:
@@ -76,8 +76,8 @@ class CheckedSQLiteRecorder(SQLiteApplicationRecorder):
             ScoringError: if the file is not in its place any more, and the events with it.
         """
         pool = self.datastore.pool
-        # What transaction() does, but for a generator and closing the cursor.
-        lent: list[SQLiteConnection] = []
+        # What transaction() does, but for a generator.
+        lent: list[PooledConnection] = []
         try:
             connection = pool.get_connection(is_writer=True, lent=lent)
             with SQLiteTransaction(connection, commit=True) as c:

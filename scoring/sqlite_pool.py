@@ -17,9 +17,9 @@ import sqlite3
 import time
 from pathlib import Path
 from threading import Condition, RLock, get_ident
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from eventsourcing.persistence import (
     ConnectionNotFromPoolError,
@@ -31,11 +31,15 @@ from eventsourcing.sqlite import (
     SQLITE3_DEFAULT_LOCK_TIMEOUT,
     SQLiteConnection,
     SQLiteConnectionPool,
+    SQLiteCursor,
 )
 
 from scoring.errors import ScoringError
 from scoring.forks import keep_for_ever
 from scoring.sqlite_files import OpenFiles
+
+if TYPE_CHECKING:
+    from collections import deque
 
 PATIENCE_SECONDS: Final = 20.0
 """How long forking and closing wait for transactions of other threads: longer than these wait for
@@ -52,18 +56,69 @@ more than a batch changes, so each batch was written twice, though the next one 
 same pages. With 4,000 the slowest hundredth of single grants, which wait for it, took a third more.
 """
 
-_pools: WeakSet[PatientConnectionPool] = WeakSet()
+_pools: WeakKeyDictionary[PatientConnectionPool, None] = WeakKeyDictionary()
+_open: dict[SQLiteConnection, Path] = {}
+"""The file of each connection to one, from before it is opened until it is closed."""
 _inherited: set[Path] = set()
 """Files that were in use when this process was forked."""
 
-_fork_lock = RLock()
-_held: list[PatientConnectionPool] = []
-_in_use: set[Path] = set()
-"""What a fork that is under way keeps until it is over; one thread forks at a time."""
+
+class PooledConnection(SQLiteConnection):
+    """A connection that its pool knows before it is opened, and may open again.
+
+    Attributes:
+        closed: Whether it has to be opened.
+    """
+
+    closed = True
+    _cursor: sqlite3.Cursor | None = None
+
+    def __init__(self) -> None:
+        super().__init__(None, max_age=None)  # type: ignore[arg-type]
+
+    def connect(self, name: str, **options: Any) -> sqlite3.Connection:
+        """Connect to a file, as SQLite does."""
+        # No exception can come between the two, nor in cursor().
+        self._sqlite_conn = sqlite3.connect(name, **options)
+        return self._sqlite_conn
+
+    def cursor(self) -> SQLiteCursor:
+        """Return a cursor, for until the next one is asked for."""
+        self._cursor = self._sqlite_conn.cursor()
+        return SQLiteCursor(self._cursor)
+
+    def rollback(self) -> None:
+        """End statement and transaction, wherever an exception, a signal handler's, say, left them.
+
+        A transaction keeps all other processes from writing, and this one from beginning anything.
+        A statement lasts as long as a traceback that has its cursor, and with it SQLite does not
+        close the files.
+        """
+        if self._cursor is not None:
+            self._cursor.close()
+        self._sqlite_conn.rollback()
+
+    def _close(self) -> None:
+        self.closed = True
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+        if self._sqlite_conn is not None:
+            try:
+                self._sqlite_conn.close()
+            finally:
+                _open.pop(self, None)
 
 
 class PatientConnectionPool(SQLiteConnectionPool):
-    """A pool that waits for its connections before it is closed, and before the process forks."""
+    """A pool that waits for its connections before it is closed, and before the process forks.
+
+    A connection that is not idle is in use, also while it is opened and taken back: wherever an
+    exception from a signal handler, say, reaches the thread, none is lost.
+    """
+
+    _pool: deque[PooledConnection]  # type: ignore[assignment]
+    _in_use: dict[int, PooledConnection]  # type: ignore[assignment]
 
     def __init__(self, *, db_name: str, lock_timeout: int | None = None) -> None:
         """Connect to a file when first asked for a connection.
@@ -74,6 +129,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
         self._retired = False
         # Who uses each connection, by the thread's number.
         self._users: dict[int, int] = {}
+        # Threads that fork, until which nobody is given any.
+        self._forking: set[int] = set()
         super().__init__(db_name=_absolute(db_name), lock_timeout=lock_timeout)
         self._make_locks()
         path = self.db_name
@@ -84,8 +141,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
         # One in memory would be lost with its connections, and no other process can see it.
         if not self.is_sqlite_memory_mode:
             self._check_inheritance()
-            with _fork_lock:
-                _pools.add(self)
+            _pools[self] = None
 
     @property
     def closed(self) -> bool:
@@ -104,8 +160,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
         timeout: float | None = None,
         *,
         is_writer: bool | None = None,
-        lent: list[SQLiteConnection] | None = None,
-    ) -> SQLiteConnection:
+        lent: list[PooledConnection] | None = None,
+    ) -> PooledConnection:
         """Return a connection, as the library does, at a third of the cost.
 
         Args:
@@ -120,12 +176,15 @@ class PatientConnectionPool(SQLiteConnectionPool):
         """
         patience = self.pool_timeout if timeout is None else timeout
         ends_at = time.monotonic() + patience
+        lent = [] if lent is None else lent
+        if self._forking and get_ident() in self._forking:
+            self.release()  # for in a signal handler it would wait for itself
         try:
             # So that connections are given out in the order in which they are asked for.
             if not self._get_semaphore.acquire(timeout=patience):
                 raise ConnectionUnavailableError("others wait for a connection, too")
             with self._lock:
-                while self._in_use and self._has_to_wait(is_writer=is_writer):
+                while (self._in_use or self._forking) and self._has_to_wait(is_writer=is_writer):
                     if not self._put_condition.wait(ends_at - time.monotonic()):
                         raise ConnectionUnavailableError("no connection was returned in time")
                 self._check_inheritance()
@@ -134,13 +193,21 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 # Before anything is written, too: the log would be taken for that of the file which
                 # has the name now.
                 self._files.check_file()
-                connection = self._pool.popleft() if self._pool else self._create_connection()
-                if lent is not None:
-                    lent.append(connection)
+                pool = self._pool
+                connection = pool[0] if pool else PooledConnection()
+                number = id(connection)
+                self._users[number] = get_ident()
+                lent.append(connection)
                 connection.is_writer = is_writer
-                self._in_use[id(connection)] = connection
-                self._users[id(connection)] = get_ident()
+                self._in_use[number] = connection
+                if connection in pool:
+                    pool.remove(connection)
+                if connection.closed:
+                    self._open(connection)
                 return connection
+        except BaseException:
+            self.take_back(lent)
+            raise
         finally:
             try:  # noqa: SIM105 - suppress() is in Python, where it may be interrupted
                 self._get_semaphore.release()
@@ -150,6 +217,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
     def _has_to_wait(self, *, is_writer: bool | None) -> bool:
         if self._retired:
             return False
+        if self._forking:
+            return True
         used_for = [connection.is_writer for connection in self._in_use.values()]
         if len(used_for) >= self.pool_size + self.max_overflow:
             return True
@@ -161,9 +230,9 @@ class PatientConnectionPool(SQLiteConnectionPool):
         """Take a connection back; once the pool is closed, close it."""
         if id(conn) not in self._in_use:
             raise ConnectionNotFromPoolError("it is not in use in this pool")
-        self.take_back([conn])
+        self.take_back([self._in_use[id(conn)]])
 
-    def take_back(self, lent: list[SQLiteConnection]) -> None:
+    def take_back(self, lent: list[PooledConnection]) -> None:
         """Take back what was lent, and empty the list; to be called again if it was interrupted."""
         with self._lock:
             try:
@@ -172,21 +241,21 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 self._take_back(lent)  # before anybody else gets one of them
                 raise
 
-    def _take_back(self, lent: list[SQLiteConnection]) -> None:
+    def _take_back(self, lent: list[PooledConnection]) -> None:
         for connection in lent:
-            self._in_use.pop(id(connection), None)
-            self._users.pop(id(connection), None)
-            if connection in self._pool:
-                continue
-            if self._retired or len(self._pool) >= self.pool_size:
+            if self._retired or len(self._pool) >= self.pool_size or connection.closed:
                 connection.close()
-            elif not connection.closed:
-                # What an exception from a signal handler, say, has left open would keep all other
-                # processes from writing, and this one from beginning anything.
-                connection.rollback()
-                # The last one used is the next one given out: whoever writes again finds the file's
-                # pages in its cache, which every other connection's commit empties.
-                self._pool.appendleft(connection)
+            elif connection not in self._pool:
+                try:
+                    connection.rollback()
+                    # The last one used is the next one given out: whoever writes again finds the
+                    # file's pages in its cache, which every other connection's commit empties.
+                    self._pool.appendleft(connection)
+                except sqlite3.Error:
+                    connection.close()
+            number = id(connection)
+            self._in_use.pop(number, None)
+            self._users.pop(number, None)
         self._put_condition.notify_all()
         lent.clear()
 
@@ -206,32 +275,24 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 pass
             self._close_idle()
 
-    def hold(self) -> bool:
-        """Close all connections and keep others from opening any; false if some stay in use."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def hold(self) -> None:
+        """Close all connections, unless some stay in use, and give none out until ``release``."""
         if get_ident() in self._users.values():
-            return False  # for it would wait for itself
-        if not self._get_semaphore.acquire(timeout=PATIENCE_SECONDS):
-            return False
-        self._put_condition.acquire()
-        is_empty = False
-        try:
+            return  # for it would wait for itself
+        with self._get_semaphore:  # after those who asked before
+            self._forking.add(get_ident())
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        with self._lock:
             while self._in_use:
                 if not self._put_condition.wait(max(0.0, deadline - time.monotonic())):
-                    return False
+                    return
             self._close_idle()
-            is_empty = True
-        finally:
-            if not is_empty:  # nor when Ctrl-C ends the waiting
-                self.release()
-        return True
 
     def release(self) -> None:
-        """End a ``hold``."""
-        try:
-            self._put_condition.release()
-        finally:
-            self._get_semaphore.release()
+        """End a ``hold`` of this thread, if there is one."""
+        with self._lock:
+            self._forking.discard(get_ident())
+            self._put_condition.notify_all()
 
     def reset_after_fork(self) -> None:
         """Forget, in a child that was forked, the parent's threads, connections and locks.
@@ -239,20 +300,24 @@ class PatientConnectionPool(SQLiteConnectionPool):
         A thread of the parent may have held any of the locks, or waited for it; here it never
         lets go.
         """
-        # Closing them here could delete the log that the parent goes on writing.
-        keep_for_ever([*self._pool, *self._in_use.values()])
         self._pool.clear()
         self._in_use.clear()
         self._users.clear()
+        self._forking.clear()
         self._make_locks()
 
-    def _create_connection(self) -> SQLiteConnection:
+    def _open(self, connection: PooledConnection) -> None:
         # As the library does, which however keeps one prepared statement a connection, and so
         # prepares each anew every time.
-        if self.db_name == self._path and not self.is_sqlite_memory_mode:
-            self._files.make_private()
+        connection.close()  # which may have been interrupted
+        if not self.is_sqlite_memory_mode:
+            if self.db_name == self._path:
+                self._files.make_private()
+            if not self._is_open:
+                self._files.log_closed()
+            _open[connection] = self.file
         try:
-            opened = sqlite3.connect(
+            opened = connection.connect(
                 self.db_name,
                 uri=True,
                 check_same_thread=False,
@@ -272,7 +337,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
             self._files.opened()
             self.check_files()
         opened.row_factory = sqlite3.Row
-        return SQLiteConnection(opened, max_age=self.max_age)
+        connection.closed = False
 
     def check_files(self) -> None:
         """Check that what is open is what has the file's name, and the name of its log.
@@ -283,7 +348,11 @@ class PatientConnectionPool(SQLiteConnectionPool):
         if not (self.is_sqlite_memory_mode or self._files.are_in_settled_folder()):
             # With the last connection, which another thread may just be closing, goes the log.
             with self._lock:
-                self._files.check(log_may_be_gone=self._retired)
+                self._files.check(log_may_be_gone=not self._is_open)
+
+    @property
+    def _is_open(self) -> bool:
+        return not _open.keys().isdisjoint([*self._pool, *self._in_use.values()])
 
     def _check_inheritance(self) -> None:
         if _inherited and self.file in _inherited:
@@ -297,10 +366,8 @@ class PatientConnectionPool(SQLiteConnectionPool):
         return any(user != get_ident() for user in self._users.values())
 
     def _close_idle(self) -> None:
-        while self._pool:
-            self._pool.popleft().close()
-        if not self._in_use:
-            self._files.log_closed()
+        for connection in [*self._pool]:
+            connection.close()
 
 
 def _absolute(db_name: str) -> str:
@@ -314,34 +381,28 @@ def _absolute(db_name: str) -> str:
 
 
 def _before_fork() -> None:
-    _fork_lock.acquire()
-    pools = list(_pools)
-    try:
-        for pool in pools:
-            if pool.hold():
-                _held.append(pool)  # noqa: PERF401 - is to be there if the next one raises
-    finally:
-        _in_use.update(pool.file for pool in pools if pool not in _held)
+    for pool in _live_pools():
+        pool.hold()
 
 
 def _after_fork_in_parent() -> None:
-    try:
-        while _held:
-            _held.pop().release()
-        _in_use.clear()
-    finally:
-        _fork_lock.release()
+    for pool in _live_pools():
+        pool.release()
 
 
 def _after_fork_in_child() -> None:
-    _inherited.update(_in_use)
-    _in_use.clear()
-    _held.clear()
-    for pool in list(_pools):
+    # Closing them here could delete the log that the parent goes on writing.
+    keep_for_ever([*_open])
+    _inherited.update(_open.values())
+    _open.clear()
+    for pool in _live_pools():
         pool.reset_after_fork()
-    _fork_lock.release()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+def _live_pools() -> list[PatientConnectionPool]:
+    return [pool for each in _pools.keyrefs() if (pool := each())]
+
+
+os.register_at_fork(before=_before_fork)
+for _ in range(2):  # for an exception that comes there, a signal handler's, say, ends only one
+    os.register_at_fork(after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

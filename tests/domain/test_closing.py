@@ -24,7 +24,7 @@ from concurrency import lasting_at_most
 from projections.mongo import MongoFactory, connect
 from receipts_check import read_ledger
 from scoring import Scoring, ScoringError
-from scoring.sqlite_pool import PatientConnectionPool
+from scoring.sqlite_pool import PatientConnectionPool, PooledConnection
 from support import make_grant, sqlite_env
 
 # In a process of its own, as what it is to show is that the process survives.
@@ -221,14 +221,14 @@ def test_a_connection_that_cannot_be_opened_holds_up_nobody(
     """The library's own pool keeps its lock on writing for ever then."""
     pool = pool_of(app)
 
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("too many open files")
 
     for is_writer in (True, False):
-        assert pool.hold()  # which closes all connections, so that one has to be opened
+        pool.hold()  # which closes all connections, so that one has to be opened
         pool.release()
         with monkeypatch.context() as patch:
-            patch.setattr(PatientConnectionPool, "_create_connection", fail)
+            patch.setattr(PooledConnection, "connect", fail)
             with pytest.raises(OSError, match="too many"):
                 pool.get_connection(is_writer=is_writer)
         pool.put_connection(pool.get_connection(1, is_writer=True))

@@ -124,6 +124,68 @@ with meanwhile(locking):
         assert in_child(lambda: (grant(0), grant(1))) == "('DUPLICATE', 'RECORDED')"
 assert grant(1) == "DUPLICATE"
 """
+_IN_A_CHILD = """
+import gc, signal
+from itertools import count
+from pathlib import Path
+from interrupts import interrupted
+
+gc.disable()  # so that errors which refer to themselves keep all that their frames refer to
+
+def in_a_child():
+    sys.setprofile(None)
+    signal.alarm(20)
+    files = [str(file.resolve()) for file in Path("/proc/self/fd").iterdir()]
+    was_open = sum("events.sqlite" in file for file in files)
+    return was_open, grant(0), *at_once(1, lambda _: grant(0)), len(told)
+
+told = []
+sys.unraisablehook = told.append
+well = "(0, 'DUPLICATE', 'DUPLICATE', 0)"
+"""
+_AN_INSERT_WAS_REFUSED = f"""{_IN_A_CHILD}
+assert grant(0) == "DUPLICATE"
+assert in_child(in_a_child) == well
+"""
+_WHEREVER_A_GRANT_WAS_INTERRUPTED = f"""{_IN_A_CHILD}
+errors = []
+for is_open in (True, False):
+    for place in count(1):
+        is_open and grant(0)
+        try:
+            interrupted(place, lambda: grant(place), "/sqlite")
+            break
+        except KeyboardInterrupt as error:
+            errors.append(error)
+        said = in_child(in_a_child)
+        assert said == well, (is_open, place, said)
+        assert grant(place) in {{"RECORDED", "DUPLICATE"}}
+    assert place > 20
+"""
+_WHEREVER_A_FORK_IS_INTERRUPTED = f"""{_IN_A_CHILD}
+def locking(over):
+    with app._scores._cache._lock:
+        begun.set()
+        over.wait()
+
+for place in count(1):
+    grant(0)
+    begun.clear()
+    with meanwhile(locking):
+        begun.wait()
+        said = interrupted(place, lambda: in_child(in_a_child), "scoring/", "eventsourcing/")
+    is_over = said == well and not told
+    is_refused = "in use when this process was forked" in said
+    assert is_refused or said.startswith(well.removesuffix("0)")), (place, said)
+    told.clear()
+    with lasting_at_most(10):
+        assert at_once(1, lambda _: grant(0)) == [grant(0)] == ["DUPLICATE"], place
+    said = in_child(in_a_child)
+    assert said == well, (place, said)
+    if is_over:
+        break
+assert place > 20
+"""
 
 
 PROGRAMS = {
@@ -134,6 +196,9 @@ PROGRAMS = {
     "others ask": _OTHERS_ASK_MEANWHILE,
     "locks are held": _LOCKS_ARE_HELD_BY_ANOTHER_THREAD,
     "another directory": _ANOTHER_DIRECTORY,
+    "an insert was refused": _AN_INSERT_WAS_REFUSED,
+    "a grant was interrupted": _WHEREVER_A_GRANT_WAS_INTERRUPTED,
+    "a fork is interrupted": _WHEREVER_A_FORK_IS_INTERRUPTED,
 }
 
 

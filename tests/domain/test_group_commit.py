@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -15,7 +14,6 @@ from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -29,6 +27,7 @@ import scoring.retries
 from command_line import run_python
 from concurrency import at_once, until
 from group_commit import Watched, commit_under_way, failing, together
+from interrupts import interrupted
 from receipts_check import check_receipts, read_ledger
 from scoring import Grant, GrantReceipt, GrantStatus, InvalidGrant, Scoring, ScoringError, UserScore
 from scoring.checkout import CheckOutCache
@@ -551,25 +550,6 @@ def test_whose_attempt_was_cut_short_finds_out_about_it_first(app: Watched) -> N
     assert [grants_in(events) for events in app.commits] == [["grant-0", "grant-1"], ["grant-2"]]
     receipts = [each.receipts()[0] for each in (first, second)]
     assert [each.status for each in receipts] == [GrantStatus.RECORDED] * 2
-
-
-def interrupted(number: int, call: Callable[[], T]) -> T:
-    """Make a call, and raise where an interrupt may come for the n-th time.
-
-    CPython looks for one as a function in Python begins and when one in C returns.
-    """
-    places = count(1)
-
-    def look(_frame: FrameType, event: str, _: object) -> None:
-        if event in {"call", "c_return"} and next(places) == number:
-            sys.setprofile(None)
-            raise KeyboardInterrupt
-
-    sys.setprofile(look)
-    try:
-        return call()
-    finally:
-        sys.setprofile(None)
 
 
 def _all_wait(app: Scoring, futures: list[Future[Any]]) -> bool:

@@ -123,15 +123,15 @@ def test_a_log_that_somebody_else_closes_meanwhile_is_not_missed(folder: Path) -
         one.grant(**make_grant(1).model_dump())
         pool = cast("SQLiteFactory", one.factory).datastore.pool
         assert isinstance(pool, PatientConnectionPool)
-        assert pool.hold()  # as at a fork: nothing is open here
+        pool.hold()  # as at a fork: nothing is open here
         pool.release()
         other = Scoring(sqlite_env(file))
         other.grant(**make_grant(2).model_dump())
-        connection = pool._create_connection()
+        connection = pool.get_connection()
         other.close()
         assert one.score_of("user-2").grant_count == 1
         pool.check_files()
-        connection.close()
+        pool.put_connection(connection)
         assert one.grant(**make_grant(3).model_dump()).status == "RECORDED"
 
 
