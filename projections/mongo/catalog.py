@@ -1,4 +1,4 @@
-"""Databases as ours are used, and collections by their UUIDs.
+"""Servers by their nodes, databases as ours are used, and collections by their UUIDs.
 
 A UUID says what a name does not: whether it is still the same collection.
 """
@@ -49,6 +49,18 @@ def database_of(client: MongoClient[Any], name: str) -> Database[Any]:
         )
     except InvalidName as error:
         raise InvalidSetting(setting, str(error)) from error
+
+
+def nodes_of(client: MongoClient[Any]) -> str:
+    """Return the nodes that a client knows, with their ports; it asks one of them first.
+
+    All of them, for a cluster with several ``mongos`` has no single address.
+
+    Raises:
+        PyMongoError: if no server is there.
+    """
+    client.admin.command("ping")
+    return ",".join(sorted(f"{host}:{port}" for host, port in client.nodes))
 
 
 def is_older_than_6_0(client: MongoClient[Any]) -> bool:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from projections.mongo.catalog import database_of
+from projections.mongo.catalog import database_of, nodes_of
 from projections.mongo.errors import translated
 
 if TYPE_CHECKING:
@@ -148,11 +148,9 @@ class Collections:
         return {**NOT_HELD, "shape": shape}
 
     def place(self) -> str:
-        """Return host, port and database, without credentials."""
+        """Return the nodes with their ports, and the database, without credentials."""
         with translated():
-            address = self.client.address
-        host = f"{address[0]}:{address[1]}" if address else "sharded cluster"
-        return f"{host}/{self.database.name}"
+            return f"{nodes_of(self.client)}/{self.database.name}"
 
 
 def suffixed(name: str, generation: int | None) -> str:

@@ -14,6 +14,7 @@ from eventsourcing.application import Application
 from eventsourcing.persistence import StoredEvent, Tracking
 from eventsourcing.utils import Environment
 from pymongo import MongoClient
+from pymongo.errors import InvalidOperation
 from pymongo.read_preferences import Nearest, ReadPreference
 
 from event_store import damaged
@@ -180,6 +181,20 @@ def test_every_event_and_snapshot_is_written_and_read_by_a_majority(
     ended += [command for command in commands.sent if "commitTransaction" in command]
     assert {command["readConcern"]["level"] for command in asked} == {"majority"}
     assert {command["writeConcern"]["w"] for command in ended} == {"majority"}
+
+
+def test_a_cluster_with_several_mongos_is_named_by_all_of_them(
+    mongo_uri: str, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver has no single address of such a one."""
+
+    def address(_: object) -> None:
+        raise InvalidOperation("load balancing among mongoses")
+
+    monkeypatch.setattr(MongoClient, "address", property(address))
+    with ScoreLedger.open(mongo=database, events="mongo", worker=False) as ledger:
+        status = ledger.status()
+    assert status.read_model == f"{mongo_uri.split('/')[2].rpartition('@')[2]}/{database.name}"
 
 
 def test_an_application_that_was_closed_is_collected_without_a_word(

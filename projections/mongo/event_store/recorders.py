@@ -16,6 +16,7 @@ from eventsourcing.persistence import (
 )
 from pymongo import DESCENDING
 
+from projections.mongo.catalog import nodes_of
 from projections.mongo.event_store.aggregate_recorder import MongoRecorder
 from projections.mongo.event_store.chain import EventChain
 from projections.mongo.event_store.commits import Commit, together
@@ -130,9 +131,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
     def place(self) -> str:
         """Return where the events are: the nodes of the set, database and collection."""
         with self._asking():
-            self._client.admin.command("ping")
-            nodes = sorted(f"{host}:{port}" for host, port in self._client.nodes)
-        return f"{','.join(nodes)}/{self._events.full_name}"
+            return f"{nodes_of(self._client)}/{self._events.full_name}"
 
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         return Commit([encoded(event) for event in stored_events], kwargs.get("tracking"))
