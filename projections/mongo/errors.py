@@ -6,6 +6,7 @@ through ``translated`` and is an error of ours.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -88,6 +89,10 @@ class Code(IntEnum):
     RESULTING_DOCUMENT_TOO_LARGE = 17419
     UPSERTED_DOCUMENT_TOO_LARGE = 17420
 
+
+# It quotes all of a command that it does not allow; the name of it and of the collection will do.
+_COMMAND: Final = re.compile(r"(?<=to execute command )\{ (\w+): (?:\"([^\"]*)\")?.*", re.DOTALL)
+_NAMED: Final = r"\1 \2"
 
 _AUTHENTICATION: Final = frozenset({Code.UNAUTHORIZED, Code.AUTHENTICATION_FAILED})
 
@@ -342,7 +347,8 @@ def in_words(error: PyMongoError) -> str:
         )
     elif is_access_refused(error):
         sentence = (
-            f"MongoDB refused access ({said}): check the user, password and roles in MONGO_URI"
+            f"MongoDB refused access ({_COMMAND.sub(_NAMED, said)}): check the user, password and "
+            "roles in MONGO_URI"
         )
     elif Code.API_STRICT_ERROR in _codes(error):
         sentence = (

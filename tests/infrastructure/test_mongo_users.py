@@ -18,8 +18,8 @@ from projections import ProjectionError, ScoreLedger
 from projections.errors import NameTaken, ReadModelGone
 from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
-from scoring import InvalidSetting, Scoring
-from support import make_grant, sqlite_env
+from scoring import InvalidSetting, Scoring, ScoringError
+from support import make_grant, mongo_env, sqlite_env
 
 
 @pytest.fixture
@@ -83,6 +83,17 @@ def test_a_user_who_may_only_read_can_read(
     for command in (["leaderboard", "--by", "ledger"], ["user", "jane"], ["status"]):
         done = cli(*command)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_write_that_is_refused_is_named_without_what_was_to_be_written(
+    new_uri: Callable[..., str], database: Any
+) -> None:
+    """The server quotes all of a command that it does not allow, with the events in it."""
+    env = {"CREATE_TABLE": "no", **mongo_env(new_uri("read", database.name), database.name)}
+    with Scoring(env) as scoring, pytest.raises(ScoringError) as refused:
+        scoring.grant(**make_grant(1).model_dump())
+    assert "to execute command insert scoring_events): check the user" in str(refused.value)
+    assert "user-1" not in str(refused.value)
 
 
 def test_a_reader_creates_nothing(database: Any, tmp_path: Path) -> None:
