@@ -24,6 +24,7 @@ from projections.drift import (
     open_balances,
 )
 from projections.errors import LedgerNotOpen, ProjectionError
+from projections.events.stores import place_of
 from projections.freshness import Freshness
 from projections.migration.comparison import SETTLE_SECONDS, OldComparison
 from projections.mongo import MongoScoreView
@@ -183,6 +184,11 @@ class ScoreLedger:
             read_model = stores.read_model()
             if not any_shape:
                 read_model.generations.check_shape()
+            logger.info(
+                "opening a ledger: events in %s, read model in MongoDB at %s",
+                place_of(scoring.env),
+                read_model.place(),
+            )
             ledger = cls(
                 scoring=scoring,
                 view=stack.enter_context(closing(MongoScoreView(read_model))),

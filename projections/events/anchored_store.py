@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from projections.errors import EventStoreReplaced
 from projections.events.anchor import Anchor
 from projections.events.model import stream_name
-from projections.events.stores import kind_of
+from projections.events.stores import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,9 +88,8 @@ class AnchoredStore:
 
     def _replaced(self, expected: str, found: str) -> EventStoreReplaced:
         """Return the error that says what was expected and found."""
-        kind = kind_of(self._scoring.env)
         return EventStoreReplaced(
-            event_store=" ".join([kind.module, *kind.located(self._scoring.env).values()]),
+            event_store=place_of(self._scoring.env),
             read_model=self._read_model.place(),
             expected=expected,
             found=found,
@@ -100,7 +99,7 @@ class AnchoredStore:
         identity = self._identity()
         if not identity:
             return "no event at all"
-        whose = "an other state of the same store"
+        whose = "another state of the same store"
         if identity != anchor.identity:
             whose = "another store, which begins with another event"
         if found:

@@ -83,6 +83,12 @@ def checked_events(events: object, *, argument: str) -> Events:
     raise ValueError(f"{argument} must be one of {names}; got {events!r}")
 
 
+def place_of(env: Mapping[str, str]) -> str:
+    """Return which event store the library's variables name, in words."""
+    kind = kind_of(env)
+    return " ".join([kind.module or "memory", *kind.located(env).values()])
+
+
 def kind_of(env: Mapping[str, str]) -> EventStoreKind:
     """Return the kind of event store that the library's variables choose."""
     module = env.get("PERSISTENCE_MODULE") or ""

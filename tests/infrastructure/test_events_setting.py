@@ -137,6 +137,20 @@ def test_the_argument_beats_the_variable(
         assert ledger.status().event_store == "eventsourcing.sqlite"
 
 
+@pytest.mark.parametrize("events", ["sqlite", "mongo"])
+def test_opening_says_in_the_log_where_events_and_read_model_are(
+    database: Any, tmp_path: Path, events: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever names a MongoDB only may believe that everything is kept there."""
+    caplog.set_level("INFO", "projections.ledger")
+    with ScoreLedger.open(mongo=database, events=events, folder=tmp_path, worker=False) as ledger:
+        status = ledger.status()
+    events_place = f"events in {status.event_store} {status.events}"
+    assert caplog.messages == [
+        f"opening a ledger: {events_place}, read model in MongoDB at {status.read_model}"
+    ]
+
+
 def test_who_only_looks_makes_no_events(database: Any) -> None:
     """Neither with ``create=False`` nor with ``read_only=True``; the sentence says where."""
     looking: list[dict[str, Any]] = [{"create": False}, {"read_only": True}]
