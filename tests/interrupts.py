@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -28,8 +29,10 @@ def interrupted(number: int, call: Callable[[], T], *within: str) -> T:
             sys.setprofile(None)
             raise KeyboardInterrupt
 
+    gc.disable()  # or a finaliser of an earlier test's may be what is interrupted, and ignore it
     sys.setprofile(look)
     try:
         return call()
     finally:
         sys.setprofile(None)
+        gc.enable()

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 from opentelemetry import propagate, trace
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
 
 from concurrency import until
@@ -130,10 +131,15 @@ def test_one_trace_leads_from_the_client_to_the_projection(
         propagate.inject(headers)
     answer = http.post("/grants", params={"wait_seconds": 10}, headers=headers, json=AWARD)
     assert answer.status_code == 201
-    until(lambda: telemetry.spans_named("POST /grants"))
+
+    def linked() -> list[ReadableSpan]:
+        return [batch for batch in telemetry.spans_named("project score_grants") if batch.links]
+
+    # Both end after what they are about can be seen.
+    until(lambda: telemetry.spans_named("POST /grants") and linked())
     request = telemetry.spans_named("POST /grants")
     (insert,) = telemetry.spans_named("INSERT stored_events")
-    (batch,) = [b for b in telemetry.spans_named("project score_grants") if b.links]
+    (batch,) = linked()
     assert request[0].kind is SpanKind.SERVER
     assert request[0].parent is not None
     assert request[0].parent.span_id == span.get_span_context().span_id
