@@ -31,6 +31,8 @@ class LossyProxy:
 
     def close(self) -> None:
         self.passing.set()
+        # Or the thread would go on accepting, and for the next one to whom the number is given.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _accept(self) -> None:
