@@ -183,6 +183,18 @@ def test_every_event_and_snapshot_is_written_and_read_by_a_majority(
     assert {command["writeConcern"]["w"] for command in ended} == {"majority"}
 
 
+def test_a_worker_that_waits_for_events_leaves_others_the_only_connection(
+    mongo_uri: str, database: Any
+) -> None:
+    """It asks again and again, and the pool is not fair."""
+    with (
+        MongoClient[Any](mongo_uri, maxPoolSize=1) as client,
+        ScoreLedger.open(mongo=client, mongo_database=database.name, events="mongo") as ledger,
+    ):
+        for number in range(5):
+            ledger.wait(ledger.grant(**make_grant(number).model_dump()))
+
+
 def test_a_cluster_with_several_mongos_is_named_by_all_of_them(
     mongo_uri: str, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

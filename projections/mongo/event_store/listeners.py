@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pymongo.collection import Collection
 
 _AWAIT_MILLISECONDS: Final = 250
+_BREATH_SECONDS: Final = 0.005
 _PAUSE_SECONDS: Final = 1.0
 
 
@@ -68,6 +69,9 @@ class Listeners:
                     while not nobody.is_set():
                         if stream.try_next() is not None:
                             self.notify()
+                        else:
+                            # The connection may be the only one: let others have it first.
+                            nobody.wait(_BREATH_SECONDS)
             except PyMongoError:
                 self.notify()
                 nobody.wait(_PAUSE_SECONDS)
