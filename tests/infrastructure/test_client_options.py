@@ -147,7 +147,7 @@ class UpperCase(TypeDecoder):
         {"type_registry": TypeRegistry([UpperCase()])},
         {"document_class": RawBSONDocument},
     ],
-    ids=lambda options: "+".join(options),  # not what they are, which may be told by an address
+    ids="+".join,  # not what they are, which may be told by an address
 )
 def test_every_event_and_snapshot_is_written_and_read_by_a_majority(
     mongo_uri: str, options: dict[str, Any]
