@@ -33,6 +33,7 @@ from projections.mongo.event_store import (
     MongoAggregateRecorder,
     MongoApplicationRecorder,
     MongoProcessRecorder,
+    MongoTrackingRecorder,
 )
 from projections.mongo.event_store.chain import EventChain
 from projections.mongo.event_store.documents import MAX_EVENTS
@@ -298,6 +299,19 @@ def test_a_page_is_as_long_as_asked_for_wherever_it_begins(recorder: MongoProces
     recorder.insert_events([replace(event, topic="wanted") for event in events("b", 1)])
     [found] = recorder.select_notifications(start=2, limit=1, topics=["wanted"])
     assert (found.id, found.originator_id) == (3, "b")
+
+
+@pytest.mark.parametrize("kind", [MongoTrackingRecorder, MongoProcessRecorder])
+def test_sessions_that_wrote_transactions_are_forgotten_in_time(
+    client: MongoClient[Any], database: str, kind: type[MongoTrackingRecorder]
+) -> None:
+    """Those of views, too, which record no events."""
+    recorder = kind(client, database, "test")
+    recorder.prepare()
+    recorder.insert_tracking_with(Tracking("up", 1), lambda session: session)
+    [writers] = client[database].list_collections(filter={"name": {"$regex": "writers"}})
+    indexes = client[database][writers["name"]].index_information().values()
+    assert [index["expireAfterSeconds"] for index in indexes if index["key"] != [("_id", 1)]]
 
 
 def test_a_view_whose_own_write_meets_a_duplicate_is_told_and_has_not_moved(

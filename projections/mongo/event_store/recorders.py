@@ -66,6 +66,11 @@ class _ChainRecorder(MongoRecorder):
         self._queue: CommitQueue[Commit] = CommitQueue(self._append, max_members=MAX_EVENTS)
         self.listeners = Listeners(self._events)
 
+    def prepare(self) -> None:
+        """Create what commits need besides their collections."""
+        with self._asking():
+            self._chain.prepare()
+
     def _foundations(self) -> Foundations | None:
         return None
 
@@ -89,7 +94,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         """Create the collections and the index that makes events unique."""
         with self._asking():
             self._events.create_indexes([UNIQUE_EVENTS])
-            self._chain.prepare()
+        super().prepare()
 
     def insert_events(
         self, stored_events: Sequence[StoredEvent], **kwargs: Any
