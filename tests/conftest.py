@@ -76,7 +76,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests on three nodes, so that one worker has them all and starts the nodes."""
+    """Begin with the tests on three nodes, so that one worker has them all and starts the nodes.
+
+    And refuse names with an address in them: to parallel workers they would be different tests.
+    """
+    assert not [item.nodeid for item in items if " at 0x" in item.nodeid]
     items.sort(key=lambda item: "replica_set" not in getattr(item, "fixturenames", ()))
 
 
