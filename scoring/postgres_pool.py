@@ -57,7 +57,16 @@ class BoundedConnection(Connection[DictRow]):
     that leaving transaction and pipeline cannot put another error in its place. The pool closes it.
     """
 
+    pool: BoundedConnectionPool | None = None
+    """Which counts it, once it is set up."""
     _no_answer: NoAnswer | None = None
+
+    def __del__(self, *args: Any) -> None:
+        if self.pool is not None and not self.closed:
+            # An exception, from a signal handler, say, came between the pool and who asked for it:
+            # for ever the pool would wait for it to be returned.
+            self.pool.count_out()
+        super().__del__(*args)
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> BoundedConnection:
@@ -70,6 +79,19 @@ class BoundedConnection(Connection[DictRow]):
             raise
         tell("")
         return connection
+
+    def rollback(self) -> None:
+        """Roll back, as psycopg does, or close what it would not let be used again.
+
+        Raises:
+            ProgrammingError: within a block of ``transaction()``, where one may have been left by
+                an exception that came before it was entered.
+        """
+        try:
+            super().rollback()
+        except psycopg.ProgrammingError:
+            self.close()
+            raise
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
         """Carry out an operation, as psycopg does.
@@ -143,6 +165,18 @@ class BoundedConnectionPool(ConnectionPool[BoundedConnection]):
     def _note(self, trouble: str) -> None:
         self._trouble = trouble
 
+    def count_out(self) -> None:
+        """Let another connection take the place of one that was lost."""
+        self._nconns -= 1
+
+    def _maybe_grow_pool(self) -> None:
+        before = self._nconns, self._growing
+        try:
+            super()._maybe_grow_pool()
+        except BaseException:
+            self._nconns, self._growing = before  # else nobody would ever open one
+            raise
+
     def open(self, *args: Any, **kwargs: Any) -> None:
         """Open the pool, as psycopg's does.
 
@@ -176,8 +210,9 @@ def bounded_pool(datastore: PostgresDatastore) -> BoundedConnectionPool:
     def configure(connection: BoundedConnection) -> None:
         configured(connection)
         connection.execute(_LIMIT_THE_SERVER, (f"{datastore.lock_timeout}s",))
+        connection.pool = pool
 
-    return BoundedConnectionPool(
+    pool = BoundedConnectionPool(
         get_password_func=theirs.get_password_func,
         connection_class=BoundedConnection,
         kwargs={**theirs.kwargs, **_NETWORK_LIMITS, "connect_timeout": int(theirs.timeout)},
@@ -192,3 +227,4 @@ def bounded_pool(datastore: PostgresDatastore) -> BoundedConnectionPool:
         # By default it pauses longer and longer, up to minutes after the server is back.
         reconnect_timeout=theirs.timeout,
     )
+    return pool
