@@ -38,6 +38,7 @@ from projections.mongo.event_store import (
 from projections.mongo.event_store.chain import EventChain
 from projections.mongo.event_store.documents import MAX_EVENTS
 from scoring.event_store import StoreWentBack
+from scoring.retries import TimeLimit
 
 
 @pytest.fixture
@@ -341,6 +342,26 @@ def test_a_commit_that_loses_every_race_ends_in_time(
     with pytest.raises(OperationalError, match="others were faster"):
         recorder.insert_events(events("b", 1))
     assert recorded(recorder) == [(1, "a", 1)]
+
+
+def test_a_command_that_has_little_time_left_asks_no_longer_than_that(
+    recorder: MongoProcessRecorder, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the limits of what it reads and of what it writes add up."""
+    monkeypatch.setattr("scoring.retries.MAX_SECONDS", 0.5)
+    with (
+        failing(mongo_uri, "aggregate", blockConnection=True, blockTimeMS=2000),
+        TimeLimit(),
+        pytest.raises(OperationalError),
+    ):
+        recorder.select_events("a")
+    with (
+        failing(mongo_uri, "insert", errorCode=91),
+        lasting_at_most(15),
+        TimeLimit(),
+        pytest.raises(OperationalError),
+    ):
+        recorder.insert_events(events("a", 1))
 
 
 def test_what_may_be_recorded_is_not_said_to_be_refused(

@@ -17,6 +17,7 @@ from projections.mongo.event_store.documents import (
 )
 from projections.mongo.event_store.errors import CLOSED, persistence_errors
 from projections.mongo.event_store.lookups import CONDITIONS_AT_ONCE
+from scoring.retries import remaining_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +51,8 @@ class MongoRecorder(Recorder):
     @contextmanager
     def _asking(self) -> Iterator[None]:
         self._check_open()
-        with persistence_errors(), pymongo.timeout(_READ_SECONDS):
+        seconds = min(_READ_SECONDS, remaining_seconds())
+        with persistence_errors(), pymongo.timeout(seconds):
             yield
 
 

@@ -57,6 +57,7 @@ from projections.mongo.event_store.errors import DRIVER_ERRORS, as_persistence_e
 from projections.mongo.event_store.writers import Writers
 from projections.mongo.sessions import discarding
 from scoring.forks import call_in_child
+from scoring.retries import remaining_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -72,11 +73,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_SECONDS: Final = 25.0
-"""How long a commit is tried: less than a command of the write side has."""
+"""How long a commit is tried: less than a command of the write side has; or what that has left."""
 
 _DOCUMENT_SECONDS: Final = 3.0
 _TRANSACTION_SECONDS: Final = 10.0
 """How long one attempt may take before somebody dead is looked for who holds it up."""
+_LEAST_SECONDS: Final = 1.0
+"""How long it may take in any case."""
 
 _FIRST_PAUSE_SECONDS: Final = 0.001
 _LONGEST_PAUSE_SECONDS: Final = 0.25
@@ -126,15 +129,16 @@ class EventChain:
     def append(self, commits: Sequence[Commit]) -> None:
         """Record commits in one document or transaction; each is told how it went."""
         token = urandom(8)
-        until = time.monotonic() + _MAX_SECONDS
+        until = time.monotonic() + min(_MAX_SECONDS, remaining_seconds())
         pause = _FIRST_PAUSE_SECONDS
         events = sum(len(commit.events) for commit in commits)
         seconds = _DOCUMENT_SECONDS if events <= MAX_EVENTS else _TRANSACTION_SECONDS
         # A leader that was interrupted may have recorded them.
         has_failed = any(commit.is_unknown for commit in commits)
         while waiting := [commit for commit in commits if not commit.is_over]:
+            left = max(_LEAST_SECONDS, until - time.monotonic())
             try:
-                with discarding(self._client), pymongo.timeout(seconds):
+                with discarding(self._client), pymongo.timeout(min(seconds, left)):
                     if has_failed:
                         self._recognise(waiting)
                         has_failed = False
