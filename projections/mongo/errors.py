@@ -18,6 +18,7 @@ from pymongo.errors import (
     InvalidOperation,
     NotPrimaryError,
     OperationFailure,
+    ProtocolError,
     PyMongoError,
     ServerSelectionTimeoutError,
     WriteConcernError,
@@ -173,7 +174,8 @@ _WRITE_CONCERN_CANNOT_BE_MET: Final = frozenset(
 def is_transient(error: PyMongoError) -> bool:
     """Tell whether an error may pass by itself, so that trying again makes sense."""
     return (
-        isinstance(error, ConnectionFailure)
+        # The latter, an answer to what another command has asked, costs the connection, too.
+        isinstance(error, ConnectionFailure | ProtocolError)
         or error.timeout
         or any(error.has_error_label(label) for label in _TRANSIENT_LABELS)
         or not _codes(error).isdisjoint(_TRANSIENT)

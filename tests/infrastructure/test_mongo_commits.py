@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from bson.codec_options import CodecOptions
 from eventsourcing.persistence import (
     ConnectionPoolClosedError,
     DataError,
@@ -22,6 +23,7 @@ from eventsourcing.persistence import (
 )
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
+from pymongo.message import _op_msg
 
 from command_line import run_python
 from concurrency import lasting_at_most, until
@@ -462,3 +464,17 @@ def test_parent_and_child_go_on_after_a_fork(mongo_uri: str, database: str) -> N
     assert (done.returncode, done.stderr) == (0, "")
     # Two events a grant, and one that begins the stream of each of the seven users.
     assert int(done.stdout) == 2 * 2 * 15 + 7
+
+
+def test_an_answer_that_nobody_has_read_is_not_taken_for_that_of_a_commit(
+    recorder: MongoProcessRecorder,
+) -> None:
+    """As after an exception from a signal handler: it does not say what the commit has done."""
+    recorder.insert_events(events("first", 1))
+    topology: Any = recorder._client._topology
+    for server in topology._servers.values():
+        for connection in server.pool.conns:
+            _, ping, *_ = _op_msg(0, {"ping": 1, "$db": "admin"}, "admin", None, CodecOptions())
+            connection.send_message(ping, 0)
+    recorder.insert_events(events("second", 1))
+    assert [stream for _, stream, _ in recorded(recorder)] == ["first", "second"]
