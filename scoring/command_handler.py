@@ -429,7 +429,8 @@ class CommandHandler(ABC, Generic[CommandT, ReceiptT, StepT]):
         self.learn(self.write_side.scores.originals_of(self.unknown_ids(commands)))
 
     def _exhausted(self, failure: Exception, retries: Retries, limit: TimeLimit) -> str:
-        tried = f"{retries.failures} times in {limit.elapsed_seconds:.0f} seconds"
+        times = "once" if retries.failures == 1 else f"{retries.failures} times"
+        tried = f"{times} in {limit.elapsed_seconds:.0f} seconds"
         if isinstance(failure, IntegrityError):
             return (
                 f"{self._subject} lost the race for their users' streams {tried} and were "

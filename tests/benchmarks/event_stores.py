@@ -90,10 +90,9 @@ def event_stores(folder: Path, report: Report) -> None:
         *,
         pair: tuple[Scoring, Scoring] | None = None,
         name: str = POSTGRES_LEDGER,
-        rounds: int = ROUNDS,
     ) -> None:
         ours, other = pair or (mine, theirs)
-        a, b = in_turns(lambda: work(ours), lambda: work(other), rounds=rounds)
+        a, b = in_turns(lambda: work(ours), lambda: work(other), rounds=ROUNDS)
         report.rates(f"{what}, MongoDB", size, a, name, b, at_least=at_least)
 
     def compare_with_recorder(threads: int, at_least: float | None) -> None:
@@ -155,12 +154,11 @@ def event_stores(folder: Path, report: Report) -> None:
                 wanted,
                 pair=pair,
                 name=name,
-                rounds=3,
             )
         taken = list(islice(grants(), many))
         for app in (mine, theirs):
             app.grant_many(taken)
-        compare("grant_many, all taken", lambda app: app.grant_many(taken), many, 1, rounds=3)
+        compare("grant_many, all taken", lambda app: app.grant_many(taken), many, 1)
         stop = min(app.recorder.max_notification_id() or 0 for app in (mine, theirs))
         topics = (get_topic(UserScore.GrantRecorded), get_topic(UserScore.BucketSet))
 
