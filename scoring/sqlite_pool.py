@@ -78,8 +78,9 @@ class PooledConnection(SQLiteConnection):
 
     def connect(self, name: str, **options: Any) -> sqlite3.Connection:
         """Connect to a file, as SQLite does."""
-        # No exception can come between the two, nor in cursor().
-        self._sqlite_conn = sqlite3.connect(name, **options)
+        # What is opened must be known before: dropped, it would stay open until it is collected.
+        self._sqlite_conn = sqlite3.Connection.__new__(sqlite3.Connection)
+        sqlite3.Connection.__init__(self._sqlite_conn, name, **options)
         return self._sqlite_conn
 
     def cursor(self) -> SQLiteCursor:
@@ -103,11 +104,13 @@ class PooledConnection(SQLiteConnection):
         if self._cursor is not None:
             self._cursor.close()
             self._cursor = None
-        if self._sqlite_conn is not None:
-            try:
+        try:
+            if self._sqlite_conn is not None:
                 self._sqlite_conn.close()
-            finally:
-                _open.pop(self, None)
+        except sqlite3.ProgrammingError:
+            pass  # it was not opened
+        finally:
+            _open.pop(self, None)
 
 
 class PatientConnectionPool(SQLiteConnectionPool):
