@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from functools import partial
@@ -16,12 +17,16 @@ from scoring import Scoring
 from scoring.postgres_pool import BoundedConnectionPool, bounded_pool
 from support import make_grant
 
+# psycopg leaves generators behind, which fail when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture
 def app(postgres: PostgresServer) -> Iterator[Scoring]:
     env = postgres.new_env(POSTGRES_POOL_SIZE="0", POSTGRES_MAX_OVERFLOW="2")
     with Scoring(env) as app:
         yield app
+    gc.collect()  # or a later test would be told of it
 
 
 def is_interrupted(place: int, call: Callable[[], object]) -> bool:
@@ -59,8 +64,6 @@ def test_wherever_a_connection_is_opened_it_is_not_lost(app: Scoring) -> None:
     assert place > 30
 
 
-# psycopg leaves generators behind, whose closing is interrupted then.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_wherever_a_grant_is_interrupted_its_connection_is_not_lost(app: Scoring) -> None:
     """Nor given to others in a state in which they cannot use it."""
     factory: Any = app.factory
