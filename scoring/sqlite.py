@@ -17,7 +17,7 @@ from eventsourcing.sqlite import (
 )
 
 from scoring.event_store import LAST_VERSION, GaplessRecorder, StoreWentBack
-from scoring.sqlite_pool import PatientConnectionPool, PooledConnection
+from scoring.sqlite_pool import PatientConnectionPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from eventsourcing.sqlite import SQLiteCursor
 
     from scoring.event_store import Place
+    from scoring.sqlite_connection import PooledConnection
 
 
 class PatientDatastore(SQLiteDatastore):

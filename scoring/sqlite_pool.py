@@ -31,11 +31,11 @@ from eventsourcing.sqlite import (
     SQLITE3_DEFAULT_LOCK_TIMEOUT,
     SQLiteConnection,
     SQLiteConnectionPool,
-    SQLiteCursor,
 )
 
 from scoring.errors import ScoringError
 from scoring.forks import keep_for_ever
+from scoring.sqlite_connection import PooledConnection, open_connections
 from scoring.sqlite_files import OpenFiles
 
 if TYPE_CHECKING:
@@ -57,60 +57,8 @@ same pages. With 4,000 the slowest hundredth of single grants, which wait for it
 """
 
 _pools: WeakKeyDictionary[PatientConnectionPool, None] = WeakKeyDictionary()
-_open: dict[SQLiteConnection, Path] = {}
-"""The file of each connection to one, from before it is opened until it is closed."""
 _inherited: set[Path] = set()
 """Files that were in use when this process was forked."""
-
-
-class PooledConnection(SQLiteConnection):
-    """A connection that its pool knows before it is opened, and may open again.
-
-    Attributes:
-        closed: Whether it has to be opened.
-    """
-
-    closed = True
-    _cursor: sqlite3.Cursor | None = None
-
-    def __init__(self) -> None:
-        super().__init__(None, max_age=None)  # type: ignore[arg-type]
-
-    def connect(self, name: str, **options: Any) -> sqlite3.Connection:
-        """Connect to a file, as SQLite does."""
-        # What is opened must be known before: dropped, it would stay open until it is collected.
-        self._sqlite_conn = sqlite3.Connection.__new__(sqlite3.Connection)
-        sqlite3.Connection.__init__(self._sqlite_conn, name, **options)
-        return self._sqlite_conn
-
-    def cursor(self) -> SQLiteCursor:
-        """Return a cursor, for until the next one is asked for."""
-        self._cursor = self._sqlite_conn.cursor()
-        return SQLiteCursor(self._cursor)
-
-    def rollback(self) -> None:
-        """End statement and transaction, wherever an exception, a signal handler's, say, left them.
-
-        A transaction keeps all other processes from writing, and this one from beginning anything.
-        A statement lasts as long as a traceback that has its cursor, and with it SQLite does not
-        close the files.
-        """
-        if self._cursor is not None:
-            self._cursor.close()
-        self._sqlite_conn.rollback()
-
-    def _close(self) -> None:
-        self.closed = True
-        if self._cursor is not None:
-            self._cursor.close()
-            self._cursor = None
-        try:
-            if self._sqlite_conn is not None:
-                self._sqlite_conn.close()
-        except sqlite3.ProgrammingError:
-            pass  # it was not opened
-        finally:
-            _open.pop(self, None)
 
 
 class PatientConnectionPool(SQLiteConnectionPool):
@@ -318,7 +266,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
                 self._files.make_private()
             if not self._is_open:
                 self._files.log_closed()
-            _open[connection] = self.file
+            open_connections[connection] = self.file
         try:
             opened = connection.connect(
                 self.db_name,
@@ -355,7 +303,7 @@ class PatientConnectionPool(SQLiteConnectionPool):
 
     @property
     def _is_open(self) -> bool:
-        return not _open.keys().isdisjoint([*self._pool, *self._in_use.values()])
+        return not open_connections.keys().isdisjoint([*self._pool, *self._in_use.values()])
 
     def _check_inheritance(self) -> None:
         if _inherited and self.file in _inherited:
@@ -395,9 +343,9 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     # Closing them here could delete the log that the parent goes on writing.
-    keep_for_ever([*_open])
-    _inherited.update(_open.values())
-    _open.clear()
+    keep_for_ever([*open_connections])
+    _inherited.update(open_connections.values())
+    open_connections.clear()
     for pool in _live_pools():
         pool.reset_after_fork()
 

@@ -24,7 +24,8 @@ from concurrency import lasting_at_most
 from projections.mongo import MongoFactory, connect
 from receipts_check import read_ledger
 from scoring import Scoring, ScoringError
-from scoring.sqlite_pool import PatientConnectionPool, PooledConnection
+from scoring.sqlite_connection import PooledConnection
+from scoring.sqlite_pool import PatientConnectionPool
 from support import make_grant, sqlite_env
 
 # In a process of its own, as what it is to show is that the process survives.
