@@ -90,7 +90,7 @@ class Lease:
                 f"the MongoDB in {self._layout.folder} was being stopped by somebody else for more "
                 f"than {deadline.seconds:g} s: see {self._layout.log}"
             )
-        self._users.write("")
+        self._users.write("")  # what the one before wished is over
 
     def _await_supervisors_end(self) -> None:
         patience = Deadline(_UNSEEN_STOP_SECONDS)

@@ -98,7 +98,7 @@ class FileLock:
         return self._file.read().decode()
 
     def write(self, text: str) -> None:
-        """Replace the file's text; for who holds the lock."""
+        """Replace the file's text; for a holder of the lock."""
         self._file.truncate(0)
         self._file.write(text.encode())
 

@@ -1,4 +1,4 @@
-"""Making and closing clients, with the time limits that they work under."""
+"""Making, using and closing clients: their time limits, servers, and databases as ours are used."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 import pymongo
+from bson.codec_options import CodecOptions
 from pymongo import MongoClient
-from pymongo.errors import ConfigurationError
+from pymongo.errors import ConfigurationError, InvalidName
+from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
+from pymongo.write_concern import WriteConcern
 
 from projections.errors import ReadModelUnavailable
 from projections.mongo.errors import translated
-from projections.mongo.liveness import GOODBYE_SECONDS
 from scoring import InvalidSetting
 
 if TYPE_CHECKING:
-    from projections.mongo.collections import Document
+    from pymongo.database import Database
+
 
 DEFAULT_DATABASE: Final = "score_ledger"
+
+GOODBYE_SECONDS: Final = 0.25
+"""How long a server is waited for by somebody who is leaving it."""
 
 # The driver asks each server all the time whether it is there: a frozen one is noticed after the
 # second and the third of these together, and then every other question to it is given up, too.
@@ -28,7 +35,7 @@ _TIME_LIMITS: Final[dict[str, Any]] = {
 }
 
 
-def connect(uri: str) -> MongoClient[Document]:
+def connect(uri: str) -> MongoClient[Any]:
     """Return a client for a URI; it connects when first used.
 
     What the URI says of time limits holds; unless it does, a server that does not answer any more
@@ -58,7 +65,7 @@ def _is_unescaped(uri: str) -> bool:
     return re.search(r"[@:/?#\[\]]|%(?![0-9A-Fa-f]{2})", user + password) is not None
 
 
-def database_in_path(client: MongoClient[Document]) -> str:
+def database_in_path(client: MongoClient[Any]) -> str:
     """Return the database that the client's URI names in its path, or else the default.
 
     One of the server's own there says where the user is known, not where documents go.
@@ -67,7 +74,47 @@ def database_in_path(client: MongoClient[Document]) -> str:
     return DEFAULT_DATABASE if name in {"admin", "local", "config"} else name
 
 
-def check_server(client: MongoClient[Document]) -> None:
+def database_of(client: MongoClient[Any], name: str) -> Database[Any]:
+    """Return a database that is used as ours are, whatever the options of its client say.
+
+    A majority has what was read and what was written, the primary is asked, and documents are
+    decoded without what an application has registered for its own.
+
+    Raises:
+        InvalidSetting: if no database can have this name, or MongoDB keeps data of its own there.
+    """
+    setting = "MONGO_DATABASE, or the argument mongo_database,"
+    if name in {"config", "local"}:
+        raise InvalidSetting(
+            setting,
+            f"MongoDB keeps data of its own in {name!r}, without transactions or without copies on "
+            "other nodes: name another database",
+        )
+    try:
+        return client.get_database(
+            name,
+            codec_options=CodecOptions(tz_aware=True),
+            read_preference=ReadPreference.PRIMARY,
+            read_concern=ReadConcern("majority"),
+            write_concern=WriteConcern("majority"),
+        )
+    except InvalidName as error:
+        raise InvalidSetting(setting, str(error)) from error
+
+
+def nodes_of(client: MongoClient[Any]) -> str:
+    """Return the nodes that a client knows, with their ports; it asks one of them first.
+
+    All of them, for a cluster with several ``mongos`` has no single address.
+
+    Raises:
+        PyMongoError: if no server is there.
+    """
+    client.admin.command("ping")
+    return ",".join(sorted(f"{host}:{port}" for host, port in client.nodes))
+
+
+def check_server(client: MongoClient[Any]) -> None:
     """Check that the server can do transactions.
 
     Raises:
@@ -99,7 +146,7 @@ def why_unusable(client: MongoClient[Any]) -> str | None:
     return None
 
 
-def close(client: MongoClient[Document]) -> None:
+def close(client: MongoClient[Any]) -> None:
     """Close a client; the server is told, but not waited for if it does not answer."""
     with pymongo.timeout(GOODBYE_SECONDS):
         client.close()

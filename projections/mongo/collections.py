@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
-from projections.mongo.catalog import database_of, nodes_of
+from projections.mongo.client import database_of, nodes_of
 from projections.mongo.errors import translated
 
 if TYPE_CHECKING:

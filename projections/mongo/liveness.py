@@ -15,6 +15,7 @@ import pymongo
 from pymongo.errors import PyMongoError
 from pymongo.write_concern import WriteConcern
 
+from projections.mongo.client import GOODBYE_SECONDS
 from projections.mongo.collections import seconds_ago
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 SILENT_AFTER_SECONDS: Final = 5
 """A worker that has not been heard of for so long may be aborted by one that it holds up."""
-
-GOODBYE_SECONDS: Final = 0.25
-"""How long a server is waited for by somebody who is leaving it."""
 
 _HEARTBEAT_SECONDS: Final = 1.0
 _ASK_SECONDS: Final = 1.0

@@ -27,7 +27,7 @@ from uuid import UUID
 from eventsourcing.persistence import Notification, StoredEvent
 from pymongo import ASCENDING, IndexModel
 
-from projections.mongo.catalog import database_of
+from projections.mongo.client import database_of
 from scoring.frozen import made_of
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +15,7 @@ from eventsourcing.persistence import (
 )
 from pymongo import DESCENDING
 
-from projections.mongo.catalog import nodes_of
+from projections.mongo.client import nodes_of
 from projections.mongo.event_store.aggregate_recorder import MongoRecorder
 from projections.mongo.event_store.chain import EventChain
 from projections.mongo.event_store.commits import Commit, together
@@ -218,7 +217,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
                     for version, some in by_version.items()
                 ),
             )
-        for item in chain.from_iterable(document["e"] for document in self._noted(documents)):
+        for item in (item for document in self._noted(documents) for item in document["e"]):
             if item["s"] in wanted:
                 stream, version, later = wanted[item["s"]]
                 if item["v"] > version:
