@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure
 
+from processes import freeze, thaw
 from projections.embedded.binary import find_mongod
 from projections.embedded.launch import free_port
 
@@ -135,12 +135,14 @@ class ReplicaSet:
 
     def freeze(self, node: Node) -> None:
         """SIGSTOP: its connections stay open and are not answered."""
-        self._signal(node, signal.SIGSTOP)
+        assert node.process is not None, "it does not run"
+        freeze(node.process.pid)
         node.frozen = True
 
     def thaw(self, node: Node) -> None:
         """SIGCONT."""
-        self._signal(node, signal.SIGCONT)
+        assert node.process is not None, "it does not run"
+        thaw(node.process.pid)
         node.frozen = False
 
     def await_healthy(self) -> None:
@@ -201,10 +203,6 @@ class ReplicaSet:
                 start_new_session=True,  # A Ctrl-C at the terminal is the test's to handle.
             )
         node.frozen = False
-
-    def _signal(self, node: Node, number: signal.Signals) -> None:
-        assert node.process is not None, "it does not run"
-        os.kill(node.process.pid, number)
 
     def _healthy(self) -> bool:
         # Each is asked itself: what nodes think of each other is a heartbeat or two old.

@@ -28,6 +28,7 @@ MONGOD_PATIENCE_SECONDS: Final = 60.0
 _SUPERVISOR_PATIENCE_SECONDS: Final = MONGOD_PATIENCE_SECONDS + 15.0
 _POLL_SECONDS: Final = 0.01
 _ENDING_SECONDS: Final = 60.0
+_STOPPING_SECONDS: Final = 10.0
 _PF_EXITING: Final = 4  # of include/linux/sched.h
 
 
@@ -59,6 +60,9 @@ class Mongod:
         """Have it stand still: it costs nothing then, and its files are as after a crash."""
         if self.alive:
             _signal(self.pid, signal.SIGSTOP)
+            deadline = Deadline(_STOPPING_SECONDS)
+            while not _stands_still(self.pid) and not deadline.passed:
+                time.sleep(_POLL_SECONDS)
 
     def thaw(self) -> None:
         """Have it go on; one that does not stand still is not disturbed."""
@@ -175,13 +179,30 @@ def _command_line(pid: int) -> list[bytes]:
 def _is_ending(pid: int) -> bool:
     """Tell whether a process, or one of its threads, still gives back what it had."""
     try:
-        # The name, in brackets, may hold blanks and brackets.
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+        fields = _stat(Path(f"/proc/{pid}"))
     except OSError:
         return False
     state, flags, threads = fields[0], int(fields[6]), int(fields[17])
     has_ended = state in {b"Z", b"X"} and threads <= 1
     return bool(flags & _PF_EXITING) and not has_ended
+
+
+def _stands_still(pid: int) -> bool:
+    """Tell whether a signal to stop has reached all threads of a process, if there is one.
+
+    On a busy machine some go on for a while: one has to get to run to tell the others.
+    """
+    try:
+        states = [_stat(thread)[0] for thread in Path(f"/proc/{pid}/task").iterdir()]
+    except OSError:  # some have just ended
+        return not Path(f"/proc/{pid}").exists()
+    return not set(states) - {b"T", b"t", b"Z", b"X"}
+
+
+def _stat(process_or_thread: Path) -> list[bytes]:
+    """Return what the kernel says of it, from its state on; OSError if there is none."""
+    # The name, in brackets, may hold blanks and brackets.
+    return (process_or_thread / "stat").read_bytes().rpartition(b") ")[2].split()
 
 
 def _terminate(pid: int, still_there: Callable[[], bool], patience_seconds: float) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from concurrency import lasting_at_most
 from group_commit import commit_under_way
 from postgres_proxy import lossy_proxy
 from postgres_server import PostgresServer, new_server
+from processes import frozen
 from scoring import EventStoreNotOpened, GrantReceipt, GrantStatus, Scoring, ScoringError
 from support import make_grant
 
@@ -41,17 +40,6 @@ def locked(server: PostgresServer, env: dict[str, str]) -> Iterator[None]:
         operator.execute(sql.SQL("LOCK TABLE {}").format(events))
         yield
         operator.rollback()
-
-
-@contextmanager
-def frozen(*pids: int) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def backends(server: PostgresServer) -> list[int]:

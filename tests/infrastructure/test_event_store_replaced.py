@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from eventsourcing.persistence import Tracking
 from command_line import CommandLine
 from concurrency import at_once
 from event_store import assert_equal_to_the_events, damaged
+from processes import frozen
 from projections import (
     EventStoreReplaced,
     MongoScoreView,
@@ -215,10 +215,9 @@ def test_a_follower_that_was_frozen_while_its_store_went_back_and_grew_projects_
         newest = record(store.env, 50, 1)
         view.wait("Scoring", newest, timeout=60)
         before = documents(read_model)
-        process.send_signal(signal.SIGSTOP)
-        store.put_back()
-        assert record(store.env, 100, 40) > newest
-        process.send_signal(signal.SIGCONT)
+        with frozen(process.pid):
+            store.put_back()
+            assert record(store.env, 100, 40) > newest
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"does not have the history" in said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,6 +17,7 @@ from pymongo.errors import PyMongoError
 from concurrency import at_once, meanwhile
 from event_store import assert_equal_to_the_events, damaged
 from fail_points import failing
+from processes import kill
 from projections import MongoScoreView, ProjectionWorker, ReadModelUnavailable, ScoreLedger
 from projections.embedded import open_server
 from projections.mongo import connect
@@ -211,7 +211,7 @@ def test_a_stop_is_heeded_soon_while_the_server_is_gone(scoring: Scoring, tmp_pa
         with meanwhile(ProjectionWorker(scoring, view).follow) as stop:
             grant_some(scoring, 0, 100)
             view.wait("Scoring", scoring.recorder.max_notification_id(), timeout=60)
-            os.kill(pid(), signal.SIGKILL)
+            kill(pid())
             grant_some(scoring, 100, 100)
             time.sleep(0.1)
             asked = time.monotonic()
@@ -244,8 +244,8 @@ def server_of_its_own(
         yield pid, view
 
 
-def kill(pid: Callable[[], int], _: MongoScoreView) -> None:
-    os.kill(pid(), signal.SIGKILL)
+def strike_dead(pid: Callable[[], int], _: MongoScoreView) -> None:
+    kill(pid())
 
 
 def step_down(_: Callable[[], int], view: MongoScoreView) -> None:
@@ -253,7 +253,7 @@ def step_down(_: Callable[[], int], view: MongoScoreView) -> None:
         view.read_model.client.admin.command("replSetStepDown", 1, force=True)
 
 
-@pytest.mark.parametrize("strike", [kill, step_down])
+@pytest.mark.parametrize("strike", [strike_dead, step_down])
 def test_a_primary_that_goes_under_load_loses_and_doubles_nothing(
     scoring: Scoring, tmp_path: Path, strike: Callable[[Callable[[], int], MongoScoreView], None]
 ) -> None:

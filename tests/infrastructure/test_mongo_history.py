@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pymongo import MongoClient, WriteConcern
 import mongo_history
 from fail_points import failing
 from mongo_history import Reader, acknowledged, violations
+from processes import freeze, thaw
 from projections.mongo import connect
 from replica_set import ReplicaSet
 from scoring import Scoring
@@ -77,20 +77,18 @@ class Site:
         ends_at = time.monotonic() + 10
         with self.replicas.primary().client() as client:
             while time.monotonic() < ends_at:
-                self._signal_all(signal.SIGSTOP)
+                for writer in self._writers:
+                    freeze(writer.pid)
                 if _has_open_transaction(client):
                     break
-                self._signal_all(signal.SIGCONT)
+                for writer in self._writers:
+                    thaw(writer.pid)
                 time.sleep(0.01)
             for _ in range(PROCESSES):
                 self.kill_writer()
             self.left_open += _has_open_transaction(client)
         for _ in range(PROCESSES):
             self.start_writer()
-
-    def _signal_all(self, number: signal.Signals) -> None:
-        for writer in self._writers:
-            writer.send_signal(number)
 
     def cut_connections(self) -> None:
         """Of half of all commands, before they act."""
