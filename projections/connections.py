@@ -162,13 +162,13 @@ class Stores:
                 )
             client, ledgers_database = self._ledgers_place
             place = MongoPlace(client, database or ledgers_database)
-        located = ReadModel(*place).place()  # which checks the name of the database, too
+        database_there = ReadModel(*place)  # which checks its name
         check_server(place.client)
         if not self._create:
             env = {MongoFactory.MONGO_DATABASE: place.database}
             factory = MongoFactory(Environment(Scoring.name, env), client=place.client)
             if not factory.has_events():
-                raise _no_ledger(f"MongoDB at {located}", cure)
+                raise _no_ledger(f"MongoDB at {database_there.place()}", cure)
         return place
 
     @cached_property

@@ -132,7 +132,7 @@ class EventStoreReplaced(ProjectionError):
     """The event store is not the one that the read model was projected from, or it went back.
 
     Attributes:
-        event_store: The persistence module, and the file or database.
+        event_store: The persistence module, and the file, or the servers and the database.
         read_model: Host, port and database of the read model.
         expected: What the read model was projected from, in words.
         found: What the event store has instead, in words.

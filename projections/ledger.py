@@ -24,7 +24,7 @@ from projections.drift import (
     open_balances,
 )
 from projections.errors import LedgerNotOpen, ProjectionError
-from projections.events.stores import place_of
+from projections.events.stores import kind_of, place_of
 from projections.freshness import Freshness
 from projections.migration.comparison import SETTLE_SECONDS, OldComparison
 from projections.mongo import MongoScoreView
@@ -185,8 +185,9 @@ class ScoreLedger:
             if not any_shape:
                 read_model.generations.check_shape()
             logger.info(
-                "opening a ledger: events in %s, read model in MongoDB at %s",
-                place_of(scoring.env),
+                "opening a ledger: events in %s %s, read model in MongoDB at %s",
+                kind_of(scoring.env).module or "memory",
+                place_of(scoring),
                 read_model.place(),
             )
             ledger = cls(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from projections.errors import EventStoreReplaced
 from projections.events.anchored_store import AnchoredStore
-from projections.events.stores import kind_of
+from projections.events.stores import kind_of, place_of
 from projections.mongo import MongoScoreView
 from scoring.retries import read_event_store
 
@@ -27,7 +27,7 @@ class LedgerStatus:
 
     Attributes:
         event_store: The library's persistence module that keeps the events.
-        events: Where: a file or a database.
+        events: Where: a file, or the servers and the database.
         newest_position: Newest position of the event store; 0 when empty.
         read_model: Host, port and database of the read model.
         tracked_position: Position up to which it stands for the event store.
@@ -86,15 +86,14 @@ def status_of(scoring: Scoring, view: MongoScoreView) -> LedgerStatus:
         replaced = str(error)
     # Asked afterwards: what is tracked was recorded before.
     newest = read_event_store(scoring.recorder.max_notification_id) or 0
-    kind = kind_of(scoring.env)
     lag_seconds = None
     if replaced is None:
         lag_seconds = _lag_seconds(scoring, tracked) if newest > tracked else 0.0
     users, grants = view.read_model.counts()
     generations = view.read_model.generations.await_settled()
     return LedgerStatus(
-        event_store=kind.module,
-        events=" ".join(kind.located(scoring.env).values()),
+        event_store=kind_of(scoring.env).module,
+        events=place_of(scoring),
         newest_position=newest,
         read_model=view.read_model.place(),
         tracked_position=tracked,

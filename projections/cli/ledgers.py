@@ -15,7 +15,7 @@ from pymongo.uri_parser import parse_uri
 from projections.cli.console import err, shown
 from projections.connections import Stores
 from projections.errors import ProjectionError, ReadModelGone, ReadModelUnavailable
-from projections.events.stores import MONGO, kind_of
+from projections.events.stores import MONGO, kind_of, place_of
 from projections.ledger import ScoreLedger
 from projections.settings import Settings
 from scoring import Scoring
@@ -40,8 +40,8 @@ def open_events(folder: Path | None) -> Iterator[Scoring]:
         if kind_of(scoring.env) == MONGO and not read_event_store(
             scoring.recorder.max_notification_id
         ):
-            database = scoring.env.get("MONGO_DATABASE", "")
-            err.print(f"[yellow]note:[/] a new ledger is begun in MongoDB, in {shown(database)}")
+            place = shown(place_of(scoring))
+            err.print(f"[yellow]note:[/] a new ledger is begun in MongoDB, at {place}")
         yield scoring
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from projections.errors import EventStoreReplaced
 from projections.events.anchor import Anchor
 from projections.events.model import stream_name
-from projections.events.stores import place_of
+from projections.events.stores import kind_of, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +89,7 @@ class AnchoredStore:
     def _replaced(self, expected: str, found: str) -> EventStoreReplaced:
         """Return the error that says what was expected and found."""
         return EventStoreReplaced(
-            event_store=place_of(self._scoring.env),
+            event_store=f"{kind_of(self._scoring.env).module} {place_of(self._scoring)}",
             read_model=self._read_model.place(),
             expected=expected,
             found=found,

@@ -6,10 +6,12 @@ Other persistence modules of the ``eventsourcing`` library work as well; less is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from scoring import Scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,15 @@ def checked_events(events: object, *, argument: str) -> Events:
     raise ValueError(f"{argument} must be one of {names}; got {events!r}")
 
 
-def place_of(env: Mapping[str, str]) -> str:
-    """Return which event store the library's variables name, in words."""
-    kind = kind_of(env)
-    return " ".join([kind.module or "memory", *kind.located(env).values()])
+def place_of(scoring: Scoring) -> str:
+    """Return where an application's events are: a file, or servers and database; no password."""
+    kind = kind_of(scoring.env)
+    if kind == MONGO:
+        # Its URI may have a password, and may name any of the servers.
+        recorder: Any = scoring.recorder
+        place: str = recorder.place()
+        return place
+    return " ".join(kind.located(scoring.env).values())
 
 
 def kind_of(env: Mapping[str, str]) -> EventStoreKind:

@@ -103,15 +103,13 @@ def database_of(client: MongoClient[Any], name: str) -> Database[Any]:
 
 
 def nodes_of(client: MongoClient[Any]) -> str:
-    """Return the nodes that a client knows, with their ports; it asks one of them first.
+    """Return the nodes of a client's set or cluster with their ports, those that are down, too.
 
-    All of them, for a cluster with several ``mongos`` has no single address.
-
-    Raises:
-        PyMongoError: if no server is there.
+    All of them, for a cluster with several ``mongos`` has no single address. Before the client has
+    asked a server anything they are those that its URI names.
     """
-    client.admin.command("ping")
-    return ",".join(sorted(f"{host}:{port}" for host, port in client.nodes))
+    nodes = client.topology_description.server_descriptions()
+    return ",".join(sorted(f"{host}:{port}" for host, port in nodes))
 
 
 def check_server(client: MongoClient[Any]) -> None:

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pymongo import ASCENDING, DESCENDING, IndexModel
 
 from projections.mongo.client import database_of, nodes_of
-from projections.mongo.errors import translated
 
 if TYPE_CHECKING:
     from typing import Self
@@ -149,8 +148,7 @@ class Collections:
 
     def place(self) -> str:
         """Return the nodes with their ports, and the database, without credentials."""
-        with translated():
-            return f"{nodes_of(self.client)}/{self.database.name}"
+        return f"{nodes_of(self.client)}/{self.database.name}"
 
 
 def suffixed(name: str, generation: int | None) -> str:

@@ -30,7 +30,7 @@ def mistyped(cli: CommandLine, database: Any) -> Iterator[CommandLine]:
 
 @pytest.mark.parametrize(
     ("cli", "named"),
-    [("sqlite", "eventsourcing.sqlite mistyped.sqlite"), ("mongo", "projections.mongo test_")],
+    [("sqlite", "eventsourcing.sqlite mistyped.sqlite"), ("mongo", "projections.mongo 127.0.0.1:")],
     indirect=["cli"],
 )
 def test_no_command_takes_a_mistyped_store_for_the_right_one(

@@ -116,7 +116,9 @@ def test_a_ledger_that_is_made_is_named_once(cli: CommandLine) -> None:
     assert list(cli.cwd.iterdir()) == []
     made = f"note: a new ledger was begun in {cli.cwd.resolve()}/.score-ledger/events.sqlite\n"
     if cli.env["SCORE_LEDGER_EVENTS"] == "mongo":
-        made = f"note: a new ledger is begun in MongoDB, in {cli.env['MONGO_DATABASE']}\n"
+        address = cli.env["MONGO_URI"].partition("@")[2].partition("/")[0]
+        place = f"{address}/{cli.env['MONGO_DATABASE']}.scoring_events"
+        made = f"note: a new ledger is begun in MongoDB, at {place}\n"
     assert cli(*GRANT).stderr == made
     assert cli(*GRANT).stderr == ""
 

@@ -11,10 +11,13 @@ import pytest
 from eventsourcing.persistence import IntegrityError, StoredEvent
 
 from projections import ProjectionError, ScoreLedger, Settings
-from projections.errors import ReadModelUnavailable
+from projections.errors import EventStoreReplaced, ReadModelUnavailable
+from projections.mongo import connect
+from projections.mongo.client import nodes_of
 from projections.mongo.event_store import MongoApplicationRecorder, foundations
+from replica_set import ReplicaSet
 from scoring import InvalidSetting, Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, mongo_env, sqlite_env
 
 EVENTS_IN_MONGO = {"scoring_events", "scoring_snapshots", "scoring_events_writers"}
 
@@ -62,7 +65,8 @@ def test_events_and_read_model_share_a_database(
         assert ledger.totals("ada").grant_count == ledger.score_of("ada").grant_count == 120
         assert ledger.verify().ok
         status = ledger.status()
-        assert (status.event_store, status.events) == ("projections.mongo", database.name)
+        assert status.event_store == "projections.mongo"
+        assert status.events == f"{status.read_model}.scoring_events"
     assert {*uuids(database)} >= {*EVENTS_IN_MONGO, "score_grants"}
 
 
@@ -82,13 +86,41 @@ def test_an_event_store_in_mongodb_may_be_somewhere_else_than_the_read_model(
     """If its own variables say so: the whole place, or the database alone."""
     elsewhere = f"{database.name}_events"
     module = {"PERSISTENCE_MODULE": "projections.mongo", "MONGO_DATABASE": elsewhere}
+    client = database.client
     for number, env in enumerate([{**module, "MONGO_URI": mongo_uri}, module]):
         with ScoreLedger.open(event_store=env, mongo=database, worker=False) as ledger:
             ledger.grant(**make_grant(number, user_id="ada").model_dump())
-            assert ledger.status().events == elsewhere
+            assert ledger.status().events == f"{nodes_of(client)}/{elsewhere}.scoring_events"
             assert ledger.catch_up() == 3 + number * 2
     assert "scoring_events" not in database.list_collection_names()
-    database.client.drop_database(elsewhere)
+    client.drop_database(elsewhere)
+
+
+def test_servers_are_told_apart_by_status_and_by_the_error(
+    database: Any, mongo_uri: str, replica_set: ReplicaSet
+) -> None:
+    """Where events and read model have one each: by all nodes, and without the password."""
+    env = mongo_env(mongo_uri, f"{database.name}_events")
+    with connect(replica_set.uri) as read_side:
+        there = read_side[database.name]
+        with ScoreLedger.open(event_store=env, mongo=there, worker=False) as ledger:
+            ledger.grant(**make_grant().model_dump())
+            ledger.catch_up()
+            replica_set.kill(replica_set.secondaries()[0])
+            status = ledger.status()
+        nodes = ",".join(sorted(node.address for node in replica_set.nodes))
+        address = mongo_uri.partition("@")[2].partition("/")[0]
+        assert status.read_model == f"{nodes}/{database.name}"
+        assert status.events == f"{address}/{database.name}_events.scoring_events"
+        other = mongo_env(replica_set.uri, f"{database.name}_other")
+        with ScoreLedger.open(event_store=other, mongo=there, worker=False) as ledger:
+            with pytest.raises(EventStoreReplaced) as caught:
+                ledger.catch_up()
+            assert caught.value.event_store == f"projections.mongo {ledger.status().events}"
+        assert caught.value.event_store.endswith(f" {nodes}/{database.name}_other.scoring_events")
+        for name in (database.name, f"{database.name}_other"):
+            read_side.drop_database(name)
+    database.client.drop_database(f"{database.name}_events")
 
 
 @pytest.mark.parametrize(

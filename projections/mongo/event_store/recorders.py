@@ -134,8 +134,7 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
 
     def place(self) -> str:
         """Return where the events are: the nodes of the set, database and collection."""
-        with self._asking():
-            return f"{nodes_of(self._client)}/{self._events.full_name}"
+        return f"{nodes_of(self._client)}/{self._events.full_name}"
 
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         return Commit([encoded(event) for event in stored_events], kwargs.get("tracking"))
