@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -91,10 +92,13 @@ class RateColumn(ProgressColumn):
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """Return the rate, from the field ``done`` where the bar counts something else."""
-        done = task.fields.get("done", task.completed)
+        """Return the rate, from the field ``done`` where the bar counts something else.
+
+        The field ``begun`` has how much was done when the bar was begun.
+        """
+        done = task.fields.get("done", task.completed) - task.fields.get("begun", 0)
         seconds = task.finished_time or task.elapsed or 0
-        rate = f"{done / seconds:,.0f}" if seconds else "-"
+        rate = f"{done / seconds:,.0f}" if done and seconds else "-"
         return Text(f"{rate} {self._unit}/s", style="cyan")
 
 
@@ -122,7 +126,10 @@ def stage_bar(unit: str, first: str, verb: str = "") -> Iterator[Callable[[_Stag
 
         def show(progress: _Stage) -> None:
             nonlocal stage
-            change = bar.update if stage == progress.stage else bar.reset
+            # What was done before a stage is first told of is no part of its pace: its time is not
+            # known, and perhaps it was done by a command that was interrupted.
+            is_new = stage != progress.stage
+            change = partial(bar.reset, begun=progress.done) if is_new else bar.update
             stage = progress.stage
             change(
                 task,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from threading import Event
 from typing import Annotated
 
@@ -86,7 +87,7 @@ def run_rebuild(
         def on_progress(progress: Progress) -> None:
             nonlocal begun
             # What an interrupted rebuild did is no part of this one's pace.
-            change = bar.update if begun else bar.reset
+            change = bar.update if begun else partial(bar.reset, begun=progress.grants)
             begun = True
             change(
                 task,

@@ -42,7 +42,7 @@ class CopyProgress:
     Attributes:
         stage: What is done at the moment, in words.
         done: How far that is: a position for events, else a number of snapshots.
-        total: The newest position; for snapshots, whose number is not known, 0.
+        total: The position up to which it is done; for snapshots, whose number is not known, 0.
     """
 
     stage: str
@@ -116,7 +116,7 @@ class _Part(Generic[T]):
         add: Adds rows to the target.
         place: Returns what the order is by.
         at_once: How many rows are read and added at once.
-        total: The last position; 0 for snapshots.
+        total: The last position that is to be read; 0 for snapshots.
         copied: How many were added so far.
         compared: How many were found to be the same when this was last looked at.
     """
@@ -160,7 +160,7 @@ class _Copy:
             add=target.add_events,
             place=attrgetter("id"),
             at_once=_EVENTS_AT_ONCE,
-            total=self._newest,
+            total=read_event_store(target.newest_position),
         )
         snapshots = _Part(
             "snapshots",
@@ -173,6 +173,7 @@ class _Copy:
         # Before anything is added: what is there is a beginning of the source, or not to be
         # touched. Snapshots may have been taken in any stream since they were copied.
         last = self._compare(events, "comparing what is there")
+        events.total = self._newest
         is_complete = (
             self._complete(events, last)
             and self._complete(snapshots, None)

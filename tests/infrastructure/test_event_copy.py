@@ -389,7 +389,9 @@ def test_a_copy_that_is_stopped_is_carried_on(
     stopped = copy_events(scoring, target, stop=stop, on_progress=lambda _: stop.set())
     assert (stopped.is_complete, stopped.events_copied) == (False, 100)
     assert events_of(target) == events_of(scoring)[:100]
-    carried_on = copy_events(scoring, target)
+    said: list[CopyProgress] = []
+    carried_on = copy_events(scoring, target, on_progress=said.append)
+    assert said[0] == CopyProgress("comparing what is there", 100, 100)
     assert carried_on.is_complete
     assert carried_on.events_copied == len(events_of(scoring)) - 100
     assert_same(scoring, target)
