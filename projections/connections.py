@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -131,7 +133,7 @@ class Stores:
                 "name a file",
             )
         file = self._settings.sqlite_file(env)
-        if not self._create and file is not None and not file.exists():
+        if not self._create and file is not None and not _has_events(file):
             raise _no_ledger(
                 file.resolve(),
                 "the folder of one (--folder, SCORE_LEDGER_FOLDER) or its file (SQLITE_DBNAME)",
@@ -224,6 +226,17 @@ class _ScoringInMongo(Scoring):
 
     def construct_factory(self, env: Environment) -> MongoFactory:
         return MongoFactory(env, client=self._client)
+
+
+def _has_events(file: Path) -> bool:
+    """Tell whether a file has a table of events; true, too, if opening it will say why not."""
+    if not file.exists():
+        return False
+    name = f"{file.resolve().as_uri()}?mode=ro"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(name, uri=True)) as database:
+        tables = "SELECT 1 FROM sqlite_master WHERE name = 'stored_events'"
+        return database.execute(tables).fetchone() is not None
+    return True
 
 
 def _no_ledger(place: object, cure: str) -> ProjectionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ import typer
 from projections.cli.console import JsonOption, out, print_json, shown, stage_bar
 from projections.cli.event_stores import NAMES, open_named
 from projections.cli.interrupts import Interrupted, stop_on_signals
-from projections.relocation import copy_events
+from projections.relocation import check_source, copy_events
 
 
 def copy_events_(
@@ -38,12 +39,12 @@ def copy_events_(
     carries on. Nothing that is in the target is ever changed.
     """
     started = time.monotonic()
-    with (
-        open_named(source, option="--from", create=False) as ours,
-        open_named(target, option="--to", create=True) as theirs,
-        stop_on_signals() as stop,
-        stage_bar("events", "copying") as on_progress,
-    ):
+    with ExitStack() as stack:
+        ours = stack.enter_context(open_named(source, option="--from", create=False))
+        check_source(ours)
+        theirs = stack.enter_context(open_named(target, option="--to", create=True))
+        stop = stack.enter_context(stop_on_signals())
+        on_progress = stack.enter_context(stage_bar("events", "copying"))
         copy = copy_events(ours, theirs, stop=stop, on_progress=on_progress)
     if json:
         print_json(copy)

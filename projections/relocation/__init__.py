@@ -4,6 +4,6 @@ It may import ``projections.mongo`` and what is below it. ``event_copy`` has the
 ``stores`` what each kind of store does to give and take events with their positions.
 """
 
-from projections.relocation.event_copy import CopyProgress, EventCopy, copy_events
+from projections.relocation.event_copy import CopyProgress, EventCopy, check_source, copy_events
 
-__all__ = ["CopyProgress", "EventCopy", "copy_events"]
+__all__ = ["CopyProgress", "EventCopy", "check_source", "copy_events"]

@@ -102,7 +102,21 @@ def copy_events(
             one cannot be written to.
         ScoringError: if one cannot be read.
     """
+    check_source(source)
     return _Copy(copyable(source), copyable(target), stop or Event(), on_progress).run()
+
+
+def check_source(source: Scoring) -> None:
+    """Check that an event store can be copied, before a target is made for it.
+
+    Raises:
+        ProjectionError: if it is of another kind, or empty.
+        ScoringError: if it cannot be read.
+    """
+    ours = copyable(source)
+    if not read_event_store(lambda: ours.events(None, 1)):
+        raise ProjectionError(f"there are no events in {ours.place}: name a store that has")
+    read_event_store(lambda: ours.snapshots(None, 1))
 
 
 @dataclass
@@ -146,8 +160,6 @@ class _Copy:
 
     def run(self) -> EventCopy:
         source, target = self._source, self._target
-        if not self._newest:
-            raise ProjectionError(f"there are no events in {source.place}: name a store that has")
         if source.place == target.place:
             raise ProjectionError(
                 f"{source.place} cannot be copied into itself: name another store to copy into"

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eventsourcing.persistence import PersistenceError
+from psycopg import sql
 
 from command_line import CommandLine
 from concurrency import until
 from fail_points import failing
 from postgres_server import PostgresServer
 from scoring import Scoring
-from support import make_grant, sqlite_env
+from support import make_grant, mongo_env, sqlite_env
 
 GRANTS = 5000
 
@@ -106,6 +108,51 @@ def test_what_does_not_name_a_store_is_refused(cli: CommandLine, filled: Path) -
         assert done.stderr.count("\n") == 1
     made = {file.name for file in cli.cwd.iterdir()}
     assert made == {"broken.env", "silent.env", "old.sqlite"}
+
+
+def test_nothing_is_made_for_a_source_that_cannot_be_copied(
+    cli: CommandLine,
+    postgres: PostgresServer,
+    database: Any,
+    new_env: Callable[[], dict[str, str]],
+) -> None:
+    """Whatever is wrong with it; and what somebody else keeps there stays as it is."""
+    lacking = postgres.new_env()
+    with Scoring(lacking) as scoring:
+        scoring.grant(**make_grant().model_dump())
+    schema = sql.Identifier(lacking["POSTGRES_SCHEMA"])
+    postgres.execute(sql.SQL("DROP TABLE {}.scoring_snapshots").format(schema))
+    (cli.cwd / "nothing.sqlite").touch()
+    (cli.cwd / "text.sqlite").write_text("no database\n" * 100)
+    with closing(sqlite3.connect(cli.cwd / "other.sqlite")) as other:
+        other.execute("CREATE TABLE users (name)")
+    Scoring(sqlite_env(cli.cwd / "no-events.sqlite")).close()
+    gone = {**postgres.new_env(), "POSTGRES_DBNAME": "gone"}
+    elsewhere = mongo_env(cli.env["MONGO_URI"], f"{database.name}_none")
+    sources = {
+        "sqlite:none.sqlite": "there is no ledger yet",
+        "sqlite:nothing.sqlite": "there is no ledger yet",
+        "sqlite:other.sqlite": "there is no ledger yet",
+        "sqlite:text.sqlite": "file is not a database",
+        "sqlite:no-events.sqlite": "there are no events in",
+        variables(lacking, cli.cwd / "lacking.env"): 'scoring_snapshots" does not exist',
+        variables(postgres.new_env(), cli.cwd / "empty.env"): 'scoring_events" does not exist',
+        variables(gone, cli.cwd / "gone.env"): 'database "gone" does not exist',
+        variables(elsewhere, cli.cwd / "elsewhere.env"): "there is no ledger yet",
+    }
+    env = new_env()
+    target = variables(env, cli.cwd / "target.env")
+    before = {file: file.read_bytes() for file in cli.cwd.glob("*.sqlite")}
+    for source, expected in sources.items():
+        done = cli("copy-events", "--from", source, "--to", target)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), source
+        assert expected in done.stderr
+    assert {file: file.read_bytes() for file in cli.cwd.glob("*.sqlite")} == before
+    if "POSTGRES_SCHEMA" in env:
+        tables = sql.SQL("SELECT tablename FROM pg_tables WHERE schemaname = {}")
+        assert not postgres.execute(tables.format(sql.Literal(env["POSTGRES_SCHEMA"])))
+    if "MONGO_DATABASE" in env:
+        assert not database.client[env["MONGO_DATABASE"]].list_collection_names()
 
 
 def test_a_copy_that_is_killed_again_and_again_is_carried_on(
