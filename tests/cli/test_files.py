@@ -80,6 +80,7 @@ def test_old_rejects_stay_if_the_import_does_not_begin_or_is_interrupted(cli: Co
         parts = list(cli.cwd.glob(".score-ledger-*.part"))
         time.sleep(0.01)
     process.send_signal(2)
+    process.wait(timeout=90)  # or it might meet the end of its input first
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 130
     assert stderr.decode().endswith("nothing counts twice, and rejected is as it was\n")

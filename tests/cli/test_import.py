@@ -186,7 +186,8 @@ def test_an_interrupted_import_stops_between_chunks_and_says_how_to_finish(
     with meanwhile(partial(feed, process, grant_lines(*range(12_000)))):
         until(lambda: events_in(events))
         process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=90)
+        process.wait(timeout=90)  # or it might meet the end of its input first
+    stdout, stderr = process.communicate()
     assert process.returncode == 130
     summary = json.loads(stdout)
     assert summary["interrupted"] is True

@@ -119,6 +119,7 @@ class User:
 
     def kill(self) -> None:
         self.process.kill()
+        self.process.wait()  # or it might meet the end of its input first
         self.end()
 
     def leave(self) -> None:
