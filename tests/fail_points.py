@@ -19,3 +19,15 @@ def failing(uri: str, *commands: str, mode: object = "alwaysOn", **failure: Any)
             yield
         finally:
             operator.admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+
+
+@contextmanager
+def transactions_of(seconds: int, client: MongoClient[Any]) -> Iterator[None]:
+    """The server keeps a transaction for so long, and not for a minute, inside the block."""
+    name = "transactionLifetimeLimitSeconds"
+    usual = client.admin.command({"getParameter": 1, name: 1})[name]
+    client.admin.command({"setParameter": 1, name: seconds})
+    try:
+        yield
+    finally:
+        client.admin.command({"setParameter": 1, name: usual})

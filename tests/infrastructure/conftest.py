@@ -19,6 +19,15 @@ def live(scoring: Scoring, view: MongoScoreView, read_model: ReadModel) -> ReadM
 
 
 @pytest.fixture
+def answers_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a position also waits for MongoDB, beyond the end of a short wait.
+
+    Otherwise a server that is slow for once, and not the position, is what a short wait tells of.
+    """
+    monkeypatch.setattr("projections.mongo.view._ASK_SECONDS", 60.0)
+
+
+@pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users are counted in ranges so small that few users fill many, and many documents."""
     for what in ("USERS", "RANGES"):

@@ -23,9 +23,10 @@ from support import make_grant, worker_maker
 
 
 def test_a_grant_is_added_without_reading_what_the_last_batch_left(
-    scoring: Scoring, read_model: ReadModel, mongo_uri: str
+    scoring: Scoring, read_model: ReadModel, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the user's totals nor the counts of users: a site adds one grant after the other."""
+    monkeypatch.setattr("projections.mongo.inventory.LOOK_EVERY_SECONDS", 1e9)
     scoring.grant_many(make_grant(n, user_id=f"user-{n % 9}") for n in range(30))
     heard = HeardCommands()
     with (

@@ -76,6 +76,7 @@ def test_both_leaderboards_are_of_one_instant(database: Any, mongo_uri: str) -> 
     assert drift.boards == [Board(rows=10, moved=0, replaced=0), Board(100, 0, 0)]
 
 
+@pytest.mark.usefixtures("answers_awaited")
 def test_it_waits_for_what_was_recorded_before_it_was_asked(database: Any, tmp_path: Path) -> None:
     """As long as it is told to; then it says what is missing."""
     event_store = sqlite_env(tmp_path / "events.sqlite")

@@ -16,10 +16,12 @@ from threading import enumerate as enumerate_threads
 
 import psycopg
 import pytest
+from pymongo.errors import OperationFailure
 
 from command_line import CommandLine
 from concurrency import meanwhile, until
 from event_store import assert_equal_to_the_events
+from fail_points import transactions_of
 from postgres_server import PostgresServer
 from projections import MongoScoreView, ProjectionWorker, ScoreLedger
 from projections.events.wakeups import WakeUps
@@ -50,11 +52,7 @@ def await_visible(
 
 @pytest.fixture
 def never_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers and waiters that nobody wakes would look too late for ``await_visible``.
-
-    And who looks waits for the answer, also beyond the end of a short wait.
-    """
-    monkeypatch.setattr("projections.mongo.view._ASK_SECONDS", 30.0)
+    """Workers and waiters that nobody wakes would look too late for ``await_visible``."""
     for pause in ("SHORTEST_PAUSE", "LONGEST_PAUSE_LISTENING", "LONGEST_PAUSE_LOOKING"):
         monkeypatch.setattr(f"projections.worker.worker._{pause}_SECONDS", 100.0)
     for pause in ("FIRST_LOOK", "LONGEST_LOOK"):
@@ -74,7 +72,7 @@ def test_a_grant_wakes_the_worker_of_its_process_and_that_whoever_waits(
         scoring.grant(**make_grant(20).model_dump())
 
 
-@pytest.mark.usefixtures("never_looking")
+@pytest.mark.usefixtures("never_looking", "answers_awaited")
 def test_a_grant_of_another_process_wakes_a_worker_by_the_files_of_sqlite(
     scoring: Scoring, view: MongoScoreView, tmp_path: Path
 ) -> None:
@@ -142,7 +140,15 @@ def test_a_worker_is_told_by_postgres_what_other_processes_record(
     postgres: PostgresServer, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it need not look often; it listens again when the connection is lost."""
-    monkeypatch.setattr("projections.events.wakeups._PAUSE_AFTER_ERROR_SECONDS", 3.0)
+    monkeypatch.setattr("projections.events.wakeups._PAUSE_AFTER_ERROR_SECONDS", 0.1)
+    begun: list[str] = []
+    listen = WakeUps._listen_on_a_connection
+
+    def listen_and_tell(wake_ups: WakeUps, channel: str) -> None:
+        begun.append(channel)
+        listen(wake_ups, channel)
+
+    monkeypatch.setattr(WakeUps, "_listen_on_a_connection", listen_and_tell)
     env = postgres.new_env(POSTGRES_POOL_SIZE="5")
     with Scoring(env) as mine, Scoring(env) as theirs, WakeUps(mine) as wake_ups:
         await_listening(wake_ups)
@@ -153,7 +159,7 @@ def test_a_worker_is_told_by_postgres_what_other_processes_record(
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
             )
-        until(lambda: not wake_ups.covers_all_writers)
+        until(lambda: len(begun) > 1)  # only then does it not listen, or listens again
         await_listening(wake_ups)
         theirs.grant(**make_grant(2).model_dump())
         assert wake_ups.wait(60)
@@ -216,7 +222,7 @@ def commands_sent(view: MongoScoreView) -> int:
 def test_of_two_followers_one_takes_over_when_the_other_is_killed(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str, tmp_path: Path
 ) -> None:
-    """Within seconds, though a killed worker leaves a transaction open for a minute."""
+    """Within seconds, though the server would keep a killed worker's transaction for long."""
     numbers = iter(range(100_000))
 
     def record(amount: int) -> int:
@@ -224,6 +230,7 @@ def test_of_two_followers_one_takes_over_when_the_other_is_killed(
         return scoring.recorder.max_notification_id() or 0
 
     with (
+        transactions_of(500, view.read_model.client),
         follower(tmp_path, view, mongo_uri) as first,
         follower(tmp_path, view, mongo_uri) as second,
     ):
@@ -233,9 +240,7 @@ def test_of_two_followers_one_takes_over_when_the_other_is_killed(
             time.sleep(0.2)
             victim.send_signal(signal.SIGKILL)
             if victim is first:
-                killed = time.monotonic()
                 view.wait("Scoring", record(100), timeout=100)
-                assert time.monotonic() - killed < 45
     ProjectionWorker(scoring, view).catch_up()
     assert assert_equal_to_the_events(scoring, view.read_model) == 6200
 
@@ -243,7 +248,7 @@ def test_of_two_followers_one_takes_over_when_the_other_is_killed(
 def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
     scoring: Scoring, view: MongoScoreView, mongo_uri: str
 ) -> None:
-    """Rather than a minute later; a slow one of the living is left alone."""
+    """Rather than when the server does it; a slow one of the living is left alone."""
     scoring.grant_many([make_grant(number) for number in range(10)])
     ProjectionWorker(scoring, view).catch_up()
     hold = (
@@ -262,10 +267,13 @@ def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
         "view.apply(Batch('Scoring', at, Tracked(at.position + 1)))\n"
     )
     position = view.max_tracking_id("Scoring")
-    with subprocess.Popen(
-        [sys.executable, "-c", hold, mongo_uri, view.read_model.database.name],
-        stdout=subprocess.PIPE,
-    ) as process:
+    with (
+        transactions_of(500, view.read_model.client),
+        subprocess.Popen(
+            [sys.executable, "-c", hold, mongo_uri, view.read_model.database.name],
+            stdout=subprocess.PIPE,
+        ) as process,
+    ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
         scoring.grant(**make_grant(11).model_dump())
@@ -274,9 +282,8 @@ def test_a_transaction_left_open_by_the_dead_is_aborted_at_once(
         time.sleep(7)  # longer than a worker may be silent: this one is alive, and says so
         assert view.max_tracking_id("Scoring") == position
         process.kill()
-        killed = time.monotonic()
-        catching_up.join()
-        assert time.monotonic() - killed < 45
+        catching_up.join(100)
+        assert not catching_up.is_alive()
     assert view.max_tracking_id("Scoring") == scoring.recorder.max_notification_id()
 
 
@@ -294,19 +301,16 @@ def test_a_ledger_in_use_projects_in_the_background(
             ledger.wait(receipt, timeout=60)
             assert len(ledger.history("ada")) == number + 1
         closing_began = time.monotonic()
-    assert time.monotonic() - closing_began < 30
+    assert time.monotonic() - closing_began < 60
 
 
-def test_waiting_ends_when_it_was_to_end(
-    view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("answers_awaited")
+def test_waiting_ends_when_it_was_to_end(view: MongoScoreView) -> None:
     """With a sentence that says what to look at."""
-    # A server that is slow for once would be what the sentence is about.
-    monkeypatch.setattr("projections.mongo.view._ASK_SECONDS", 30.0)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="score-ledger status"):
         view.wait("Scoring", 1, timeout=0.3)
-    assert 0.25 < time.monotonic() - started < 30
+    assert 0.25 < time.monotonic() - started < 60
 
 
 def test_waiting_goes_on_through_a_lost_connection(
@@ -314,6 +318,13 @@ def test_waiting_goes_on_through_a_lost_connection(
 ) -> None:
     """It is the worker's business that counts, not the waiter's connection."""
     receipt = scoring.grant(**make_grant(1).model_dump())
+
+    def has_stepped_down() -> bool:
+        with suppress(OperationFailure):  # a busy server does not get to it within that second
+            view.read_model.client.admin.command("replSetStepDown", 1, force=True)
+            return True
+        return False
+
     with (
         connect(mongo_uri) as client,
         closing(MongoScoreView(ReadModel(client, view.read_model.database.name))) as waiting,
@@ -323,7 +334,7 @@ def test_waiting_goes_on_through_a_lost_connection(
         )
         thread.start()
         time.sleep(0.1)
-        view.read_model.client.admin.command("replSetStepDown", 1, force=True)
+        until(has_stepped_down)
         ProjectionWorker(scoring, view).catch_up()
         thread.join(90)
         assert not thread.is_alive()

@@ -35,7 +35,7 @@ from scoring import Scoring
 from support import make_grant, sqlite_env, worker_env, worker_maker
 
 DATABASE = "frozen"
-SOON_SECONDS = 30  # seven, or ten for who reads, and some for a busy machine
+SOON_SECONDS = 50  # seven, or ten for who reads, and more for a busy machine
 PAUSED_COMMAND = str(Path(__file__).parents[1] / "paused_command.py")
 
 

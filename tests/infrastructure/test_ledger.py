@@ -170,7 +170,9 @@ def test_closing_ends_a_wait_of_another_thread(database: Any, event_store: dict[
 
 
 @on_both
-def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, str]) -> None:
+def test_closing_under_load_loses_nothing(
+    database: Any, event_store: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every thread that grants is told in words, and all that was answered is in the store."""
     ledger = ScoreLedger.open(mongo=database, event_store=event_store)
     answered: list[int] = []
@@ -187,7 +189,8 @@ def test_closing_under_load_loses_nothing(database: Any, event_store: dict[str, 
         raised = [each.exception(60) for each in granting]
     assert all(isinstance(error, LedgerNotOpen | ScoringError) for error in raised), raised
     # No connection counts as in use, which a fork would wait for.
-    with lasting_at_most(10):
+    monkeypatch.setattr("scoring.sqlite_pool.PATIENCE_SECONDS", 500.0)
+    with lasting_at_most(60):
         assert in_child(lambda: "forked") == "forked"
     with Scoring(event_store) as scoring:
         for number in answered:

@@ -185,11 +185,11 @@ def test_a_batch_is_applied_whole_or_not_at_all(
     assert view.max_tracking_id("Scoring") is None
 
 
+@pytest.mark.usefixtures("answers_awaited")
 def test_a_short_wait_puts_up_with_a_server_that_is_slow_for_once(
-    view: MongoScoreView, mongo_uri: str, monkeypatch: pytest.MonkeyPatch
+    view: MongoScoreView, mongo_uri: str
 ) -> None:
     """Whoever does not want to wait for a worker still wants an answer of the server."""
-    monkeypatch.setattr("projections.mongo.view._ASK_SECONDS", 30.0)  # as it may be slower still
     slow = {"blockConnection": True, "blockTimeMS": 100}
     with (
         failing(mongo_uri, "find", mode={"times": 1}, **slow),

@@ -144,6 +144,7 @@ def test_two_runs_at_once_and_a_read_model_that_is_behind_open_once(ledger: Scor
     assert ledger.score_of("ada").total_score == 12
 
 
+@pytest.mark.usefixtures("answers_awaited")
 def test_what_is_not_known_is_not_opened(ledger: ScoreLedger, mongo_uri: str) -> None:
     """Events that are not projected, and users who are parked."""
     activity(ledger, "ada", 10)

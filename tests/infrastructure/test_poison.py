@@ -121,6 +121,7 @@ def test_a_sum_beyond_64_bits_is_traced_to_the_grant_that_exceeds_it(
     assert poison.value.position == late.position
 
 
+@pytest.mark.usefixtures("answers_awaited")
 def test_whoever_waits_behind_a_poison_event_is_told_of_it(
     scoring: Scoring, ledger: ScoreLedger, tmp_path: Path
 ) -> None:

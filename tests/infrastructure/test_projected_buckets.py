@@ -249,11 +249,9 @@ def test_a_redelivery_is_known_for_one_after_its_first_batch(
         for sent in (4 if kind == "grants" else 0, 1 if kind == "grants" else 0):
             read_model.positions.delete_many({})
             heard.sent.clear()
-            aborted = read_model.client.admin.command("serverStatus")["transactions"]
             ProjectionWorker(scoring, view, batch_size=5).catch_up()
             assert heard.targets.count("insert score_grants") == sent
-            after = read_model.client.admin.command("serverStatus")["transactions"]
-            assert after["totalAborted"] - aborted["totalAborted"] <= 1
+            assert heard.names.count("abortTransaction") <= 1
         for number in range(20, 40):
             scoring.grant(**make_grant(number).model_dump())
         heard.sent.clear()
