@@ -2,13 +2,14 @@
 
 Both are read once, sorted by user, and merged. Whatever differs then is a suspect, not a
 difference: a call may be between its two writes, and the two sides are not read at one instant.
-Suspects are looked at again, both sides anew, until they are the same or have stood still for a
-while. So nothing depends on the order in which the two sides sort their users but the time it
-takes: whoever comes out of order is a suspect, too.
+Suspects are looked at again, both sides anew, until they are the same or have stood still from one
+look to the next, with a pause between. So nothing depends on the order in which the two sides sort
+their users but the time it takes: whoever comes out of order is a suspect, too.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 SETTLE_SECONDS: Final = 5.0
 """How long a difference has to stand still, unless somebody says otherwise."""
 
+_STEP_SECONDS: Final = 0.25
 _MAX_LOOKS: Final = 10
 _MAX_REPAIRS: Final = 3
 _USERS_TOLD_AT_ONCE: Final = 1000
@@ -184,9 +186,8 @@ class OldComparison:
         old = OldUser(user_id) if glance is None else self._taken(glance)
         outcome.buckets += len(old.buckets.keys() | ledger.buckets.keys())
         outcome.old_points += TotalPair.of(old, ledger).old
-        now = time.monotonic()
         self._suspects.put(
-            Suspect(user_id, pair.key, pair.seen, now) for pair in differing_pairs(old, ledger)
+            Suspect(user_id, pair.key, pair.seen) for pair in differing_pairs(old, ledger)
         )
 
     def _settle(self) -> None:
@@ -194,15 +195,19 @@ class OldComparison:
         total = left = len(self._suspects)
         while left:
             self._tell_progress("looking again", total - left, total)
-            due = self._suspects.newest() + self._settle_seconds
-            time.sleep(max(0.0, due - time.monotonic()))
+            self._let_calls_end()
             for page in self._suspects.pages():
                 self._look(page)
             left = len(self._suspects)
 
+    def _let_calls_end(self) -> None:
+        # In steps: while the machine is paused, so may be those who write.
+        steps = math.ceil(self._settle_seconds / _STEP_SECONDS)
+        for _ in range(steps):
+            time.sleep(self._settle_seconds / steps)
+
     def _look(self, page: list[Suspect]) -> None:
         pairs = self._read_again(page)
-        now = time.monotonic()
         changed, decided = [], []
         settled: list[tuple[Suspect, Pair]] = []
         for suspect, pair in zip(page, pairs, strict=True):
@@ -212,11 +217,11 @@ class OldComparison:
             elif pair.seen != suspect.seen:
                 if suspect.looks < _MAX_LOOKS:
                     looks = suspect.looks + 1
-                    changed.append(suspect._replace(seen=pair.seen, since=now, looks=looks))
+                    changed.append(suspect._replace(seen=pair.seen, looks=looks))
                 else:
                     decided.append(suspect)
                     self._outcome.in_flight += 1
-            elif now - suspect.since >= self._settle_seconds:
+            else:
                 settled.append((suspect, pair))
         repairs = []
         for user_id, some in groupby(settled, key=lambda it: it[1].user_id):
@@ -314,9 +319,7 @@ class OldComparison:
                     self._report(replace(each.difference, repaired=True))
                     self._outcome.conflicts += receipt.status is GrantStatus.CONFLICT
                 # Whoever wrote the key at the same time may have been overwritten by this.
-                repaired[suspect] = suspect._replace(
-                    seen="", since=time.monotonic(), repairs=suspect.repairs + 1
-                )
+                repaired[suspect] = suspect._replace(seen="", repairs=suspect.repairs + 1)
             repairs = repairs[len(receipts) :]
         return repaired
 

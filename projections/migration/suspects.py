@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _TABLE: Final = """
-CREATE TABLE suspects (user_id TEXT, key TEXT, seen TEXT, since REAL, looks INTEGER,
-    repairs INTEGER, PRIMARY KEY (user_id, key)) WITHOUT ROWID
+CREATE TABLE suspects (user_id TEXT, key TEXT, seen TEXT, looks INTEGER, repairs INTEGER,
+    PRIMARY KEY (user_id, key)) WITHOUT ROWID
 """
 _PER_PAGE: Final = 500
 
@@ -22,7 +22,6 @@ class Suspect(NamedTuple):
         user_id: Whose.
         key: Of which bucket; empty for the total.
         seen: What both sides held at the last look, as text; empty if that is to be found out.
-        since: Since when they held it, on the monotonic clock.
         looks: How often it was looked at.
         repairs: How often the ledger was given the old side's value.
     """
@@ -30,7 +29,6 @@ class Suspect(NamedTuple):
     user_id: str
     key: str
     seen: str = ""
-    since: float = 0.0
     looks: int = 0
     repairs: int = 0
 
@@ -63,7 +61,7 @@ class Suspects:
     def put(self, suspects: Iterable[Suspect]) -> None:
         """Add some, or replace them as they were known before."""
         self._database.executemany(
-            "INSERT OR REPLACE INTO suspects VALUES (?, ?, ?, ?, ?, ?)", suspects
+            "INSERT OR REPLACE INTO suspects VALUES (?, ?, ?, ?, ?)", suspects
         )
 
     def drop(self, suspects: Iterable[Suspect]) -> None:
@@ -72,11 +70,6 @@ class Suspects:
             "DELETE FROM suspects WHERE user_id = ? AND key = ?",
             ((each.user_id, each.key) for each in suspects),
         )
-
-    def newest(self) -> float:
-        """Return the latest ``since`` there is."""
-        (since,) = self._database.execute("SELECT max(since) FROM suspects").fetchone()
-        return float(since or 0.0)
 
     def pages(self) -> Iterator[list[Suspect]]:
         """Yield all of them in pages; what is behind a page may be changed meanwhile."""

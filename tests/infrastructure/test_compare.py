@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -26,7 +27,8 @@ from projections import (
     ScoreLedger,
     ScoreSide,
 )
-from projections.migration import key_history, ledger_scores
+from projections.migration import comparison, key_history, ledger_scores
+from projections.migration.comparison import SETTLE_SECONDS
 from projections.migration.old_glance import OldGlance
 from projections.migration.old_users import OldUser
 from projections.mongo import connect
@@ -309,6 +311,25 @@ def test_what_moves_is_in_flight_until_it_stands_still(
     outcome = ledger.compare(Moving(**dict(described(site))), settle_seconds=SETTLE)
     assert found(outcome) == {("ada", "telemetry:lost", "missing in the ledger")}
     assert (outcome.passed, outcome.in_flight) == (1, 1)
+
+
+def test_what_is_in_flight_while_the_machine_is_paused_is_no_difference(
+    ledger: ScoreLedger, site: Collection[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call between its two writes ends when it has gone on for half of the time to settle."""
+    written(site, "ada", "telemetry:activity", 5)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        # The first sleep is over when all that was paused meanwhile goes on.
+        if sum(slept[1:]) > SETTLE_SECONDS / 2:
+            contributed(ledger, "ada", "telemetry:activity", 5)
+
+    monkeypatch.setattr(comparison, "time", SimpleNamespace(sleep=sleep))
+    outcome = ledger.compare(described(site), settle_seconds=SETTLE_SECONDS)
+    assert (outcome.ok, outcome.passed) == (True, 1)
+    assert sum(slept) == pytest.approx(SETTLE_SECONDS)
 
 
 def test_only_two_writes_within_a_minute_have_crossed(
