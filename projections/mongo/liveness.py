@@ -19,12 +19,15 @@ from projections.mongo.client import GOODBYE_SECONDS
 from projections.mongo.collections import seconds_ago
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from projections.mongo.collections import Collections, Document
 
 logger = logging.getLogger(__name__)
 
 SILENT_AFTER_SECONDS: Final = 5
-"""A worker that has not been heard of for so long may be aborted by one that it holds up."""
+"""A worker that has not been heard of for so long, nor for two beats after that was seen, may be
+aborted by one that it holds up."""
 
 _HEARTBEAT_SECONDS: Final = 1.0
 _ASK_SECONDS: Final = 1.0
@@ -43,6 +46,8 @@ class Liveness:
         self._client = collections.client
         self._id = session_id
         self._last = float("-inf")
+        # When this one saw that another one was silent, by what that had said last.
+        self._noticed: dict[tuple[Any, datetime], float] = {}
         self._busy = Event()
         self._closed = Event()
         self._thread: Thread | None = None
@@ -85,7 +90,7 @@ class Liveness:
                 ]
             )
             for worker in others:
-                if worker["silent"] or _is_dead(worker):
+                if self._stays_silent(worker) or _is_dead(worker):
                     logger.warning(
                         "worker %s on %s is gone; aborting what it left open",
                         worker.get("pid"),
@@ -93,6 +98,17 @@ class Liveness:
                     )
                     self._client.admin.command("killSessions", [{"id": worker["_id"]}])
                     self._workers.delete_one({"_id": worker["_id"]})
+
+    def _stays_silent(self, worker: Document) -> bool:
+        """Tell whether a worker is not heard of, also since we have seen that it is silent.
+
+        Where all processes were paused with their machine, all are silent until their next beat.
+        """
+        if not worker["silent"]:
+            return False
+        now = time.monotonic()
+        noticed = self._noticed.setdefault((worker["_id"], worker["seenAt"]), now)
+        return now - noticed > 2 * _HEARTBEAT_SECONDS
 
     def _keep_fresh(self) -> None:
         while self._busy.wait() and not self._closed.wait(_HEARTBEAT_SECONDS):
