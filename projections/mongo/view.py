@@ -151,6 +151,8 @@ class MongoScoreView(TrackingRecorder):
         pause = _FIRST_LOOK_SECONDS
         seen = Tracked()
         while True:
+            # Before it is asked: a machine that was paused meanwhile looks once more.
+            is_over = time.monotonic() >= deadline
             with self._applied:
                 applied_before = self._applied_count
             try:
@@ -162,19 +164,18 @@ class MongoScoreView(TrackingRecorder):
                 if notification_id is None or (tracked.position or 0) >= notification_id:
                     return
             except ReadModelUnavailable as error:
-                if not error.transient or time.monotonic() >= deadline:
+                if not error.transient or is_over:
                     raise
             if interrupt is not None and interrupt.is_set():
                 raise WaitInterruptedError
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if is_over:
                 raise TimeoutError(
                     f"position {notification_id} of {application_name} was not projected within "
                     f"{timeout:g} s: check with score-ledger status that a worker is running"
                 )
             with self._applied:
                 if self._applied_count == applied_before:
-                    self._applied.wait(min(pause, left))
+                    self._applied.wait(min(pause, deadline - time.monotonic()))
             pause = min(pause * 1.5, _LONGEST_LOOK_SECONDS)
 
     def apply(self, batch: Batch, *, on_error: OnError = "stop", stop: Event | None = None) -> None:
