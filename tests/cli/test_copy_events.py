@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -18,12 +22,26 @@ from psycopg import sql
 
 from command_line import CommandLine
 from concurrency import until
-from fail_points import failing
 from postgres_server import PostgresServer
 from scoring import Scoring
 from support import make_grant, mongo_env, sqlite_env
 
 GRANTS = 5000
+PAGE = 2000
+
+# The command, which waits before every page, so that it is not done before it is ended.
+PAGE_BY_PAGE = """
+import sys
+from projections.cli import main
+from projections.relocation.event_copy import _Copy
+
+def missing(copy, part, last, page, missing=_Copy._missing):
+    {wait}
+    return missing(copy, part, last, page)
+
+_Copy._missing = missing
+main()
+"""
 
 
 @pytest.fixture
@@ -155,6 +173,16 @@ def test_nothing_is_made_for_a_source_that_cannot_be_copied(
         assert not database.client[env["MONGO_DATABASE"]].list_collection_names()
 
 
+def start(cli: CommandLine, *asked: str, wait: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PAGE_BY_PAGE.format(wait=wait), *asked],
+        cwd=cli.cwd,
+        env={**os.environ, **cli.env},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def test_a_copy_that_is_killed_again_and_again_is_carried_on(
     cli: CommandLine, large: Path, new_env: Callable[[], dict[str, str]]
 ) -> None:
@@ -163,22 +191,23 @@ def test_a_copy_that_is_killed_again_and_again_is_carried_on(
     shutil.copy(large, cli.cwd / "old.sqlite")
     target = variables(env, cli.cwd / "new.env")
     asked = ("copy-events", "--from", "sqlite:old.sqlite", "--to", target)
-    kills = 0
     with Scoring(sqlite_env(large)) as source:
         events = source.recorder.select_notifications(1, 10 * GRANTS)
         with Scoring(env) as copied:
-            for share in (0.2, 0.6):
-                process = cli.start(*asked)
-                wanted = share * len(events)
-                while process.poll() is None and (newest_of(copied) or 0) < wanted:
+            for pages in (1, 2):
+                wanted = newest_of(copied) + pages * PAGE
+                process = start(cli, *asked, wait="sys.stdin.readline()")
+                assert process.stdin is not None
+                process.stdin.write(b"\n" * (pages + 1))  # it is hit in the last of these
+                process.stdin.flush()
+                while process.poll() is None and newest_of(copied) < wanted:
                     time.sleep(0.001)
                 time.sleep(rng.uniform(0, 0.02))
-                kills += process.poll() is None
                 process.kill()
+                assert process.wait() == -signal.SIGKILL
                 process.communicate()
                 found = copied.recorder.select_notifications(1, 10 * GRANTS)
                 assert found == events[: len(found)]
-            assert kills
             done = cli(*asked, "--json")
             assert done.returncode == 0, done.stderr
             outcome = json.loads(done.stdout)
@@ -187,21 +216,19 @@ def test_a_copy_that_is_killed_again_and_again_is_carried_on(
             assert copied.recorder.select_notifications(1, 10 * GRANTS) == events
 
 
-def newest_of(scoring: Scoring) -> int | None:
+def newest_of(scoring: Scoring) -> int:
     with suppress(PersistenceError):
-        return scoring.recorder.max_notification_id()
-    return None
+        return scoring.recorder.max_notification_id() or 0
+    return 0
 
 
 def test_sigterm_stops_it_between_two_pages(cli: CommandLine, database: Any, large: Path) -> None:
     """It says how to go on."""
     shutil.copy(large, cli.cwd / "old.sqlite")
     asked = ("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
-    slow = {"blockConnection": True, "blockTimeMS": 2000}  # each page but the first one
-    with failing(cli.env["MONGO_URI"], "insert", mode={"skip": 1}, **slow):
-        process = cli.start(*asked)
-        until(lambda: process.poll() is not None or database.scoring_events.find_one())
-        process.terminate()
-        _, said = process.communicate()
-        assert (process.returncode, said) == (128 + 15, b"interrupted: run it again to carry on\n")
+    process = start(cli, *asked, wait="last and copy._stop.wait()")
+    until(lambda: process.poll() is not None or database.scoring_events.find_one())
+    process.terminate()
+    _, said = process.communicate()
+    assert (process.returncode, said) == (128 + 15, b"interrupted: run it again to carry on\n")
     assert cli(*asked).returncode == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from command_line import COMMAND, CommandLine
+from concurrency import until
 from projections.cli.files import UnusableFile, written
 from support import grant_lines
 
@@ -73,12 +73,7 @@ def test_old_rejects_stay_if_the_import_does_not_begin_or_is_interrupted(cli: Co
     assert process.stdin is not None
     process.stdin.write(BAD * 5000)
     process.stdin.flush()
-    parts = list(cli.cwd.glob(".score-ledger-*.part"))
-    deadline = time.monotonic() + 60
-    while not any(part.stat().st_size for part in parts):
-        assert time.monotonic() < deadline
-        parts = list(cli.cwd.glob(".score-ledger-*.part"))
-        time.sleep(0.01)
+    until(lambda: any(part.stat().st_size for part in cli.cwd.glob(".score-ledger-*.part")))
     process.send_signal(2)
     process.wait(timeout=90)  # or it might meet the end of its input first
     _, stderr = process.communicate(timeout=90)

@@ -162,6 +162,7 @@ def test_an_import_killed_half_way_and_run_again_ends_the_same(cli: CommandLine)
     with meanwhile(partial(feed, process, grants)):
         until(lambda: events_in(events))
         process.kill()
+        process.wait()  # before its input is closed, at whose end it would be done
     with suppress(BrokenPipeError):
         process.communicate()
     with Scoring(sqlite_env(events)) as scoring:
