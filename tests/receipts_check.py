@@ -27,7 +27,12 @@ class StoredLedger:
 
 
 def read_ledger(scoring: Scoring) -> StoredLedger:
-    """Read the store; fails if an id is stored twice or a grant and its claim are apart."""
+    """Read the store; fails if an id is stored twice or a grant and its claim are apart.
+
+    A server goes on for a moment with what a client had asked for that was killed: if something was
+    committed meanwhile, all is read again.
+    """
+    newest = scoring.recorder.max_notification_id()
     ledger = StoredLedger(positions=StoreReader().read(scoring))
     for notification in scoring.recorder.select_notifications(start=1, limit=2**31):
         event = scoring.mapper.to_domain_event(notification)
@@ -36,9 +41,12 @@ def read_ledger(scoring: Scoring) -> StoredLedger:
             ledger.events[event.grant_id] = event
             ledger.totals[event.grant_id] = before, before + event.amount
             ledger.balances[event.user_id].append(before + event.amount)
+    scores = {user_id: scoring.score_of(user_id) for user_id in ledger.balances}
+    if scoring.recorder.max_notification_id() != newest:
+        return read_ledger(scoring)
     assert ledger.events.keys() == ledger.positions.keys()
     for user_id, balances in ledger.balances.items():
-        assert scoring.score_of(user_id).total_score == balances[-1]
+        assert scores[user_id].total_score == balances[-1]
     return ledger
 
 
