@@ -18,6 +18,7 @@ from eventsourcing.sqlite import SQLiteDatastore, SQLiteFactory
 from eventsourcing.utils import Environment
 from pymongo import MongoClient
 
+import scoring.retries
 import scoring.sqlite_pool
 from command_line import run_python
 from concurrency import lasting_at_most
@@ -57,7 +58,7 @@ for generation in range(10):
         time.sleep(0.001)
     time.sleep(random.uniform(0, 0.1))
     app.close()
-    with lasting_at_most(10):  # and do not wait for a pool that is closed
+    with lasting_at_most(60):
         for thread in threads:
             thread.join()
 assert len(refused) == 40, "not every thread was told"
@@ -131,10 +132,13 @@ def test_closing_leaves_a_client_that_was_lent_open(
         client.drop_database(name)
 
 
-def test_closing_waits_for_a_transaction_of_another_thread(app: Scoring) -> None:
+def test_closing_waits_for_a_transaction_of_another_thread(
+    app: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And commands that wait for their turn behind it are refused at once, not one by one."""
     begun, end, refused = Event(), Event(), []
-    pool_of(app).pool_timeout = 60.0
+    pool_of(app).pool_timeout = 600.0
+    monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 600.0)
 
     def slow() -> None:
         with datastore(app).transaction(commit=True) as cursor:
@@ -159,7 +163,7 @@ def test_closing_waits_for_a_transaction_of_another_thread(app: Scoring) -> None
     closing.start()
     closing.join(0.2)
     assert closing.is_alive()
-    with lasting_at_most(30):  # and not a minute for each
+    with lasting_at_most(60):  # and not ten minutes for each
         end.set()
         for thread in (transaction, closing, *others):
             thread.join()
@@ -171,19 +175,19 @@ def test_closing_waits_for_a_transaction_of_another_thread(app: Scoring) -> None
             cursor.execute("SELECT * FROM slow")
 
 
-def test_a_signal_handler_may_close_what_it_interrupts(app: Scoring) -> None:
+def test_a_signal_handler_may_close_what_it_interrupts(
+    app: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It does not wait for its own thread; the transaction it came into ends as it would have."""
 
     def handle(signal_number: int, frame: FrameType | None) -> None:
         del signal_number, frame
         app.close()
 
+    monkeypatch.setattr(scoring.sqlite_pool, "PATIENCE_SECONDS", 600.0)
     before = signal.signal(signal.SIGUSR1, handle)
     try:
-        with (
-            lasting_at_most(scoring.sqlite_pool.PATIENCE_SECONDS / 2),
-            datastore(app).transaction(commit=True) as cursor,
-        ):
+        with lasting_at_most(60), datastore(app).transaction(commit=True) as cursor:
             signal.raise_signal(signal.SIGUSR1)
             cursor.execute("CREATE TABLE interrupted (i)")
     finally:

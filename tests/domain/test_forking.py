@@ -19,6 +19,7 @@ from forks import in_child
 from scoring import Scoring
 from support import make_grant, sqlite_env
 
+scoring.sqlite_pool.PATIENCE_SECONDS = 600
 app = Scoring(sqlite_env(sys.argv[1]))
 begun = threading.Event()
 
@@ -53,7 +54,7 @@ def in_vain():
 with meanwhile(using):
     begun.wait()
     for work in (in_vain, lambda: grant(1), lambda: Scoring(app.env)):
-        with lasting_at_most(10):
+        with lasting_at_most(60):
             said = in_child(work)
         assert said.startswith("ScoringError"), said
         assert "in use when this process was forked" in said, said
@@ -73,14 +74,14 @@ with meanwhile(using):
     begun.wait()
     signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
-    with lasting_at_most(10):
+    with lasting_at_most(60):
         said = in_child(lambda: grant(1))
     assert "in use when this process was forked" in said, said
 assert grant(1) == "RECORDED"
 assert in_child(lambda: grant(1)) == "DUPLICATE"
 """
 _IN_ONES_OWN_TRANSACTION = """
-with lasting_at_most(10), app.factory.datastore.transaction(commit=False):
+with lasting_at_most(60), app.factory.datastore.transaction(commit=False):
     said = in_child(lambda: grant(1))  # which does not wait for itself
 assert "in use when this process was forked" in said, said
 assert grant(1) == "RECORDED"
@@ -92,7 +93,7 @@ def asking(over):
 
 def work():
     # Each is to have its turn, though threads of the parent were waiting for theirs.
-    with lasting_at_most(10):
+    with lasting_at_most(60):
         return [grant(number) for number in range(8)]
 
 with meanwhile(*[asking] * 4):
@@ -119,7 +120,7 @@ def locking(over):
 
 with meanwhile(locking):
     begun.wait()
-    with lasting_at_most(10):
+    with lasting_at_most(60):
         assert in_child(lambda: (grant(0), grant(1))) == "('DUPLICATE', 'RECORDED')"
 assert grant(1) == "DUPLICATE"
 """
@@ -133,7 +134,7 @@ gc.disable()  # so that errors which refer to themselves keep all that their fra
 
 def in_a_child():
     sys.setprofile(None)
-    signal.alarm(20)
+    signal.alarm(120)
     files = [str(file.resolve()) for file in Path("/proc/self/fd").iterdir()]
     was_open = sum("events.sqlite" in file for file in files)
     return was_open, grant(0), *at_once(1, lambda _: grant(0)), len(told)
@@ -182,7 +183,7 @@ for place in count(1):
     is_refused = "in use when this process was forked" in said
     assert is_refused or said.startswith(well.removesuffix("0)")), (place, said)
     told.clear()
-    with lasting_at_most(10):
+    with lasting_at_most(60):
         assert at_once(1, lambda _: grant(0)) == [grant(0)] == ["DUPLICATE"], place
     said = in_child(in_a_child)
     assert said == well, (place, said)

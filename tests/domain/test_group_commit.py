@@ -234,11 +234,12 @@ def test_nobody_is_waited_for_soon_after_some_did_not_come_back(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As under calls that come at any time, which have nothing to gain from it."""
+    monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 600.0)
     granted_together(watched, [make_grant(number) for number in range(3)])
     gather_for(monkeypatch, 0.1)
-    with lasting_at_most(15):
+    with lasting_at_most(60):
         watched.grant(**make_grant(3).model_dump())
-        gather_for(monkeypatch, 20.0)
+        gather_for(monkeypatch, 600.0)
         granted_together(watched, [make_grant(number) for number in range(4, 7)])
         watched.grant(**make_grant(7).model_dump())
     assert [len(grants_in(events)) for events in watched.commits] == [3, 1, 3, 1]
@@ -521,12 +522,13 @@ def test_the_clock_is_asked_by_the_callers_own_thread() -> None:
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError("by a plugin")])
 def test_who_is_interrupted_in_a_commit_leaves_the_others_unharmed(
-    app: Watched, *, error: BaseException, done: bool
+    app: Watched, monkeypatch: pytest.MonkeyPatch, *, error: BaseException, done: bool
 ) -> None:
     """Another one takes over, and finds out whether the commit was done."""
+    monkeypatch.setattr(scoring.retries, "MAX_SECONDS", 600.0)
     grants = [make_grant(number, user_id=f"user-{number % 2}") for number in range(6)]
     app.instead.append(failing(error, done=done))
-    with lasting_at_most(20):  # whoever is not told waits until the time of a command is over
+    with lasting_at_most(60):  # and not until their time is over
         answered: list[Any] = granted_together(app, grants)
     assert answered.pop(0) is error
     ledger = read_ledger(app)
@@ -599,7 +601,7 @@ def test_wherever_one_is_interrupted_nothing_of_it_stays(
             assert not pool._in_use
             assert not pool._users
             assert scoring.retries.remaining_seconds() == scoring.retries.MAX_SECONDS
-            answer = another.submit(granting(watched, later)).result(timeout=20)
+            answer = another.submit(granting(watched, later)).result(timeout=60)
             assert answer.status is GrantStatus.RECORDED
     assert place > 100
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from threading import Event, Timer
+from threading import Event
 from typing import Any, cast
 
 import pytest
@@ -12,7 +13,7 @@ from tenacity import Retrying, stop_after_attempt, wait_fixed, wait_none
 
 import scoring.retries
 from command_line import run_python
-from concurrency import lasting_at_most
+from concurrency import lasting_at_most, meanwhile, until
 from projections import ReadModelUnavailable
 from projections.retries import retries_until
 from scoring import EventStoreNotOpened, ScoringError
@@ -81,12 +82,20 @@ def test_time_counts_from_the_first_failure_in_a_row(monkeypatch: pytest.MonkeyP
         retries.call(Faulty(*(away() for _ in range(10_000))))
 
 
-def test_a_stop_ends_a_pause_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_ends_a_pause_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """And nothing is tried after it."""
-    monkeypatch.setattr("projections.retries.PACE", wait_fixed(30))
+    monkeypatch.setattr("projections.retries.PACE", wait_fixed(300))
     stop, work = Event(), Faulty(away(), away())
-    Timer(0.1, stop.set).start()
-    with lasting_at_most(15), pytest.raises(ReadModelUnavailable):
+
+    def end_the_pause(_: Event) -> None:
+        until(lambda: "trying again" in caplog.text)  # which is said before it
+        time.sleep(0.1)  # so that it has begun
+        stop.set()
+
+    caplog.set_level(logging.INFO)
+    with lasting_at_most(120), meanwhile(end_the_pause), pytest.raises(ReadModelUnavailable):
         retries_until(stop).call(work)
     assert work.calls == 2
 
