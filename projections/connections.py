@@ -143,12 +143,10 @@ class Stores:
 
     def _find_events(self, given: Mapping[str, str]) -> MongoPlace:
         """Return where events in MongoDB are, and check that they are there, or may be made."""
-        prefix = f"{Scoring.name.upper()}_"
-        prefixed = {name: text for name, text in os.environ.items() if name.startswith(prefix)}
-        named = Environment(Scoring.name, {**prefixed, **given})
+        named = self._settings.mongo_of_events(given)
         uri = named.get(MongoFactory.MONGO_URI)
         database = named.get(MongoFactory.MONGO_DATABASE)
-        cure = "its server and database (MONGO_URI, MONGO_DATABASE)"
+        cure = "its server and database (MONGO_URI, MONGO_DATABASE, or both with SCORING_ in front)"
         if uri:
             client = connect(uri)
             self._stack.callback(close, client)

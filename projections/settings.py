@@ -139,6 +139,17 @@ class Settings(BaseModel):
             return None
         return Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
 
+    def mongo_of_events(self, environ: Mapping[str, str] | None = None) -> Environment:
+        """Return the variables that name a place in MongoDB which is not the read model's, too.
+
+        Args:
+            environ: Variables of the event store. Of those of the process's environment only the
+                ones count that have the application's prefix.
+        """
+        prefix = f"{Scoring.name.upper()}_"
+        own = {name: text for name, text in os.environ.items() if name.startswith(prefix)}
+        return Environment(Scoring.name, {**own, **(environ or {})})
+
     def postgres_node(self, environ: Mapping[str, str] | None = None) -> tuple[str, int] | None:
         """Return host and port of an event store in PostgreSQL; ``None`` for all others.
 

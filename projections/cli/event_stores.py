@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from projections.cli.ledgers import await_mongo, await_postgres
+from projections.cli.ledgers import await_events
 from projections.connections import Stores
-from projections.events.stores import KINDS, MONGO, SQLITE, checked_events, kind_of
+from projections.events.stores import KINDS, MONGO, SQLITE, checked_events
 from projections.settings import Settings
 from scoring import Scoring
 
@@ -52,10 +52,7 @@ def open_named(name: str, *, option: str, create: bool) -> Iterator[Scoring]:
         settings.events = checked_events(kind, argument=f"{_EVENTS} of {name}")
         module = KINDS[settings.events].module
         given = {"PERSISTENCE_MODULE": module, f"{_PREFIX}PERSISTENCE_MODULE": module, **given}
-    await_postgres(settings, given)
-    uri = given.get("MONGO_URI") or settings.mongo_uri
-    if uri and kind_of(given) == MONGO:
-        await_mongo(uri)
+    await_events(settings, given, named_by=option)
     with ExitStack() as stack:
         yield Stores(settings, stack, create=create, read_only=not create).scoring(given)
 

@@ -30,9 +30,7 @@ _PAUSE_SECONDS = 0.1
 def open_events(folder: Path | None) -> Iterator[Scoring]:
     """Open the event store to record in it; one that is made for it is named."""
     settings = Settings.from_environment(folder=folder)
-    await_postgres(settings)
-    if settings.mongo_uri is not None and kind_of(settings.event_store()) == MONGO:
-        await_mongo(settings.mongo_uri)
+    await_events(settings)
     note_default(settings)
     with ExitStack() as stack:
         with _named_if_new(settings):
@@ -69,9 +67,9 @@ def open_ledger(
         ProjectionError: if it cannot be opened, in one sentence.
     """
     settings = settings or Settings.from_environment(folder=folder)
-    await_postgres(settings)
+    await_events(settings)
     if settings.mongo_uri is not None:
-        await_mongo(settings.mongo_uri)
+        await_mongo(settings.mongo_uri, "MONGO_URI")
     elif not (create_folder or settings.folder.is_dir() or _is_default(settings)):
         raise ProjectionError(
             f"there is no read model yet: it would be in {settings.folder.resolve()}; name its "
@@ -125,7 +123,33 @@ def _named_if_new(settings: Settings) -> Iterator[None]:
         err.print(f"[yellow]note:[/] a new ledger was begun in {shown(str(file.resolve()))}")
 
 
-def await_mongo(uri: str) -> None:
+def await_events(
+    settings: Settings, environ: Mapping[str, str] | None = None, *, named_by: str | None = None
+) -> None:
+    """Give a server that refuses connections a moment, if it has the event store.
+
+    Args:
+        settings: Where it is.
+        environ: Variables that beat those of the process's environment.
+        named_by: What names the server, if it is not a variable.
+
+    Raises:
+        ProjectionError: if it still does.
+    """
+    node = settings.postgres_node(environ)
+    if node is not None and (refusals := _refusals([node])):
+        raise ProjectionError(
+            f"PostgreSQL cannot be reached ({refusals}): check that it runs and that POSTGRES_HOST "
+            "and POSTGRES_PORT name it"
+        )
+    if kind_of(settings.event_store(environ)) == MONGO:
+        if uri := settings.mongo_of_events(environ).get("MONGO_URI"):
+            await_mongo(uri, named_by or "SCORING_MONGO_URI")
+        elif settings.mongo_uri is not None:
+            await_mongo(settings.mongo_uri, "MONGO_URI")
+
+
+def await_mongo(uri: str, named_by: str) -> None:
     """Give a server that refuses connections a moment.
 
     Raises:
@@ -137,27 +161,9 @@ def await_mongo(uri: str) -> None:
         return  # which opening it puts into words
     if nodes and (refusals := _refusals(nodes)):
         raise ReadModelUnavailable(
-            f"MongoDB cannot be reached ({refusals}): check that it runs and that MONGO_URI names "
+            f"MongoDB cannot be reached ({refusals}): check that it runs and that {named_by} names "
             "it",
             transient=True,
-        )
-
-
-def await_postgres(settings: Settings, environ: Mapping[str, str] | None = None) -> None:
-    """Give a server that refuses connections a moment, if it has the event store.
-
-    Args:
-        settings: Where it is.
-        environ: Variables that beat those of the process's environment.
-
-    Raises:
-        ProjectionError: if it still does.
-    """
-    node = settings.postgres_node(environ)
-    if node is not None and (refusals := _refusals([node])):
-        raise ProjectionError(
-            f"PostgreSQL cannot be reached ({refusals}): check that it runs and that POSTGRES_HOST "
-            "and POSTGRES_PORT name it"
         )
 
 

@@ -133,8 +133,10 @@ def old_client(uri: str | None, settings: Settings) -> Iterator[MongoClient[Any]
     Raises:
         ProjectionError: if no server is named and the folder has none.
     """
+    named_by = "--old-uri or SCORE_LEDGER_OLD_URI" if uri else "MONGO_URI"
     uri = uri or settings.mongo_uri
     if uri is not None:
+        await_mongo(uri, named_by)
         with _connected(uri) as client:
             yield client
         return
@@ -154,7 +156,6 @@ def old_client(uri: str | None, settings: Settings) -> Iterator[MongoClient[Any]
 
 @contextmanager
 def _connected(uri: str) -> Iterator[MongoClient[Any]]:
-    await_mongo(uri)
     client = connect(uri)
     try:
         yield client

@@ -69,3 +69,30 @@ def test_another_store_is_adopted_by_name(mistyped: CommandLine) -> None:
     assert repaired.stderr.startswith("warning: the event store")
     outcome = json.loads(repaired.stdout)
     assert (outcome["ok"], outcome["repaired"], outcome["grants"]) == (True, True, 30)
+
+
+@pytest.mark.parametrize("cli", ["mongo"], indirect=True)
+def test_with_a_server_each_what_needs_one_of_them_needs_that_one(
+    cli: CommandLine, mongo_uri: str
+) -> None:
+    """Whether events or read model are down, the sentence names the variable that is meant."""
+    nobody = "mongodb://127.0.0.1:1/"
+    grant = ("import", "-")
+    reading = {"MONGO_URI": nobody, "SCORING_MONGO_URI": mongo_uri}
+    recorded = cli(*grant, stdin=grant_lines(1), **reading)
+    assert (recorded.returncode, recorded.stdout[:10]) == (0, "1 recorded")
+    copied = cli("copy-events", "--from", "mongo", "--to", "sqlite:x.sqlite", stdin=None, **reading)
+    assert (copied.returncode, copied.stderr) == (0, "")
+    (cli.cwd / "other.env").write_text(f"SCORE_LEDGER_EVENTS=mongo\nMONGO_URI={nobody}\n")
+    for command, variables, named in (
+        (("status",), reading, "MONGO_URI"),
+        (("status",), {"SCORING_MONGO_URI": nobody}, "SCORING_MONGO_URI"),
+        (grant, {"SCORING_MONGO_URI": nobody}, "SCORING_MONGO_URI"),
+        (("copy-events", "--from", "mongo", "--to", "env:other.env"), {}, "--to"),
+    ):
+        done = cli(*command, stdin=None, **variables)
+        assert done.returncode == 1
+        refused = "error: MongoDB cannot be reached (connection refused by 127.0.0.1:1): check "
+        assert done.stderr == f"{refused}that it runs and that {named} names it\n"
+    none = cli("status", MONGO_DATABASE="none").stderr
+    assert "MONGO_URI, MONGO_DATABASE, or both with SCORING_ in front" in none

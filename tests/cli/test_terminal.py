@@ -233,7 +233,7 @@ def test_a_host_that_nobody_knows_is_not_said_to_refuse(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(ReadModelUnavailable, match=r"the host name m1\.example cannot be"):
-        await_mongo("mongodb://m1.example/")
+        await_mongo("mongodb://m1.example/", "MONGO_URI")
 
 
 NOT_LINES: dict[str, tuple[bytes, str]] = {
