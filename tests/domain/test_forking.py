@@ -73,8 +73,8 @@ sys.unraisablehook = lambda _: None  # Python tells of what a fork's hooks raise
 with meanwhile(using):
     begun.wait()
     signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
-    with lasting_at_most(60):
+    with lasting_at_most(60):  # which begins with a thread that is waited for
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
         said = in_child(lambda: grant(1))
     assert "in use when this process was forked" in said, said
 assert grant(1) == "RECORDED"
