@@ -20,12 +20,13 @@ def main() -> None:
         from projections.cli.app import run  # noqa: PLC0415
 
         code = run()
+        # All is said and done, so there is nothing left to interrupt.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Python itself turns what interrupts the making of a class into another error.
         if not was_interrupted():
             raise
         print("interrupted", file=sys.stderr)  # noqa: T201 - perhaps there is no console yet
         code = EXIT_CODE
-    # All is said and done, so there is nothing left to interrupt.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)

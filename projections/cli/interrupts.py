@@ -119,6 +119,9 @@ def stop_on_signals() -> Iterator[Stop]:
     except KeyboardInterrupt:
         raise Interrupted("interrupted: run it again to carry on", stop) from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        alarm = previous.pop(signal.SIGALRM)
         for name, old in previous.items():
             signal.signal(name, old)
+        # Only when none of the others can set it any more.
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)

@@ -21,6 +21,7 @@ import pytest
 from command_line import COMMAND, CommandLine, on_both_stores, run_python
 from concurrency import lasting_at_most, until
 from event_store import events_in
+from projections.cli.interrupts import stop_on_signals
 from projections.cli.jsonl import NotJsonLines, read_lines
 from projections.cli.ledgers import await_mongo
 from projections.errors import ReadModelUnavailable
@@ -178,6 +179,46 @@ def test_ctrl_c_is_heard_where_it_does_not_come_out_as_such(cli: CommandLine, wh
     )
     done = run_python("-c", code, cwd=cli.cwd)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_is_one_line_between_the_end_of_the_work_and_that_of_the_command(
+    cli: CommandLine,
+) -> None:
+    """There is nothing left to interrupt, and no traceback either."""
+    code = (
+        "import signal, sys\n"
+        "from projections.cli import app, main\n"
+        "def press(frame, event, _):\n"
+        "    if frame.f_back and frame.f_back.f_code is main.__code__ and event == 'call':\n"
+        "        sys.setprofile(None)\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "def run():\n"
+        "    sys.setprofile(press)\n"
+        "    return 0\n"
+        "app.run = run\n"
+        "main()"
+    )
+    done = run_python("-c", code, cwd=cli.cwd)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_signal_that_comes_as_the_work_ends_leaves_no_alarm_behind() -> None:
+    """Which would kill, seconds later, a command that is about to tell what it has done."""
+
+    def press(_: object, event: str, called: object) -> None:
+        if event == "c_return" and called is signal.setitimer:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with stop_on_signals():
+            sys.setprofile(press)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    finally:
+        sys.setprofile(None)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ctrl_c_ends_an_import_that_waits_for_its_input(cli: CommandLine) -> None:
