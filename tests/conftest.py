@@ -168,8 +168,9 @@ def new_env(request: pytest.FixtureRequest) -> Callable[[], dict[str, str]]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the sources at hand."""
     folder = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder))
-    subprocess.run([*pip, str(Path(__file__).parents[1])], check=True)
+    pip = (sys.executable, "-m", "pip", "wheel", "-q", "--wheel-dir", str(folder))
+    here = ("--no-index", "--no-deps", "--no-build-isolation")
+    subprocess.run([*pip, *here, str(Path(__file__).parents[1])], check=True)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
