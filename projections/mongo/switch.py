@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from pymongo.client_session import ClientSession
 
     from projections.mongo.collections import Collections, Document
+    from projections.mongo.control import GenerationState
 
 T = TypeVar("T")
 
@@ -146,9 +147,15 @@ class Switch:
             ProjectionError: if there are collections in the way.
         """
         with translated():
-            collections = self._taking_part()
-        if collections is None:
-            return False
+            state = control_state(self._live)
+            if state.building is None or state.building != self._building.generation:
+                return False
+            try:
+                collections = self._taking_part(state)
+            except ProjectionError:
+                if control_state(self._live) != state:
+                    return False  # others have switched, or given it up, since the hold fell silent
+                raise
         sealed: Document = {"token": self._token, "sealed": True}
 
         def commit(session: ClientSession) -> bool:
@@ -189,21 +196,18 @@ class Switch:
         with translated():
             return in_transaction(self._live, commit)
 
-    def _taking_part(self) -> list[Document] | None:
-        """Return the collections that the switch renames, by UUID; ``None`` if it is superseded.
+    def _taking_part(self, state: GenerationState) -> list[Document]:
+        """Return the collections that the switch renames, by UUID.
 
         Raises:
             ProjectionError: if one of them is missing, or a name that is needed is taken.
         """
-        state = control_state(self._live)
-        if state.building is None or state.building != self._building.generation:
-            return None
         names = names_by_uuid(self._live.database)
         taken = set(names.values())
         collections = []
         for name in GENERATIONAL:
             old = state.collections.get(state.generation, {}).get(name)
-            new = state.collections.get(state.building, {}).get(name)
+            new = state.collections.get(state.building or 0, {}).get(name)
             old_name, new_name = put_away(name, state.generation), self._building.name_of(name)
             if names.get(new) != new_name:
                 raise ProjectionError(

@@ -249,6 +249,26 @@ def test_of_two_who_want_to_hold_one_does(scoring: Scoring, live: ReadModel) -> 
     assert first.commit(at_least=0)
 
 
+def test_a_switch_that_is_overtaken_while_it_is_committed_is_not_and_finds_nothing_missing(
+    scoring: Scoring, live: ReadModel, mongo_uri: str
+) -> None:
+    """It was stopped for so long that its hold fell silent, and what it looks for was renamed."""
+    faster = built(scoring, live)
+
+    def overtake() -> None:
+        live.positions.update_one({}, {"$unset": {"hold": ""}})
+        assert faster.hold()
+        assert faster.commit(at_least=0)
+        roll_forward(live)
+
+    with MongoClient[dict[str, Any]](mongo_uri, event_listeners=[Overtaken(overtake)]) as client:
+        seen = ReadModel(client, live.database.name)
+        overtaken = Switch(seen, seen.of_generation(2), scoring.name)
+        assert overtaken.hold()
+        assert not overtaken.commit(at_least=0)
+    assert_second_generation_is_live(live)
+
+
 def test_a_switch_is_not_committed_before_the_new_generation_is_far_enough(
     scoring: Scoring, live: ReadModel
 ) -> None:
