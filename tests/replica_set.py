@@ -10,12 +10,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pymongo import MongoClient
 from pymongo.errors import ConnectionFailure, OperationFailure
 
+from concurrency import until
 from processes import freeze, thaw
+from projections import ReadModelUnavailable
 from projections.embedded.binary import find_mongod
 from projections.embedded.launch import free_port
 
@@ -24,6 +26,7 @@ _PATIENCE_SECONDS = 150.0
 _POLL_SECONDS = 0.05
 
 Document = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -51,6 +54,19 @@ class Node:
     def command(self, *command: Any, **values: Any) -> Document:
         with self.client() as client:
             return client.admin.command(*command, **values)
+
+
+def sit_out(ask: Callable[[], T]) -> T:
+    """Return the answer to what may be asked twice: a busy machine has elections of its own."""
+    answers: list[T] = []
+
+    def is_answered() -> bool:
+        with suppress(ConnectionFailure, ReadModelUnavailable):
+            answers.append(ask())
+        return bool(answers)
+
+    until(is_answered, every_seconds=_POLL_SECONDS)
+    return answers[0]
 
 
 class ReplicaSet:

@@ -25,7 +25,7 @@ from projections.mongo import connect
 from projections.mongo.read_model import ReadModel
 from projections.verification.events import verify_events
 from projections.worker.rebuild import Rebuild
-from replica_set import ReplicaSet
+from replica_set import ReplicaSet, sit_out
 from scoring import Scoring
 from support import make_grant, worker_env, worker_maker
 
@@ -63,7 +63,7 @@ def test_a_worker_outlives_its_primary_and_projects_every_grant_once(
         balances[grant.user_id].append(balances[grant.user_id][-1] + grant.amount)
     with connect(replica_set.uri) as client:
         model = ReadModel(client, f"test_{uuid4().hex}")
-        model.prepare()
+        sit_out(model.prepare)
         with reading(model, balances), following(model, replica_set, tmp_path) as worker:
             newest = scoring.recorder.max_notification_id() or 0
             until(lambda: position_of(model) >= newest / 4)
@@ -74,7 +74,7 @@ def test_a_worker_outlives_its_primary_and_projects_every_grant_once(
                 time.sleep(0.05)
         assert assert_equal_to_the_events(scoring, model) == GRANTS
         assert verify_events(scoring, model).ok
-        client.drop_database(model.database.name)
+        sit_out(lambda: client.drop_database(model.database.name))
 
 
 def position_of(model: ReadModel) -> int:
@@ -130,32 +130,33 @@ def test_an_index_is_made_while_a_node_is_down(replica_set: ReplicaSet, scoring:
     scoring.grant_many([make_grant(number) for number in range(20)])
     with connect(replica_set.uri) as client, ThreadPoolExecutor() as pool:
         model = ReadModel(client, f"test_{uuid4().hex}")
-        model.prepare()
+        sit_out(model.prepare)
         node = replica_set.secondaries()[0]
         replica_set.kill(node)
         try:
             outcome = pool.submit(Rebuild(scoring, model, worker_maker(scoring)).run).result(60)
             assert (outcome.generation, outcome.live) == (2, True)
-            model.users.drop_index("totalScore_-1__id_1")
-            pool.submit(model.inventory.check).result(60)
-            assert "totalScore_-1__id_1" in model.users.index_information()
+            sit_out(model.users.drop_indexes)
+            pool.submit(sit_out, model.inventory.check).result(100)
+            assert "totalScore_-1__id_1" in sit_out(model.users.index_information)
         finally:
             replica_set.restart(node)
-        client.drop_database(model.database.name)
+        sit_out(lambda: client.drop_database(model.database.name))
 
 
 def test_what_only_a_primary_has_seen_is_rolled_back(replica_set: ReplicaSet) -> None:
     """The helper does what tests of a rollback need."""
     with connect(replica_set.uri) as client:
-        client["rolled"]["back"].insert_one({"_id": "kept"})
+        sit_out(lambda: client["rolled"]["back"].replace_one({"_id": "kept"}, {}, upsert=True))
 
         def write(primary: MongoClient[Any]) -> None:
             database = primary.get_database("rolled", write_concern=WriteConcern(1))
             database["back"].insert_one({"_id": "gone"})
 
         replica_set.roll_back(write)
-        assert [document["_id"] for document in client["rolled"]["back"].find()] == ["kept"]
+        found = sit_out(lambda: list(client["rolled"]["back"].find()))
+        assert [document["_id"] for document in found] == ["kept"]
     for node in replica_set.nodes:
         with node.client() as direct:
-            found = direct["rolled"]["back"].find()
-            assert [document["_id"] for document in found] == ["kept"]
+            on_node = direct["rolled"]["back"].find()
+            assert [document["_id"] for document in on_node] == ["kept"]
