@@ -27,6 +27,7 @@ MONGOD_PATIENCE_SECONDS: Final = 60.0
 # The supervisor needs longer: it is waiting for mongod in its turn.
 _SUPERVISOR_PATIENCE_SECONDS: Final = MONGOD_PATIENCE_SECONDS + 15.0
 _POLL_SECONDS: Final = 0.01
+_STARTING_SECONDS: Final = 30.0
 _ENDING_SECONDS: Final = 60.0
 _STOPPING_SECONDS: Final = 10.0
 _PF_EXITING: Final = 4  # of include/linux/sched.h
@@ -75,7 +76,8 @@ def running_mongod(layout: Layout) -> Mongod | None:
 
     The supervisor's note and mongod's own lock file are both asked: a supervisor that was killed
     at the wrong time may have left only the second. Both may have come with a copy of the folder,
-    while the mongod that they name still has the files that were in its place before.
+    while the mongod that they name still has the files that were in its place before. One that was
+    started a moment ago, and has not opened any yet, is waited for.
     """
     lock = layout.data / "mongod.lock"
     pids = [layout.read_record().get("pid")]
@@ -83,7 +85,7 @@ def running_mongod(layout: Layout) -> Mongod | None:
         pids.append(int(lock.read_bytes()))
     for pid in pids:
         found = pid and _read_mongod(pid, layout.data)
-        if found and _has_open(found.pid, lock):
+        if found and _has_locked(found, lock):
             return found
     return None
 
@@ -117,6 +119,11 @@ def supervisor_runs(layout: Layout) -> bool:
         return not lock.try_exclusive()
 
 
+def sees_supervisor(layout: Layout) -> bool:
+    """Tell whether one runs, or is about to, among the processes that can be seen from here."""
+    return any(_is_supervisor(int(entry.name), layout) for entry in Path("/proc").glob("[0-9]*"))
+
+
 def stop_supervisor(layout: Layout) -> None:
     """Have the supervisor, if there is one, stop its mongod and end; wait until it has."""
     try:
@@ -144,14 +151,16 @@ def _read_mongod(pid: int, data: Path) -> Mongod | None:
     return Mongod(pid=pid, port=port, data=data, has_key=_option(words, b"--keyFile") is not None)
 
 
-def _has_open(pid: int, file: Path) -> bool:
-    """Tell whether a process has open what is there, rather than what was there once."""
-    with contextlib.suppress(OSError):
-        there = file.stat()
-        for opened in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if os.path.samestat(opened.stat(), there):
-                    return True
+def _has_locked(mongod: Mongod, lock: Path) -> bool:
+    """Tell whether the lock that it has open is what is there, rather than what was there once."""
+    deadline = Deadline(_STARTING_SECONDS)
+    while mongod.alive and not deadline.passed:
+        with contextlib.suppress(OSError):
+            for opened in Path(f"/proc/{mongod.pid}/fd").iterdir():
+                # Moved or deleted since, it is shown as being elsewhere, or as "... (deleted)".
+                if opened.readlink().name.startswith(lock.name):
+                    return lock.exists() and opened.samefile(lock)
+        time.sleep(_POLL_SECONDS)
     return False
 
 

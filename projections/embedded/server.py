@@ -18,6 +18,7 @@ from projections.embedded.locks import Deadline, FileLock
 from projections.embedded.processes import (
     running_mongod,
     runs_elsewhere,
+    sees_supervisor,
     supervisor_runs,
     thaw_original,
 )
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS: Final = 0.05
 _ATTEMPTS: Final = 5
-_NOTE_SECONDS: Final = 1.0
 
 
 class EmbeddedServer:
@@ -171,11 +171,8 @@ def _join(layout: Layout, lease: Lease, order: Order, deadline: Deadline) -> str
 
 
 def _cannot_be_seen(layout: Layout) -> bool:
-    if not runs_elsewhere(layout):
-        return False
-    # The note may be an old run's, with a new supervisor that has not written its own yet.
-    time.sleep(_NOTE_SECONDS)
-    return runs_elsewhere(layout) and supervisor_runs(layout)
+    # The note may be an old run's, with a supervisor from here that has not written its own yet.
+    return runs_elsewhere(layout) and not sees_supervisor(layout) and supervisor_runs(layout)
 
 
 def _is_as_ordered(layout: Layout, order: Order) -> bool:

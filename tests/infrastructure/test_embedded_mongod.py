@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -33,6 +34,7 @@ from concurrency import lasting_at_most, until
 from forks import in_child
 from processes import await_end_of_those_naming, freeze, kill, processes_naming, thaw
 from projections.embedded import EmbeddedServer, MongoUnavailable, find_mongod, open_server
+from projections.embedded.launch import Launch
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
@@ -54,6 +56,17 @@ sys.stdin.readline()
 server.close()
 print("closed", flush=True)
 """
+
+# A supervisor, by its last word, that has the folder's lock and has got no further.
+_SLOW_SUPERVISOR = """
+import fcntl, sys
+from pathlib import Path
+with open(Path(sys.argv[1], "supervisor.lock"), "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.readline()
+print("closed", flush=True)
+# run_supervisor.py"""
 
 # Is interrupted as soon as its server has been started, and waits for it.
 _INTERRUPTED_PROGRAM = """
@@ -389,6 +402,28 @@ def test_a_killed_supervisor_is_replaced_or_not_needed(folder: Path, *, visitor:
     assert _mongods(folder) == mongod
     assert _all(server.uri) == ["apple"]
     server.close()
+    assert processes_naming(folder) == []
+
+
+@pytest.mark.parametrize("visitor", [False, True], ids=["nobody comes", "somebody comes"])
+def test_a_mongod_that_has_not_opened_its_files_when_its_supervisor_is_killed_is_not_missed(
+    folder: Path, tmp_path: Path, *, visitor: bool
+) -> None:
+    """The next to arrive takes it over, instead of starting a second one; the last ends it."""
+    program = tmp_path / "mongod"
+    program.write_text(f'#!/bin/sh\nsleep 1\nexec {find_mongod()} "$@"\n')
+    program.chmod(0o755)
+    layout = Layout.create(folder)
+    lease = Lease.take(layout, Deadline(60))
+    with Launch(layout, Order(str(program), launch_module.free_port(None))) as launch:
+        mongod = launch.mongod(Deadline(60))
+        assert mongod is not None
+        _kill_supervisor(folder)
+    if visitor:
+        with open_server(folder, mongod=str(program)) as server:
+            assert _port(server) == mongod.port
+            assert _mongods(folder) == [mongod.pid]
+    lease.release()
     assert processes_naming(folder) == []
 
 
@@ -772,6 +807,7 @@ def test_a_server_that_lingers_where_it_cannot_be_seen_makes_room(
     for module in (server_module, lease_module):
         monkeypatch.setattr(module, "running_mongod", lambda _layout: None)
     monkeypatch.setattr(lease_module, "stop_supervisor", lambda _layout: None)
+    monkeypatch.setattr(server_module, "sees_supervisor", lambda _layout: False)
     with open_server(folder) as server:
         assert _all(server.uri) == ["apple"]
         assert _mongods(folder) != before
@@ -877,6 +913,22 @@ def test_a_folder_whose_server_runs_in_another_container_says_so_at_once(folder:
         sentence = r"in another container: set MONGO_URI"
         with lasting_at_most(60), pytest.raises(MongoUnavailable, match=sentence):
             open_server(folder)
+
+
+def test_a_supervisor_from_here_is_not_taken_for_another_containers(folder: Path) -> None:
+    """It has not written its own note yet, and the one that is there is from another container."""
+    layout = Layout.create(folder)
+    with FileLock(layout.users_lock) as user, ThreadPoolExecutor(1) as other:
+        assert user.wait_shared(Deadline(1))
+        layout.write_record(pid=12, port=27017, pid_namespace=1)
+        supervisor = User(folder, _SLOW_SUPERVISOR)
+        assert supervisor.hear() == "locked"
+        opening = other.submit(open_server, folder)
+        time.sleep(1.5)
+        assert not opening.done()
+        supervisor.leave()
+        with opening.result() as server:
+            assert _all(server.uri) == []
 
 
 # --- refusals ----------------------------------------------------------------------------------
