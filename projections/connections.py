@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -15,9 +15,10 @@ from pymongo import MongoClient
 from pymongo.database import Database
 
 from projections.embedded import open_server
-from projections.errors import ProjectionError
+from projections.errors import ProjectionError, ReadModelUnavailable
 from projections.events.stores import MONGO, SQLITE, kind_of
 from projections.mongo import MongoFactory, check_server, close, connect, database_in_path
+from projections.mongo.client import nodes_of
 from projections.mongo.read_model import ReadModel
 from scoring import EventStoreNotOpened, InvalidSetting, Scoring
 
@@ -106,7 +107,8 @@ class Stores:
         except InvalidSetting:
             raise
         except Exception as error:
-            raise _not_opened(error, kind, env) from error
+            nodes = [] if client is None else [nodes_of(client)]
+            raise _not_opened(error, kind, env, nodes) from error
 
     def read_model(self) -> ReadModel:
         """Open the read model.
@@ -162,13 +164,22 @@ class Stores:
                 )
             client, ledgers_database = self._ledgers_place
             place = MongoPlace(client, database or ledgers_database)
-        database_there = ReadModel(*place)  # which checks its name
-        check_server(place.client)
-        if not self._create:
-            env = {MongoFactory.MONGO_DATABASE: place.database}
-            factory = MongoFactory(Environment(Scoring.name, env), client=place.client)
-            if not factory.has_events():
-                raise _no_ledger(f"MongoDB at {database_there.place()}", cure)
+        there = ReadModel(*place)  # which checks the name of the database
+        env = {MongoFactory.MONGO_DATABASE: place.database}
+        factory = MongoFactory(Environment(Scoring.name, env), client=place.client)
+        try:
+            check_server(place.client)
+            is_there = self._create or factory.has_events()
+        except ReadModelUnavailable as error:
+            if not uri:
+                raise
+            # What a server says of a password does not say which server.
+            raise ReadModelUnavailable(
+                f"the event store in MongoDB at {there.place()} cannot be opened: {error}",
+                transient=error.transient,
+            ) from error
+        if not is_there:
+            raise _no_ledger(f"MongoDB at {there.place()}", cure)
         return place
 
     @cached_property
@@ -244,7 +255,9 @@ def _no_ledger(place: object, cure: str) -> ProjectionError:
     )
 
 
-def _not_opened(error: Exception, kind: EventStoreKind, env: Mapping[str, str]) -> Exception:
+def _not_opened(
+    error: Exception, kind: EventStoreKind, env: Mapping[str, str], nodes: Sequence[str]
+) -> Exception:
     """Return what to raise instead, in one sentence."""
     extra = _missing_extra(error)
     if extra is not None:
@@ -252,7 +265,8 @@ def _not_opened(error: Exception, kind: EventStoreKind, env: Mapping[str, str]) 
             f"{kind.module} needs the extra {extra!r}: pip install 'score-ledger[{extra}]'"
         )
     located = kind.located(Environment(Scoring.name, {**os.environ, **env}))
-    place = " ".join([kind.module, *(f"{name}={value}" for name, value in located.items())])
+    variables = (f"{name}={value}" for name, value in located.items())
+    place = " ".join([kind.module, *nodes, *variables])
     if isinstance(error, TopicError | InfrastructureFactoryError | OSError):
         # What the library makes of a variable that it cannot use; its sentence names it.
         return InvalidSetting(f"the event store {place}", str(error))

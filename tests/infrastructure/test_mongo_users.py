@@ -96,6 +96,30 @@ def test_a_write_that_is_refused_is_named_without_what_was_to_be_written(
     assert "user-1" not in str(refused.value)
 
 
+def test_who_is_refused_is_told_which_server_it_was(
+    new_uri: Callable[..., str], mongo_uri: str, database: Any, tmp_path: Path
+) -> None:
+    """Where events have one of their own: a server says of a password only that it is wrong."""
+    place = f"127.0.0.1:{mongo_uri.rpartition(':')[2].partition('/')[0]}"
+    wrong = {"SCORING_MONGO_URI": new_uri("read", database.name).replace(":p@", ":q@")}
+    stranger = {"SCORING_MONGO_URI": new_uri("read", "elsewhere")}
+    env = {"SCORE_LEDGER_EVENTS": "mongo", "MONGO_URI": mongo_uri, "MONGO_DATABASE": database.name}
+    cli = CommandLine(tmp_path, env)
+    copying = ("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
+    with Scoring(sqlite_env(tmp_path / "old.sqlite")) as scoring:
+        scoring.grant(**make_grant().model_dump())
+    for command, variables in (
+        (("status",), wrong),
+        (("status",), stranger),
+        (copying, wrong),
+        (copying, stranger),
+    ):
+        done = cli(*command, stdin=None, **variables)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), (command, variables)
+        assert place in done.stderr
+        assert database.name in done.stderr
+
+
 def test_a_reader_creates_nothing(database: Any, tmp_path: Path) -> None:
     """Neither a store nor a read model, nor does it read what is somebody else's."""
     env = sqlite_env(tmp_path / "events.sqlite")
