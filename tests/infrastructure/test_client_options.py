@@ -20,7 +20,7 @@ from pymongo.read_preferences import Nearest, ReadPreference
 from event_store import damaged
 from heard_commands import HeardCommands
 from projections import ReadModelUnavailable, ScoreLedger
-from projections.mongo import MongoFactory, close
+from projections.mongo import MongoFactory, close, connect
 from projections.mongo.read_model import ReadModel
 from projections.settings import Settings
 from replica_set import ReplicaSet
@@ -181,6 +181,34 @@ def test_every_event_and_snapshot_is_written_and_read_by_a_majority(
     ended += [command for command in commands.sent if "commitTransaction" in command]
     assert {command["readConcern"]["level"] for command in asked} == {"majority"}
     assert {command["writeConcern"]["w"] for command in ended} == {"majority"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"readConcernLevel": "majority"},
+        {"read_preference": ReadPreference.SECONDARY},
+        {"document_class": RawBSONDocument},
+        {"uuidRepresentation": "standard"},
+    ],
+    ids="+".join,
+)
+def test_a_writer_that_died_is_found_by_every_client(
+    mongo_uri: str, options: dict[str, Any]
+) -> None:
+    """It holds the position that comes next, and the server would wait for it for a minute."""
+    database = f"events_{uuid4().hex[:8]}"
+    uri = mongo_uri.replace("directConnection=true", "replicaSet=score-ledger")
+    with connect(mongo_uri) as killed, MongoClient[Any](uri, **options) as client:
+        env = Environment("kennel", {"MONGO_DATABASE": database})
+        recorder = MongoFactory(env, client=client).application_recorder()
+        dead = MongoFactory(env, client=killed).application_recorder()
+        with killed.start_session() as session:
+            dead._chain._writers.announce(session)
+            session.start_transaction()
+            dead._events.insert_one({"_id": 1, "l": 1, "c": b"", "e": []}, session=session)
+            assert recorder.insert_events([StoredEvent("rex", 1, "topic", b"")]) == [1]
+        killed.drop_database(database)
 
 
 def test_a_worker_that_waits_for_events_leaves_others_the_only_connection(

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pymongo
 from pymongo import IndexModel
 from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
 
+from projections.mongo.client import database_of
 from projections.mongo.event_store.documents import collection_of
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ class Writers:
 
     def __init__(self, client: MongoClient[Any], name: str, database: str) -> None:
         """Keep them in the collection of this name; nothing is sent yet."""
-        self._client = client
+        # Nothing but this may be asked of what a server does at the moment.
+        local = ReadConcern("local")
+        self._admin = database_of(client, "admin").with_options(read_concern=local)
         self._sessions = collection_of(client, database, name)
         self._announced: dict[bytes, float] = {}
 
@@ -56,7 +60,7 @@ class Writers:
         """Abort the transactions of those that have sent nothing for long, as far as possible."""
         with suppress(PyMongoError), pymongo.timeout(_SECONDS):
             known = [document["_id"] for document in self._sessions.find({}, {"_id": 1})]
-            idle = self._client.admin.aggregate(
+            idle = self._admin.aggregate(
                 [
                     {"$currentOp": {"idleSessions": True, "allUsers": False}},
                     {
@@ -69,4 +73,4 @@ class Writers:
             )
             sessions = [{"id": operation["lsid"]["id"]} for operation in idle]
             if sessions:
-                self._client.admin.command("killSessions", sessions)
+                self._admin.command("killSessions", sessions)
