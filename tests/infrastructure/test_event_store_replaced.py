@@ -120,7 +120,7 @@ def documents(read_model: ReadModel) -> list[list[dict[str, Any]]]:
 COMMANDS: dict[str, Callable[[ScoreLedger], object]] = {
     "catch_up": lambda ledger: ledger.catch_up(),
     "follow": lambda ledger: ledger.follow(stop=Event()),
-    "wait": lambda ledger: ledger.wait(ledger.grant(**make_grant(999).model_dump()), timeout=5),
+    "wait": lambda ledger: ledger.wait(ledger.grant(**make_grant(999).model_dump()), timeout=60),
     "rebuild": lambda ledger: ledger.rebuild(),
     "rebuild, fresh": lambda ledger: ledger.rebuild(fresh=True),
     "verify": lambda ledger: ledger.verify(),
@@ -183,7 +183,7 @@ def test_a_wait_for_a_grant_that_is_not_visible_does_not_return(
         receipt = ledger.grant(**make_grant(21, user_id="bob").model_dump())
         assert receipt.position < ledger.status().tracked_position
         with pytest.raises(EventStoreReplaced):
-            ledger.wait(receipt)
+            ledger.wait(receipt, timeout=60)
         assert ledger.totals("bob").version == 0
 
 
