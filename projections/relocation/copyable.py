@@ -27,7 +27,11 @@ class Copyable(ABC):
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where it is, in words; the same for two that are the same store."""
+        """Where it is, in words."""
+
+    def identity(self) -> object:
+        """Return what a store that is reached by another name has as well, and no other store."""
+        return self.place
 
     def newest_position(self) -> int:
         """Return the last position; 0 if there is none."""

@@ -160,9 +160,10 @@ class _Copy:
 
     def run(self) -> EventCopy:
         source, target = self._source, self._target
-        if source.place == target.place:
+        if read_event_store(source.identity) == read_event_store(target.identity):
             raise ProjectionError(
-                f"{source.place} cannot be copied into itself: name another store to copy into"
+                f"{source.place} cannot be copied into itself, which {target.place} is: name "
+                "another store to copy into"
             )
         events = _Part(
             "events",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from eventsourcing.persistence import StoredEvent
-from psycopg.sql import SQL, Identifier
+from psycopg.sql import SQL, Composable, Identifier
 
 from projections.relocation.copyable import Copyable
 
@@ -27,6 +27,16 @@ class CopyablePostgres(Copyable):
         place = f"{options['host']}:{options['port']}/{options['dbname']}"
         return f"PostgreSQL {place}, schema {datastore.schema}"
 
+    def identity(self) -> object:
+        """Return when the server was started, and the numbers of its database and table."""
+        select = (
+            "SELECT pg_postmaster_start_time(), oid, %s::regclass::oid FROM pg_database"
+            " WHERE datname = current_database()"
+        )
+        with self._recorder.datastore.transaction(commit=False) as cursor:
+            cursor.execute(select, (_table(self._recorder).as_string(),))
+            return tuple(cursor.fetchone().values())
+
     def add_events(self, events: Sequence[Notification]) -> None:
         """Insert events at the positions that they have, all or none.
 
@@ -46,13 +56,19 @@ class CopyablePostgres(Copyable):
 
     def snapshots(self, after: StoredEvent | None, limit: int) -> Sequence[StoredEvent]:
         """Return snapshots ordered by stream and version: those after one, or the first."""
-        behind, place = SQL(""), []
+        # Texts in the order of the other stores, whatever the language of the database is.
+        is_text = self._snapshots.datastore.originator_id_type == "text"
+        stream = SQL('originator_id COLLATE "C"' if is_text else "originator_id")
+        behind: Composable = SQL("")
+        place: list[object] = []
         if after is not None:
-            behind = SQL("WHERE (originator_id, originator_version) > (%s, %s)")
+            behind = SQL("WHERE ({}, originator_version) > (%s, %s)").format(stream)
             place = [after.originator_id, after.originator_version]
-        select = SQL("SELECT * FROM {} {} ORDER BY originator_id, originator_version LIMIT %s")
+        select = SQL("SELECT * FROM {} {} ORDER BY {}, originator_version LIMIT %s").format(
+            _table(self._snapshots), behind, stream
+        )
         with self._recorder.datastore.transaction(commit=False) as cursor:
-            cursor.execute(select.format(_table(self._snapshots), behind), [*place, limit])
+            cursor.execute(select, [*place, limit])
             return [
                 StoredEvent(
                     *(row["originator_id"], row["originator_version"], row["topic"]),

@@ -66,6 +66,9 @@ class _Mongo(Copyable):
     def place(self) -> str:
         return f"MongoDB {self._events.place()}"
 
+    def identity(self) -> object:
+        return self._events.identity()
+
     def add_events(self, events: Sequence[Notification]) -> None:
         self._events.insert_notifications(events)
 

@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from eventsourcing.persistence import Notification, StoredEvent
 from psycopg import sql
@@ -395,6 +396,41 @@ def test_a_copy_that_is_stopped_is_carried_on(
     assert carried_on.is_complete
     assert carried_on.events_copied == len(events_of(scoring)) - 100
     assert_same(scoring, target)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mongo"])
+def test_a_store_is_not_copied_into_itself_under_another_name(
+    kind: str, stores: Callable[[str], Scoring], tmp_path: Path
+) -> None:
+    """The copy would seem to be complete, and somebody might put the old store away."""
+    scoring = stores(kind)
+    scoring.grant(**make_grant().model_dump())
+    env = dict(scoring.env)
+    if kind == "postgres":
+        (tmp_path / "socket").symlink_to(env["POSTGRES_HOST"])
+        env["POSTGRES_HOST"] = str(tmp_path / "socket")
+    else:
+        env["MONGO_URI"] = env["MONGO_URI"].replace("127.0.0.1", "localhost")
+    with Scoring(env) as again, pytest.raises(ProjectionError, match="into itself, which"):
+        copy_events(scoring, again)
+
+
+def test_snapshots_of_streams_with_text_ids_are_in_the_same_order_everywhere(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL sorts texts as people do, unless asked for the order of the other stores."""
+    asked: list[str] = []
+    execute = psycopg.Cursor.execute
+
+    def heard(cursor: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(query.as_string() if isinstance(query, sql.Composed) else str(query))
+        return execute(cursor, query, *args, **kwargs)
+
+    with Scoring(postgres.new_env(ORIGINATOR_ID_TYPE="text")) as scoring:
+        monkeypatch.setattr(psycopg.Cursor, "execute", heard)
+        copyable(scoring).snapshots(StoredEvent("rex", 1, "topic", b""), 10)
+    (query,) = [each for each in asked if "ORDER BY" in each]
+    assert query.count('originator_id COLLATE "C"') == 2
 
 
 @pytest.mark.parametrize("kind", EVENT_STORES)

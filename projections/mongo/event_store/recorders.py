@@ -136,6 +136,12 @@ class MongoApplicationRecorder(_ChainRecorder, ApplicationRecorder):
         """Return where the events are: the nodes of the set, database and collection."""
         return f"{nodes_of(self._client)}/{self._events.full_name}"
 
+    def identity(self) -> tuple[str, str]:
+        """Return what only a client of the same primary, or ``mongos``, says of the same events."""
+        with self._asking():
+            process = self._client.admin.command("hello")["topologyVersion"]["processId"]
+        return str(process), self._events.full_name
+
     def _as_commit(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Commit:
         return Commit([encoded(event) for event in stored_events], kwargs.get("tracking"))
 
