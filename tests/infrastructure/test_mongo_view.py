@@ -43,6 +43,7 @@ def batch(grants: list[GrantEvent], *, after: int | None = None, name: str = "Sc
     return Batch(name, Tracked(after), Tracked(position), [*grants])
 
 
+@pytest.mark.usefixtures("answers_awaited")
 class TestTracking(TrackingRecorderTestCase):
     """The library's own test case for tracking recorders."""
 
