@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from eventsourcing.persistence import Notification, StoredEvent
 
@@ -22,6 +23,7 @@ class Copyable(ABC):
 
     def __init__(self, scoring: Scoring) -> None:
         self._recorder: Any = scoring.recorder
+        self._id_type = (scoring.env.get("ORIGINATOR_ID_TYPE") or "uuid").lower()
         self._snapshots: Any = scoring.factory.aggregate_recorder(purpose="snapshots")
 
     @property
@@ -32,6 +34,10 @@ class Copyable(ABC):
     def identity(self) -> object:
         """Return what a store that is reached by another name has as well, and no other store."""
         return self.place
+
+    def takes(self, stream: UUID | str) -> bool:
+        """Tell whether it gives out the ids of streams as it was given this one."""
+        return isinstance(stream, str) == (self._id_type == "text")
 
     def newest_position(self) -> int:
         """Return the last position; 0 if there is none."""

@@ -110,11 +110,15 @@ def check_source(source: Scoring) -> None:
     """Check that an event store can be copied, before a target is made for it.
 
     Raises:
-        ProjectionError: if it is of another kind, or empty.
+        ProjectionError: if it is of another kind, or empty, or ids of streams are of another type.
         ScoringError: if it cannot be read.
     """
     ours = copyable(source)
-    if not read_event_store(lambda: ours.events(None, 1)):
+    try:
+        first = read_event_store(lambda: ours.events(None, 1))
+    except ValueError as error:
+        raise _other_ids(ours) from error
+    if not first:
         raise ProjectionError(f"there are no events in {ours.place}: name a store that has")
     read_event_store(lambda: ours.snapshots(None, 1))
 
@@ -165,6 +169,9 @@ class _Copy:
                 f"{source.place} cannot be copied into itself, which {target.place} is: name "
                 "another store to copy into"
             )
+        (first,) = read_event_store(lambda: source.events(None, 1))
+        if not target.takes(first.originator_id):
+            raise _other_ids(target)
         events = _Part(
             "events",
             # What is recorded meanwhile is not copied, and complained of in the end.
@@ -292,6 +299,13 @@ class _Copy:
         if self._on_progress is not None:
             done = last.id if isinstance(last, Notification) else count
             self._on_progress(CopyProgress(stage, done, part.total))
+
+
+def _other_ids(store: Copyable) -> ProjectionError:
+    return ProjectionError(
+        f"the ids of streams are of another type than {store.place} is opened for: set "
+        "ORIGINATOR_ID_TYPE to text or uuid, as the application does, for both stores"
+    )
 
 
 def _named(row: StoredEvent | None) -> str:

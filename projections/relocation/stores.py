@@ -69,6 +69,10 @@ class _Mongo(Copyable):
     def identity(self) -> object:
         return self._events.identity()
 
+    def takes(self, stream: UUID | str) -> bool:
+        del stream
+        return True
+
     def add_events(self, events: Sequence[Notification]) -> None:
         self._events.insert_notifications(events)
 

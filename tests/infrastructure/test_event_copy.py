@@ -433,6 +433,28 @@ def test_snapshots_of_streams_with_text_ids_are_in_the_same_order_everywhere(
     assert query.count('originator_id COLLATE "C"') == 2
 
 
+@pytest.mark.parametrize(("kind", "other"), PAIRS)
+def test_ids_of_streams_that_are_texts_are_copied_where_texts_are_asked_for(
+    kind: str, other: str, request: pytest.FixtureRequest
+) -> None:
+    """Otherwise nothing is added to a store that would not give them out again."""
+    texts = {"ORIGINATOR_ID_TYPE": "text"}
+    source_env, env, wrong = (EVENT_STORES[each](request)() for each in (kind, other, other))
+    stored = [StoredEvent(name, 1, "topic", b"state") for name in ("rex", "Fido", "é")]
+    with Scoring({**source_env, **texts}) as source, Scoring(wrong) as uuids:
+        source.recorder.insert_events(stored)
+        if other != "mongo":
+            with pytest.raises(ProjectionError, match="ORIGINATOR_ID_TYPE to text"):
+                copy_events(source, uuids)
+            assert uuids.recorder.max_notification_id() is None
+        if kind == "sqlite":
+            with Scoring(source_env) as misread, pytest.raises(ProjectionError, match="to text"):
+                copy_events(misread, uuids)
+        with Scoring({**env, **texts}) as target:
+            assert copy_events(source, target).events == 3
+            assert_same(source, target)
+
+
 @pytest.mark.parametrize("kind", EVENT_STORES)
 def test_a_store_is_not_copied_into_itself(kind: str, stores: Callable[[str], Scoring]) -> None:
     """Nor is one that is empty, which may be a mistyped name, or one in memory."""
