@@ -107,32 +107,33 @@ def _replacement(file: Path, option: str, found: os.stat_result | None) -> Itera
     place = file.resolve()
     beside = place.with_name(f".score-ledger-{secrets.token_hex(6)}.part")
     try:
-        if found is not None and not os.access(place, os.W_OK):
-            raise PermissionError(None, "it is write-protected")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NEW_FILE_MODE)
-    except OSError as error:
-        raise _unusable(file, option, error) from None
-    stream = io.BufferedWriter(_Sink(descriptor, file, option))
-    try:
-        if found is not None:
-            with suppress(PermissionError):
-                os.fchown(descriptor, found.st_uid, found.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
-        yield stream
-        stream.flush()
         try:
-            os.fsync(descriptor)
-            beside.replace(place)
-            _sync(place.parent)
+            if found is not None and not os.access(place, os.W_OK):
+                raise PermissionError(None, "it is write-protected")
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NEW_FILE_MODE)
         except OSError as error:
             raise _unusable(file, option, error) from None
+        stream = io.BufferedWriter(_Sink(descriptor, file, option))
+        try:
+            if found is not None:
+                with suppress(PermissionError):
+                    os.fchown(descriptor, found.st_uid, found.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+            yield stream
+            stream.flush()
+            try:
+                os.fsync(descriptor)
+                beside.replace(place)
+                _sync(place.parent)
+            except OSError as error:
+                raise _unusable(file, option, error) from None
+        finally:
+            # What is still in its buffer after a failure cannot be written either.
+            with suppress(UnusableFile, ValueError):
+                stream.close()
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    finally:
-        # What is still in its buffer after a failure cannot be written either.
-        with suppress(UnusableFile, ValueError):
-            stream.close()
 
 
 def _sync(folder: Path) -> None:

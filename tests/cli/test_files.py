@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +15,7 @@ import pytest
 
 from command_line import COMMAND, CommandLine
 from concurrency import until
+from interrupts import interrupted
 from projections.cli.files import UnusableFile, written
 from support import grant_lines
 
@@ -211,6 +214,24 @@ def test_a_failure_half_way_leaves_what_was_there(tmp_path: Path) -> None:
     assert b"--reject target cannot be written (File too large)" in done.stderr
     assert target.read_bytes() == b"of old"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".score-ledger", "target"]
+
+
+def test_wherever_ctrl_c_comes_nothing_lies_about(tmp_path: Path) -> None:
+    """And the file is the old one or the new one, whole."""
+    target = tmp_path / "target"
+
+    def write() -> None:
+        with written(target, "--csv") as file:
+            file.write(b"new")
+
+    for place in count(1):
+        target.write_bytes(b"of old")
+        with suppress(KeyboardInterrupt):
+            interrupted(place, write, "cli/files")
+            break
+        assert list(tmp_path.iterdir()) == [target], place
+        assert target.read_bytes() in {b"of old", b"new"}
+    assert place > 20
 
 
 def _limited(size: int) -> Callable[[], None]:
