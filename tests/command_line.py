@@ -17,6 +17,13 @@ on_both_stores = pytest.mark.parametrize("cli", ["sqlite", "mongo"], indirect=Tr
 """Has a test run with events in a file, and in MongoDB beside the read model."""
 
 COMMAND = str(Path(sys.executable).with_name("score-ledger"))
+PATIENT = (
+    sys.executable,
+    "-c",
+    "from projections.cli import interrupts, main; interrupts._PATIENCE_SECONDS = 600.0; main()",
+)
+"""The same, which is not interrupted in its work, however long that takes to stop in order."""
+
 _HERE = Path(__file__).parent
 
 
@@ -89,9 +96,9 @@ class CommandLine:
             done.stderr.decode(errors="replace"),
         )
 
-    def start(self, *args: str) -> subprocess.Popen[bytes]:
+    def start(self, *args: str, program: tuple[str, ...] = (COMMAND,)) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [COMMAND, *args],
+            [*program, *args],
             cwd=self.cwd,
             env={**os.environ, **self.env},
             stdin=subprocess.PIPE,

@@ -90,7 +90,7 @@ class Import(Generic[P, C]):
         on_progress: Told after every chunk.
     """
 
-    record: Callable[[list[C]], Sequence[GrantReceipt | ContributionReceipt]]
+    record: Callable[[Iterable[C]], Sequence[GrantReceipt | ContributionReceipt]]
     on_reject: Callable[[P, str], None]
     conflict_is_failure: bool = True
     on_progress: Callable[[ImportSummary], None] = lambda _summary: None
@@ -110,7 +110,7 @@ class Import(Generic[P, C]):
         iterator = iter(entries)
         try:
             while chunk := self._read(iterator, stop):
-                self._import(chunk)
+                self._import(chunk, stop)
                 self.summary.seconds = time.monotonic() - started
                 self.on_progress(self.summary)
         except KeyboardInterrupt:
@@ -129,7 +129,7 @@ class Import(Generic[P, C]):
         with stop.waiting():
             return list(islice(entries, _ENTRIES_AT_ONCE))
 
-    def _import(self, chunk: list[tuple[P, C | str]]) -> None:
+    def _import(self, chunk: list[tuple[P, C | str]], stop: Stop) -> None:
         self.summary.lines += len(chunk)
         good: list[tuple[P, C]] = []
         for place, command in chunk:
@@ -141,14 +141,14 @@ class Import(Generic[P, C]):
             failed: BatchFailed[Any] | None = None
             receipts: Sequence[GrantReceipt | ContributionReceipt]
             try:
-                receipts = self.record([command for _, command in good])
+                receipts = self.record(_until(stop, good))
             except BatchFailed as error:
                 failed, receipts = error, error.receipts_so_far
             for (place, _), receipt in zip(good, receipts, strict=False):
                 self._count(place, receipt.status)
             good = good[len(receipts) :]
             if failed is None:
-                continue
+                return  # with all of them, or as far as it was to go
             # One that its user cannot take must not stop the others.
             if not isinstance(failed.__cause__, InvalidGrant | StreamHasGap):
                 last, _ = good[:COMMANDS_PER_COMMIT][-1]
@@ -173,6 +173,14 @@ class Import(Generic[P, C]):
     def _reject(self, place: P, reason: str) -> None:
         self.summary.rejected += 1
         self.on_reject(place, reason)
+
+
+def _until(stop: Stop, commands: Iterable[tuple[P, C]]) -> Iterator[C]:
+    """Yield the commands, but no further transaction of them once it is to stop."""
+    for number, (_, command) in enumerate(commands):
+        if number % COMMANDS_PER_COMMIT == 0 and stop.is_set():
+            return
+        yield command
 
 
 def parsed(lines: Iterable[Line], parse: Callable[[bytes], C]) -> Iterator[tuple[Line, C | str]]:

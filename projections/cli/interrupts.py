@@ -80,6 +80,10 @@ class Stop(Event):
         self.signal = signal.SIGINT
         self._told = self._waiting = False
 
+    def is_set(self) -> bool:
+        """Tell whether it is set: from the signal on, though whoever waits is woken later."""
+        return self._told or super().is_set()
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Have a signal end the block at once: it waits for input, not for a transaction."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -173,14 +171,8 @@ def test_nothing_is_made_for_a_source_that_cannot_be_copied(
         assert not database.client[env["MONGO_DATABASE"]].list_collection_names()
 
 
-def start(cli: CommandLine, *asked: str, wait: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PAGE_BY_PAGE.format(wait=wait), *asked],
-        cwd=cli.cwd,
-        env={**os.environ, **cli.env},
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def page_by_page(wait: str) -> tuple[str, ...]:
+    return sys.executable, "-c", PAGE_BY_PAGE.format(wait=wait)
 
 
 def test_a_copy_that_is_killed_again_and_again_is_carried_on(
@@ -196,7 +188,7 @@ def test_a_copy_that_is_killed_again_and_again_is_carried_on(
         with Scoring(env) as copied:
             for pages in (1, 2):
                 wanted = newest_of(copied) + pages * PAGE
-                process = start(cli, *asked, wait="sys.stdin.readline()")
+                process = cli.start(*asked, program=page_by_page("sys.stdin.readline()"))
                 assert process.stdin is not None
                 process.stdin.write(b"\n" * (pages + 1))  # it is hit in the last of these
                 process.stdin.flush()
@@ -226,7 +218,7 @@ def test_sigterm_stops_it_between_two_pages(cli: CommandLine, database: Any, lar
     """It says how to go on."""
     shutil.copy(large, cli.cwd / "old.sqlite")
     asked = ("copy-events", "--from", "sqlite:old.sqlite", "--to", "mongo")
-    process = start(cli, *asked, wait="last and copy._stop.wait()")
+    process = cli.start(*asked, program=page_by_page("last and copy._stop.wait()"))
     until(lambda: process.poll() is not None or database.scoring_events.find_one())
     process.terminate()
     _, said = process.communicate()

@@ -14,13 +14,15 @@ from threading import Event
 
 import pytest
 
-from command_line import CommandLine, on_both_stores
+from command_line import PATIENT, CommandLine, on_both_stores
 from concurrency import meanwhile, until
 from event_store import events_in
+from group_commit import Commit, Watched
 from projections.cli.importer import Import, ImportSummary, parsed
-from projections.cli.interrupts import Stop
+from projections.cli.interrupts import Stop, stop_on_signals
 from projections.cli.jsonl import MAX_LINE_BYTES, Line, parse_grant, read_lines
-from scoring import Scoring
+from scoring import Grant, Scoring
+from scoring.event_store import RecordedEvents
 from support import grant_lines, make_grant, sqlite_env
 
 
@@ -106,6 +108,23 @@ def imported(scoring: Scoring, lines: list[bytes], bad: list[tuple[int, str]]) -
     return Import(scoring.grant_many, note).run(parsed(found, parse_grant), stop=Stop())
 
 
+def test_an_import_stops_after_the_transaction_in_which_a_signal_comes(tmp_path: Path) -> None:
+    """It has several in hand at that moment, and seconds to stop in, which some take each."""
+
+    def interrupted(commit: Commit) -> RecordedEvents:
+        signal.raise_signal(signal.SIGINT)
+        return commit()
+
+    lines = io.BytesIO(grant_lines(*range(3500)))
+    with Watched(sqlite_env(tmp_path / "events.sqlite")) as scoring, stop_on_signals() as stop:
+        scoring.instead.append(interrupted)
+        entries = parsed(read_lines(io.BufferedReader(lines)), parse_grant)
+        importer: Import[Line, Grant] = Import(scoring.grant_many, lambda *_: None)
+        summary = importer.run(entries, stop=stop)
+        assert (summary.recorded, summary.interrupted) == (1000, True)
+        assert sum(scoring.score_of(f"user-{n}").grant_count for n in range(7)) == 1000
+
+
 def test_a_user_who_cannot_take_a_grant_does_not_stop_the_others(
     scoring: Scoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +201,7 @@ def test_an_interrupted_import_stops_between_chunks_and_says_how_to_finish(
     cli: CommandLine,
 ) -> None:
     """SIGINT is answered with what was done, not with a traceback."""
-    process = cli.start("import", "-", "--json")
+    process = cli.start("import", "-", "--json", program=PATIENT)
     events = cli.cwd / ".score-ledger" / "events.sqlite"
     with meanwhile(partial(feed, process, grant_lines(*range(12_000)))):
         until(lambda: events_in(events))

@@ -14,7 +14,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from command_line import CommandLine, on_both_stores
+from command_line import PATIENT, CommandLine, on_both_stores
 from concurrency import until
 from event_store import events_in
 from fail_points import failing
@@ -246,7 +246,8 @@ def test_an_interrupted_import_says_how_to_finish(
     fill(old, 4000)
     events = cli.cwd / ".score-ledger" / "events.sqlite"
     with read_in_part(mongo_uri):
-        process = cli.start("import", "--from-mongo", described(old, cli.cwd), "--json")
+        asked = ("import", "--from-mongo", described(old, cli.cwd), "--json")
+        process = cli.start(*asked, program=PATIENT)
         until(lambda: events_in(events))
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=90)
