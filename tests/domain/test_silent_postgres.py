@@ -126,8 +126,7 @@ def test_a_store_without_a_connection_says_why(
 
 
 def test_a_network_that_swallows_everything_ends_in_a_clear_error(postgres: PostgresServer) -> None:
-    env = postgres.new_env(POSTGRES_CONNECT_TIMEOUT="1")
-    with lossy_proxy(env) as (proxy, through_it), Scoring(through_it) as app:
+    with lossy_proxy(postgres.new_env()) as (proxy, through_it), Scoring(through_it) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
         proxy.passing.clear()
         with soon_given_up(), pytest.raises(ScoringError, match=UNKNOWN):
@@ -140,7 +139,7 @@ def test_a_network_that_swallows_everything_ends_in_a_clear_error(postgres: Post
 def test_a_server_that_is_frozen_ends_in_a_clear_error_and_goes_on_when_it_wakes() -> None:
     with new_server() as server:
         running = PostgresServer(server.get_uri())
-        with Scoring(running.new_env(POSTGRES_CONNECT_TIMEOUT="1")) as app:
+        with Scoring(running.new_env()) as app:
             app.grant(**make_grant(1, user_id="jane").model_dump())
             postmaster = server.get_pid()
             assert postmaster is not None
