@@ -128,7 +128,8 @@ class Stores:
 
     def _find_file(self, env: Mapping[str, str]) -> None:
         """Check that a file of SQLite can be used, and make its folder if that is ours."""
-        if env.get("SQLITE_DBNAME") == ":memory:":
+        named = Environment(Scoring.name, {**os.environ, **env})
+        if named.get("SQLITE_DBNAME") == ":memory:":
             raise InvalidSetting(
                 "SQLITE_DBNAME",
                 "':memory:' is a database of its own for every connection and so for every thread; "

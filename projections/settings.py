@@ -150,13 +150,9 @@ class Settings(BaseModel):
         own = {name: text for name, text in os.environ.items() if name.startswith(prefix)}
         return Environment(Scoring.name, {**own, **(environ or {})})
 
-    def postgres_node(self, environ: Mapping[str, str] | None = None) -> tuple[str, int] | None:
-        """Return host and port of an event store in PostgreSQL; ``None`` for all others.
-
-        Args:
-            environ: Variables that beat those of the process's environment.
-        """
-        env = self._environment({**(environ or {}), **self.event_store(environ)})
+    def postgres_node(self) -> tuple[str, int] | None:
+        """Return host and port of an event store in PostgreSQL; ``None`` for all others."""
+        env = self._environment(self.event_store())
         host, port = env.get("POSTGRES_HOST"), env.get("POSTGRES_PORT") or "5432"
         if kind_of(env) != POSTGRES or not host:
             return None

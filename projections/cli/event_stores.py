@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,12 +12,17 @@ import typer
 
 from projections.cli.ledgers import await_events
 from projections.connections import Stores
-from projections.events.stores import KINDS, MONGO, SQLITE, checked_events
+from projections.events.stores import KINDS, MONGO, SQLITE
 from projections.settings import Settings
 from scoring import Scoring
 
 _PREFIX = f"{Scoring.name.upper()}_"
 _EVENTS = "SCORE_LEDGER_EVENTS"
+_MODULE = "PERSISTENCE_MODULE"
+_PLACES = {
+    *("SCORE_LEDGER_FOLDER", "MONGO_URI"),
+    *(variable for kind in KINDS.values() for variable in kind.place),
+}
 
 NAMES = (
     "sqlite:PATH, mongodb://HOST/DATABASE, env:FILE (lines of NAME=VALUE, as services read), or "
@@ -40,21 +46,32 @@ def open_named(name: str, *, option: str, create: bool) -> Iterator[Scoring]:
         LedgerError: if it cannot be opened.
     """
     variables = _variables(name, option)
-    # As the environment may have them with a prefix, which would be looked for first.
-    given = {
-        f"{prefix}{variable.removeprefix(_PREFIX)}": variables[variable]
-        for variable in sorted(variables, key=lambda variable: variable.startswith(_PREFIX))
-        for prefix in ("", _PREFIX)
-    }
-    settings = Settings.from_environment(folder=variables.get("SCORE_LEDGER_FOLDER") or None)
-    settings.events = None
-    if kind := variables.get(_EVENTS):
-        settings.events = checked_events(kind, argument=f"{_EVENTS} of {name}")
-        module = KINDS[settings.events].module
-        given = {"PERSISTENCE_MODULE": module, f"{_PREFIX}PERSISTENCE_MODULE": module, **given}
-    await_events(settings, given, named_by=option)
     with ExitStack() as stack:
-        yield Stores(settings, stack, create=create, read_only=not create).scoring(given)
+        with _environment(variables, alone=name.startswith("env:")):
+            settings = Settings.from_environment()
+            await_events(settings, named_by=None if name in KINDS else option)
+            stores = Stores(settings, stack, create=create, read_only=not create)
+            scoring = stores.scoring()
+        yield scoring
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str], *, alone: bool) -> Iterator[None]:
+    """Have the environment say what some variables say, and perhaps nothing else of a place.
+
+    A service that reads them from a file has no others, and what is copied has to be found by it.
+    """
+    names = {_EVENTS, _MODULE, *variables, *(_PLACES if alone else ())}
+    before = dict(os.environ)
+    try:
+        for name in names:
+            os.environ.pop(name, None)
+            os.environ.pop(f"{_PREFIX}{name}", None)
+        os.environ.update(variables)
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _variables(name: str, option: str) -> dict[str, str]:
@@ -63,7 +80,7 @@ def _variables(name: str, option: str) -> dict[str, str]:
     if not colon and kind in KINDS:
         return {_EVENTS: kind}
     if kind == "sqlite" and place:
-        return {"PERSISTENCE_MODULE": SQLITE.module, "SQLITE_DBNAME": place}
+        return {_MODULE: SQLITE.module, "SQLITE_DBNAME": place}
     if kind in {"mongodb", "mongodb+srv"}:
         return _of_uri(name, option)
     if kind == "env" and place:
@@ -84,7 +101,7 @@ def _of_uri(uri: str, option: str) -> dict[str, str]:
         raise typer.BadParameter(
             "the URI has to name the database, too: mongodb://HOST/DATABASE", param_hint=option
         )
-    return {"PERSISTENCE_MODULE": MONGO.module, "MONGO_URI": uri, "MONGO_DATABASE": database}
+    return {_MODULE: MONGO.module, "MONGO_URI": uri, "MONGO_DATABASE": database}
 
 
 def _of_file(file: Path, option: str) -> dict[str, str]:
@@ -108,7 +125,7 @@ def _of_file(file: Path, option: str) -> dict[str, str]:
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
         variables[name] = value
-    if not variables.keys() & {_EVENTS, "PERSISTENCE_MODULE", f"{_PREFIX}PERSISTENCE_MODULE"}:
+    if not variables.keys() & {_EVENTS, _MODULE, f"{_PREFIX}{_MODULE}"}:
         raise typer.BadParameter(
             f"{file} sets neither {_EVENTS} nor PERSISTENCE_MODULE, which say where events are",
             param_hint=option,

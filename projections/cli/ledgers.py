@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -123,30 +123,27 @@ def _named_if_new(settings: Settings) -> Iterator[None]:
         err.print(f"[yellow]note:[/] a new ledger was begun in {shown(str(file.resolve()))}")
 
 
-def await_events(
-    settings: Settings, environ: Mapping[str, str] | None = None, *, named_by: str | None = None
-) -> None:
+def await_events(settings: Settings, *, named_by: str | None = None) -> None:
     """Give a server that refuses connections a moment, if it has the event store.
 
     Args:
         settings: Where it is.
-        environ: Variables that beat those of the process's environment.
         named_by: What names the server, if it is not a variable.
 
     Raises:
         ProjectionError: if it still does.
     """
-    node = settings.postgres_node(environ)
+    node = settings.postgres_node()
     if node is not None and (refusals := _refusals([node])):
         raise ProjectionError(
             f"PostgreSQL cannot be reached ({refusals}): check that it runs and that POSTGRES_HOST "
             "and POSTGRES_PORT name it"
         )
-    if kind_of(settings.event_store(environ)) == MONGO:
-        if uri := settings.mongo_of_events(environ).get("MONGO_URI"):
+    if kind_of(settings.event_store()) == MONGO:
+        if uri := settings.mongo_of_events().get("MONGO_URI"):
             await_mongo(uri, named_by or "SCORING_MONGO_URI")
         elif settings.mongo_uri is not None:
-            await_mongo(settings.mongo_uri, "MONGO_URI")
+            await_mongo(settings.mongo_uri, named_by or "MONGO_URI")
 
 
 def await_mongo(uri: str, named_by: str) -> None:

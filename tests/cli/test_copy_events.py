@@ -92,6 +92,26 @@ def test_stores_are_named_by_kind_by_place_and_by_a_file(
         assert copied_events == old.recorder.select_notifications(1, 1000)
 
 
+def test_a_file_of_variables_means_what_it_means_to_a_service(
+    cli: CommandLine, filled: Path, database: Any
+) -> None:
+    """Which has nothing else that says where: not what the shell of the copy happens to have."""
+    prefixed = {"SCORING_MONGO_DATABASE": "wrong", "SCORING_SQLITE_DBNAME": "wrong.sqlite"}
+    shell = {"MONGO_DATABASE": "wrong", "SQLITE_DBNAME": "wrong.sqlite", **prefixed}
+    misled = CommandLine(cli.cwd, {**cli.env, **shell})
+    uri = cli.env["MONGO_URI"].replace("/?", f"/{database.name}?")
+    mongo = variables({"SCORE_LEDGER_EVENTS": "mongo", "MONGO_URI": uri}, cli.cwd / "mongo.env")
+    sqlite = {"SCORE_LEDGER_EVENTS": "sqlite", "SCORE_LEDGER_FOLDER": "grown"}
+    file = variables(sqlite, cli.cwd / "sqlite.env")
+    for source, target in (("sqlite:old.sqlite", mongo), (mongo, file)):
+        done = misled("copy-events", "--from", source, "--to", target)
+        assert done.returncode == 0, done.stderr
+    with Scoring(sqlite_env(cli.cwd / "grown" / "events.sqlite")) as copied:
+        assert copied.recorder.max_notification_id() == 67
+    assert database["scoring_events"].find_one()
+    assert {path.name for path in cli.cwd.glob("*.sqlite")} == {filled.name}
+
+
 def test_what_does_not_name_a_store_is_refused(cli: CommandLine, filled: Path) -> None:
     """In a sentence that quotes no password; and nothing is made."""
     (cli.cwd / "broken.env").write_text("PERSISTENCE_MODULE=x\nsecret password\n")

@@ -237,3 +237,12 @@ def test_a_server_that_cannot_do_transactions_is_told_what_it_lacks(
                 Application(mongo_env(uri, "kennel"))
         finally:
             server.kill()
+
+
+def test_a_store_in_memory_is_refused_wherever_it_is_named(
+    database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a variable of the environment, too: every thread would have one of its own."""
+    monkeypatch.setenv("SQLITE_DBNAME", ":memory:")
+    with pytest.raises(InvalidSetting, match="name a file"):
+        ScoreLedger.open(folder=tmp_path, mongo=database, worker=False)
