@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import pymongo
 from pymongo.errors import DuplicateKeyError, OperationFailure
 
-from projections.errors import ReadModelUnavailable, RebuildSuperseded, ShapeChanged
+from projections.errors import (
+    ReadModelDamaged,
+    ReadModelUnavailable,
+    RebuildSuperseded,
+    ShapeChanged,
+)
 from projections.mongo.catalog import drop, names_by_uuid
 from projections.mongo.collections import (
     CONTROL_ID,
@@ -126,11 +131,13 @@ class Generations:
             if self._seen is None:
                 self._seen = self.await_settled(session).generation
             while True:
-                seen, failure, result = self._seen, None, None
+                failure: OperationFailure | ReadModelDamaged | None = None
+                seen, result = self._seen, None
                 try:
                     with pymongo.timeout(seconds):
                         result = read(session)
-                except OperationFailure as error:  # a rename ends the cursors on a collection
+                # A rename ends the cursors on a collection, and may leave none under its name.
+                except (OperationFailure, ReadModelDamaged) as error:
                     failure = error
                 state = self.state(session)
                 if not any_shape:

@@ -699,6 +699,22 @@ def test_a_leaderboard_that_was_read_before_is_true_at_every_step(
         assert len(rows) == len(old)
 
 
+@pytest.mark.parametrize("steps", range(STEPS))
+@pytest.mark.usefixtures("short_silence")
+def test_a_rank_is_read_again_when_a_switch_has_put_its_counts_away(
+    scoring: Scoring, live: ReadModel, steps: int
+) -> None:
+    """By who has seen the generation before: they are not missing, and nothing is damaged."""
+    board = Leaderboard(ReadModel(live.client, live.database.name))
+    old = board.rank_of("user-3", by="ledger")
+    assert old is not None
+    committed(scoring, live)
+    walk(live, steps)
+    new = board.rank_of("user-3", by="ledger")
+    assert new is not None
+    assert new.score in {old.score, NEW}
+
+
 def test_a_leaderboard_is_read_with_one_command(live: ReadModel, mongo_uri: str) -> None:
     """After the first time, which asks which generation is live; neighbours take five."""
     heard = HeardCommands()
