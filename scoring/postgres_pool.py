@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import time
+from threading import current_thread
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -176,6 +177,10 @@ class BoundedConnectionPool(ConnectionPool[BoundedConnection]):
         except BaseException:
             self._nconns, self._growing = before  # else nobody would ever open one
             raise
+
+    def _signal_stop_worker(self) -> list[Any]:
+        # Without the one that closes it, for the garbage collector: it would wait for itself.
+        return [each for each in super()._signal_stop_worker() if each is not current_thread()]
 
     def open(self, *args: Any, **kwargs: Any) -> None:
         """Open the pool, as psycopg's does.

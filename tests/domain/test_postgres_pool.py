@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from itertools import count
@@ -62,6 +63,24 @@ def test_wherever_a_connection_is_opened_it_is_not_lost(app: Scoring) -> None:
                 break
             assert_whole(pool)
     assert place > 30
+
+
+def test_a_pool_may_be_closed_by_a_worker_of_its_own(app: Scoring) -> None:
+    """As where the garbage collector comes upon an application while one is at work."""
+    factory: Any = app.factory
+    pool: Any = bounded_pool(factory.datastore)
+    pool.open()
+    closed: Future[None] = Future()
+
+    class Closing:
+        def run(self) -> None:
+            try:
+                closed.set_result(pool.close())
+            except RuntimeError as error:
+                closed.set_exception(error)
+
+    pool.run_task(Closing())
+    closed.result(timeout=60)
 
 
 def test_wherever_a_grant_is_interrupted_its_connection_is_not_lost(app: Scoring) -> None:

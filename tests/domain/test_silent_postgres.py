@@ -21,6 +21,9 @@ from processes import frozen
 from scoring import EventStoreNotOpened, GrantReceipt, GrantStatus, Scoring, ScoringError
 from support import make_grant
 
+ONE_CONNECTION = {"POSTGRES_MAX_OVERFLOW": "0"}
+"""At a time: a busy pool may open another one meanwhile, which nobody has frozen."""
+
 UNKNOWN = r"unknown whether the grants are recorded: .* which is safe"
 
 
@@ -101,7 +104,7 @@ def test_a_process_of_the_server_that_is_frozen_is_done_without(
 ) -> None:
     """The next attempt takes another connection, and the grant is recorded once."""
     monkeypatch.setattr(scoring.postgres_pool, "ATTEMPT_SECONDS", 0.7)
-    with Scoring(postgres.new_env()) as app:
+    with Scoring(postgres.new_env(**ONE_CONNECTION)) as app:
         app.grant(**make_grant(1, user_id="jane").model_dump())
         with frozen(*backends(app)):
             receipt = app.grant(**make_grant(2, user_id="jane").model_dump())
@@ -139,7 +142,7 @@ def test_a_network_that_swallows_everything_ends_in_a_clear_error(postgres: Post
 def test_a_server_that_is_frozen_ends_in_a_clear_error_and_goes_on_when_it_wakes() -> None:
     with new_server() as server:
         running = PostgresServer(server.get_uri())
-        with Scoring(running.new_env()) as app:
+        with Scoring(running.new_env(**ONE_CONNECTION)) as app:
             app.grant(**make_grant(1, user_id="jane").model_dump())
             postmaster = server.get_pid()
             assert postmaster is not None
