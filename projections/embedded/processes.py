@@ -28,9 +28,9 @@ MONGOD_PATIENCE_SECONDS: Final = 60.0
 _SUPERVISOR_PATIENCE_SECONDS: Final = MONGOD_PATIENCE_SECONDS + 15.0
 _POLL_SECONDS: Final = 0.01
 _STARTING_SECONDS: Final = 30.0
-_ENDING_SECONDS: Final = 60.0
+_CHANGING_SECONDS: Final = 60.0
 _STOPPING_SECONDS: Final = 10.0
-_PF_EXITING: Final = 4  # of include/linux/sched.h
+_PF_KTHREAD: Final = 0x00200000  # of include/linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -171,29 +171,30 @@ def _option(words: list[bytes], name: bytes) -> bytes | None:
 def _command_line(pid: int) -> list[bytes]:
     """Return the words of a process's command line; none for one that is gone or a zombie.
 
-    A process that is about to end gives back its memory, and its command line with it, before its
-    files and ports. It is waited for.
+    A process has none while its program is being loaded, from a slow disk for a twentieth of a
+    second. One that is about to end gives back its memory, and its command line with it, before its
+    files and ports. Both are waited for.
     """
-    deadline = Deadline(_ENDING_SECONDS)
+    deadline = Deadline(_CHANGING_SECONDS)
     while True:
         try:
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return []
-        if line or not _is_ending(pid) or deadline.passed:
+        if line or not _is_changing(pid) or deadline.passed:
             return line.split(b"\0")
         time.sleep(_POLL_SECONDS)
 
 
-def _is_ending(pid: int) -> bool:
-    """Tell whether a process, or one of its threads, still gives back what it had."""
+def _is_changing(pid: int) -> bool:
+    """Tell whether a process that has no command line had one, or will have one in a moment."""
     try:
         fields = _stat(Path(f"/proc/{pid}"))
     except OSError:
         return False
     state, flags, threads = fields[0], int(fields[6]), int(fields[17])
     has_ended = state in {b"Z", b"X"} and threads <= 1
-    return bool(flags & _PF_EXITING) and not has_ended
+    return not has_ended and not flags & _PF_KTHREAD
 
 
 def _stands_still(pid: int) -> bool:

@@ -28,7 +28,6 @@ from projections.embedded.processes import Mongod, pid_namespace, running_mongod
 
 _POLL_SECONDS: Final = 0.25
 _START_POLL_SECONDS: Final = 0.02
-_LOADING_SECONDS: Final = 30.0
 _RESTARTS_PER_MINUTE: Final = 5
 _LOG_LIMIT_BYTES: Final = 10_000_000
 _LOG_CHECK_SECONDS: Final = 30.0
@@ -210,12 +209,7 @@ class _Supervisor:
             pid_namespace=pid_namespace(),
             order=self._order.checksum(self._layout),
         )
-        mongod = Mongod(pid=self._child.pid, port=port, data=self._layout.data, has_key=True)
-        # While its program is still being loaded, from a slow disk, it has no command line.
-        loading = Deadline(_LOADING_SECONDS)
-        while not mongod.alive and self._child.poll() is None and not loading.passed:
-            time.sleep(_START_POLL_SECONDS)
-        return mongod
+        return Mongod(pid=self._child.pid, port=port, data=self._layout.data, has_key=True)
 
     def _tend_log(self, mongod: Mongod) -> None:
         if time.monotonic() < self._log_checked + _LOG_CHECK_SECONDS:

@@ -163,7 +163,6 @@ def test_nothing_is_made_for_a_source_that_cannot_be_copied(
     with closing(sqlite3.connect(cli.cwd / "other.sqlite")) as other:
         other.execute("CREATE TABLE users (name)")
     Scoring(sqlite_env(cli.cwd / "no-events.sqlite")).close()
-    gone = {**postgres.new_env(), "POSTGRES_DBNAME": "gone"}
     elsewhere = mongo_env(cli.env["MONGO_URI"], f"{database.name}_none")
     sources = {
         "sqlite:none.sqlite": "there is no ledger yet",
@@ -173,10 +172,12 @@ def test_nothing_is_made_for_a_source_that_cannot_be_copied(
         "sqlite:no-events.sqlite": "there are no events in",
         variables(lacking, cli.cwd / "lacking.env"): 'scoring_snapshots" does not exist',
         variables(postgres.new_env(), cli.cwd / "empty.env"): 'scoring_events" does not exist',
-        variables(gone, cli.cwd / "gone.env"): 'database "gone" does not exist',
         variables(elsewhere, cli.cwd / "elsewhere.env"): "there is no ledger yet",
     }
     env = new_env()
+    if "POSTGRES_SCHEMA" in env:  # once, since it is asked for again and again for half a minute
+        gone = variables({**env, "POSTGRES_DBNAME": "gone"}, cli.cwd / "gone.env")
+        sources[gone] = 'database "gone" does not exist'
     target = variables(env, cli.cwd / "target.env")
     before = {file: file.read_bytes() for file in cli.cwd.glob("*.sqlite")}
     for source, expected in sources.items():

@@ -38,7 +38,7 @@ from projections.embedded.launch import Launch
 from projections.embedded.layout import Layout
 from projections.embedded.lease import Lease
 from projections.embedded.locks import Deadline, FileLock
-from projections.embedded.processes import Mongod, _command_line, _stands_still
+from projections.embedded.processes import Mongod, _stands_still
 from projections.embedded.supervisor import Order, _Supervisor
 
 _ROOT = Path(server_module.__file__).parents[2]
@@ -454,10 +454,12 @@ def test_a_mongod_is_gone_when_its_port_is(tmp_path: Path) -> None:
 def test_a_mongod_whose_program_is_still_being_loaded_is_not_taken_for_dead(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has no command line until then; from a slow disk that takes a twentieth of a second."""
-    looks, read = count(), _command_line
+    """It has no command line until then."""
+    looks, read = count(), Path.read_bytes
     monkeypatch.setattr(
-        processes_module, "_command_line", lambda pid: read(pid) if next(looks) > 3 else [b""]
+        Path,
+        "read_bytes",
+        lambda file: b"" if file.name == "cmdline" and next(looks) < 3 else read(file),
     )
     layout, port = Layout.create(folder), launch_module.free_port(None)
     order = Order(str(find_mongod()), port)
