@@ -249,9 +249,10 @@ def test_of_two_followers_one_takes_over_when_the_other_is_killed(
 
 
 def test_a_worker_that_was_paused_with_its_machine_may_first_say_that_it_is_there(
-    scoring: Scoring, view: MongoScoreView
+    scoring: Scoring, view: MongoScoreView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever was paused, too, finds everybody silent; what they have open is left alone."""
+    monkeypatch.setattr("projections.mongo.liveness._HEARTBEAT_SECONDS", 30.0)
     scoring.grant(**make_grant(1).model_dump())
     ProjectionWorker(scoring, view).catch_up()
     scoring.grant(**make_grant(2).model_dump())
@@ -262,9 +263,9 @@ def test_a_worker_that_was_paused_with_its_machine_may_first_say_that_it_is_ther
         with session.start_transaction():
             read_model.positions.update_many({}, {"$set": {"x": 1}}, session=session)
             catching_up = other.submit(ProjectionWorker(scoring, view).catch_up)
-            time.sleep(1)
-            read_model.workers.update_one(entry, {"$currentDate": {"seenAt": True}})
             time.sleep(2)
+            read_model.workers.update_one(entry, {"$currentDate": {"seenAt": True}})
+            time.sleep(1)
             assert not catching_up.done()
     assert read_model.positions.count_documents({"x": 1})
     assert catching_up.result() == scoring.recorder.max_notification_id()
