@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # The driver holds one answer of the server at a time, which might be 16 MB.
 _BATCH_SIZE: Final = 5000
+_MAX_READS: Final = 20
 
 
 Buckets = dict[str, tuple[int, str, str]]
@@ -62,16 +63,26 @@ class LedgerScores:
                 yield user_id, LedgerUser(total, theirs or {})
 
     def totals(self, user_ids: Iterable[str]) -> dict[str, LedgerUser]:
-        """Return some users with all of their buckets."""
-        found = {}
-        for user_id in user_ids:
-            document = self._read_model.users.find_one({"_id": user_id}, session=self._session)
+        """Return some users with all of their buckets, as of one moment each."""
+        return {user_id: self._user(user_id) for user_id in user_ids}
+
+    def _user(self, user_id: str) -> LedgerUser:
+        total = self._total(user_id)
+        theirs: Buckets = {}
+        for _ in range(_MAX_READS):
             ids = {"userId": user_id}
             bounds = {"$gt": {**ids, "key": MinKey()}, "$lt": {**ids, "key": MaxKey()}}
             buckets = self._read_model.buckets.find({"_id": bounds}, session=self._session)
             theirs = dict(_by_user(buckets)).get(user_id, {})
-            found[user_id] = LedgerUser((document or {}).get("recomputedTotal", 0), theirs)
-        return found
+            before, total = total, self._total(user_id)
+            # Else something was projected between the two reads, perhaps as much at every look.
+            if total == before:
+                break
+        return LedgerUser(total, theirs)
+
+    def _total(self, user_id: str) -> int:
+        user = self._read_model.users.find_one({"_id": user_id}, session=self._session)
+        return int((user or {}).get("recomputedTotal", 0))
 
     def buckets(self, user_keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Bucket]:
         """Return some buckets, by user id and key."""

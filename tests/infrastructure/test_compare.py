@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -16,8 +16,10 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 from pymongo.collection import Collection
+from pymongo.monitoring import CommandStartedEvent
 
 from event_store import damaged
+from heard_commands import HeardCommands
 from projections import (
     Comparison,
     DifferenceKind,
@@ -311,6 +313,57 @@ def test_what_moves_is_in_flight_until_it_stands_still(
     outcome = ledger.compare(Moving(**dict(described(site))), settle_seconds=SETTLE)
     assert found(outcome) == {("ada", "telemetry:lost", "missing in the ledger")}
     assert (outcome.passed, outcome.in_flight) == (1, 1)
+
+
+class Traffic(HeardCommands):
+    """Has something done once in each look, between the reading of a user's total and buckets."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        super().__init__()
+        self._do, self.is_due = do, True
+
+    def started(self, event: CommandStartedEvent) -> None:
+        command = event.command
+        is_of_a_user = command.get("find") == "score_buckets" and "$in" not in str(command)
+        if is_of_a_user and self.is_due:
+            self.is_due = False
+            self._do()
+
+
+def test_a_total_is_not_named_for_what_is_projected_while_it_is_looked_at(
+    ledger: ScoreLedger,
+    site: Collection[Document],
+    mongo_uri: str,
+    database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though it is as much at every look, as where everything earns the same points."""
+    points = count(5, 5)
+
+    def earn() -> None:
+        earned = next(points)
+        written(site, "ada", "telemetry:activity", earned)
+        contributed(ledger, "ada", "telemetry:activity", earned)
+        ledger.catch_up()
+
+    earn()
+    traffic = Traffic(earn)
+
+    def sleep(_: float) -> None:
+        traffic.is_due = True
+
+    monkeypatch.setattr(comparison, "time", SimpleNamespace(sleep=sleep))
+    with (
+        MongoClient[Document](mongo_uri, event_listeners=[traffic]) as client,
+        ScoreLedger.open(
+            worker=False, event_store=sqlite_env(tmp_path / "events.sqlite"), mongo=client[database]
+        ) as watched,
+    ):
+        outcome = watched.compare(described(site), settle_seconds=SETTLE)
+    assert found(outcome) == set()
+    assert outcome.passed
+    assert not traffic.is_due
 
 
 def test_what_is_in_flight_while_the_machine_is_paused_is_no_difference(
